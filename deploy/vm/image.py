@@ -1,0 +1,100 @@
+"""The root image: a minimal Debian of the host's release, without anything of ours but hooks.
+
+swapfs itself and the kernel's modules are disks of their own (app.py, kernel.py), so this image
+is rebuilt only when the package list or the recipe changes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cache import digest, remove_tree
+from ext4 import make_ext4
+from mirror import host_release, source_line
+from proc import VmError, need, run, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cache import Cache
+
+_RECIPE = "1"  # goes into the key: bump it when the code below makes something else
+_SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
+
+_PACKAGES = (
+    "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,mount,procps,psmisc,python3,"
+    "strace,stress-ng,util-linux,zstd"
+)
+
+_HOSTS = "127.0.0.1 localhost swapfs-vm\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RootImage:
+    """The root image and the Python in it."""
+
+    entry: Path
+
+    @property
+    def image(self) -> Path:
+        """An ext4 image; boot it with a throw-away overlay."""
+        return self.entry / "root.img"
+
+    @property
+    def python_version(self) -> str:
+        """The guest's Python as `3.minor`."""
+        return (self.entry / "python-version").read_text().strip()
+
+
+def make_root(cache: Cache) -> RootImage:
+    """Return the root image for the host's release; makes it (about a minute) if absent."""
+    release = host_release()
+
+    def build(into: Path) -> None:
+        need("mmdebstrap", "mke2fs")
+        if os.geteuid() != 0:
+            raise VmError("making the root image needs root (mmdebstrap); run this once with sudo")
+        say(f"making the {release} root tree (mmdebstrap) ...")
+        tree = into / "tree"
+        run(
+            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={_PACKAGES}"]
+            + [f"--dpkgopt=path-exclude={path}/*" for path in _UNWANTED]
+            + ['--aptopt=Apt::Install-Recommends "false"', *_proxy_options()]
+            + [release, str(tree), source_line(release)],
+            f"making the {release} root tree",
+            cache.logs / "root.log",
+        )
+        (into / "python-version").write_text(_add_hooks(tree) + "\n")
+        say("making root.img ...")
+        make_ext4(tree, into / "root.img", size_mib=_SIZE_MIB)
+        remove_tree(tree)
+
+    key = digest(_RECIPE, release, _PACKAGES, str(_SIZE_MIB), *_UNWANTED)
+    return RootImage(cache.entry("root", key, build))
+
+
+_UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")
+
+
+def _proxy_options() -> list[str]:
+    """Pass the machine's apt proxy on: mmdebstrap's apt does not read /etc/apt."""
+    dump = run(["apt-config", "dump", "Acquire::http::Proxy"], "reading the apt proxy")
+    return [f"--aptopt={line}" for line in dump.splitlines() if '::Proxy "' in line]
+
+
+def _add_hooks(tree: Path) -> str:
+    """Add what binds the swapfs disk into the system; return the tree's Python version."""
+    python = os.readlink(tree / "usr/bin/python3").rsplit("/", 1)[-1].removeprefix("python")
+    for folder in ("opt/swapfs", "usr/lib/modules", "var/lib/swapfs", "job"):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+    (tree / "usr/local/bin/swapfs").symlink_to("/opt/swapfs/bin/swapfs")
+    (tree / "usr/sbin/swapfs-init").symlink_to("/opt/swapfs/guest/swapfs-init")
+    packages = tree / f"usr/local/lib/python{python}/dist-packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    (packages / "swapfs.pth").write_text("/opt/swapfs/site\n")
+    (tree / "etc/hostname").write_text("swapfs-vm\n")
+    (tree / "etc/hosts").write_text(_HOSTS)
+    (tree / "etc/fstab").write_text("")
+    return python

@@ -1,0 +1,180 @@
+"""Run a job in a throw-away VM: a folder goes in, a folder and an exit status come out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accel import choose_accel
+from app import CHECKOUT, make_app
+from cache import Cache
+from image import make_root
+from initrd import make_initrd
+from kernel import fetch_kernel
+from proc import VmError, run
+from qemu import Disk, Machine, run_captured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_MIB = 1 << 20
+_RESULTS_MIB = 4096
+_TAR_MAGIC = b"ustar"
+_TAR_MAGIC_END = 262
+
+
+@dataclass(frozen=True, slots=True)
+class VmResult:
+    """How a job ended.
+
+    `exit_status` is the job's own, or None if the VM hung (`timed_out`) or died before it could
+    report. `results_dir` holds `out/` (what the job left in /job/out), `dmesg.txt` and
+    `exit-status`, as far as the VM got, and always `console.log`.
+    """
+
+    exit_status: int | None
+    timed_out: bool
+    console: str
+    results_dir: Path
+    dmesg: str
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Everything a VM boots from, and how to run it."""
+
+    vmlinuz: Path
+    initrd: Path
+    disks: tuple[Disk, ...]
+    accel: str
+
+
+def prepare(kernel: str = "6.12", *, project: Path = CHECKOUT) -> Images:
+    """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is."""
+    cache = Cache()
+    with cache.locked():
+        files = fetch_kernel(kernel, cache)
+        initrd = make_initrd(kernel, files, cache)
+        root = make_root(cache)
+        app = make_app(project, root.python_version, cache)
+        accel = choose_accel(files.vmlinuz, initrd, cache)
+    disks = (
+        Disk("root", root.image, overlay=True),
+        Disk("modules", files.modules_image, read_only=True),
+        Disk("app", app, read_only=True),
+    )
+    return Images(files.vmlinuz, initrd, disks, accel)
+
+
+@contextmanager
+def work_dir() -> Iterator[Path]:
+    """Yield a folder for one run's overlays and disks; sweeps away those of dead runs."""
+    runs = Cache().root / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    for leftover in runs.iterdir():
+        if not Path("/proc", leftover.name.split("-")[0]).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=runs) as folder:
+        yield Path(folder)
+
+
+def sparse_disks(sizes_mib: Sequence[int], work: Path) -> list[Disk]:
+    """Make an empty disk of each size; the guest sees /dev/disk/by-id/virtio-data0, ..."""
+    disks = []
+    for number, size in enumerate(sizes_mib):
+        path = work / f"data{number}.raw"
+        with path.open("wb") as handle:
+            handle.truncate(size * _MIB)
+        disks.append(Disk(f"data{number}", path))
+    return disks
+
+
+def run_job(
+    job_dir: Path,
+    *,
+    results_dir: Path,
+    kernel: str = "6.12",
+    memory_mib: int = 1024,
+    cpus: int = 2,
+    disks_mib: Sequence[int] = (),
+    timeout_s: float = 600,
+    cmdline: str = "",
+    echo: bool = True,
+    project: Path = CHECKOUT,
+) -> VmResult:
+    """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
+
+    The images are brought up to date first; `timeout_s` counts from QEMU's start. `cmdline` is
+    added to the kernel's. With `echo` the console goes to our stdout as it comes. Results of an
+    earlier run in `results_dir` are deleted. Raises VmError if a build step or QEMU itself fails.
+    """
+    if not os.access(job_dir / "run", os.X_OK):
+        raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
+    images = prepare(kernel, project=project)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    _clear(results_dir)
+    with work_dir() as work, (results_dir / "console.log").open("w") as log:
+        job = Disk("job", work / "job.tar", read_only=True)
+        run(
+            ["tar", "--owner=0", "--group=0", "-C", str(job_dir), "-cf", str(job.path), "."],
+            f"packing {job_dir}",
+        )
+        data = sparse_disks(disks_mib, work)
+        results = Disk("results", work / "results.raw")
+        with results.path.open("wb") as handle:
+            handle.truncate(_RESULTS_MIB * _MIB)
+
+        def sink(text: str) -> None:
+            log.write(text)
+            log.flush()
+            if echo:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+
+        machine = Machine(
+            images.vmlinuz, images.initrd, work, images.accel,
+            [*images.disks, job, results, *data], memory_mib, cpus, cmdline,
+        )  # fmt: skip
+        outcome = run_captured(machine, timeout_s, sink)
+        _unpack(results.path, results_dir)
+    return VmResult(
+        _read_status(results_dir / "exit-status"),
+        outcome.timed_out,
+        outcome.console,
+        results_dir,
+        _read(results_dir / "dmesg.txt"),
+        outcome.wall_s,
+    )
+
+
+def _clear(results_dir: Path) -> None:
+    """Delete what an earlier run left, and nothing else: a caller may name any folder."""
+    shutil.rmtree(results_dir / "out", ignore_errors=True)
+    for name in ("dmesg.txt", "exit-status", "console.log"):
+        (results_dir / name).unlink(missing_ok=True)
+
+
+def _unpack(disk: Path, into: Path) -> None:
+    """Unpack what the guest wrote; a disk it never wrote to, or only in part, gives less."""
+    with disk.open("rb") as handle:
+        if handle.read(_TAR_MAGIC_END)[-len(_TAR_MAGIC) :] != _TAR_MAGIC:
+            return
+    command = ["tar", "--no-same-owner", "-C", str(into), "-xf", str(disk)]
+    subprocess.run(command, check=False, capture_output=True)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _read_status(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None

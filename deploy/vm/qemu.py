@@ -1,0 +1,200 @@
+"""Run one QEMU: its command line, its console, and its end."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proc import VmError, dies_with_us, need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_PROGRAM = "qemu-system-x86_64"
+_CMDLINE = (
+    "console=ttyS0 loglevel=5 panic=1 log_buf_len=4M sysrq_always_enabled zswap.enabled=0 "
+    "mitigations=off audit=0 apparmor=0"
+)
+_DUMP_S = 5.0
+_DUMP_KEYS = "9wml"  # all messages to the console; blocked tasks; memory; CPUs' back traces
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A raw image as a virtio disk; the guest finds it by `serial`.
+
+    A shared disk is open to many VMs at once: read-only, or (`overlay`) with its writes
+    going to a file that QEMU throws away.
+    """
+
+    serial: str
+    path: Path
+    read_only: bool = False
+    overlay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What to boot; `accel` is kvm or tcg, `work` holds overlays and QEMU's own messages."""
+
+    kernel: Path
+    initrd: Path
+    work: Path
+    accel: str
+    disks: list[Disk] = field(default_factory=list)
+    memory_mib: int = 1024
+    cpus: int = 2
+    cmdline: str = ""
+
+    def command(self) -> list[str]:
+        """Return QEMU's command line, without its console."""
+        tcg = self.accel == "tcg"
+        line = [
+            _PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-machine", "q35", "-accel", "tcg,thread=multi" if tcg else self.accel,
+            "-cpu", "max" if tcg else "host", "-smp", str(self.cpus), "-m", str(self.memory_mib),
+            "-kernel", str(self.kernel), "-initrd", str(self.initrd),
+            "-append", f"{_CMDLINE} {self.cmdline}".strip(),
+        ]  # fmt: skip
+        for number, disk in enumerate(self.disks):
+            # cache=unsafe: nothing outlives the VM, so nothing need reach the host's disk
+            options = f"if=none,id=d{number},format=raw,cache=unsafe,discard=unmap"
+            options += ",readonly=on" if disk.read_only else ""
+            options += ",snapshot=on" if disk.overlay else ""
+            file = str(disk.path).replace(",", ",,")
+            line += ["-drive", f"{options},file={file}"]
+            line += ["-device", f"virtio-blk-pci,drive=d{number},serial={disk.serial}"]
+        return line
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment QEMU runs in: overlays go to `work`, not to a tmpfs."""
+        return {**os.environ, "TMPDIR": str(self.work)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: whether we had to kill it, and all it printed."""
+
+    timed_out: bool
+    console: str
+    wall_s: float
+
+
+class _Console:
+    """Collects the guest's output as text and hands each piece on as it comes."""
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._sink = sink
+        self.pieces: list[str] = []
+
+    def feed(self, data: bytes) -> None:
+        text = self._decode(data).replace("\r\n", "\n").replace("\r", "")
+        if text:
+            self.pieces.append(text)
+            self._sink(text)
+
+    def drain(self, stream: int, until: float) -> bool:
+        """Copy the stream until it ends (True) or the monotonic time `until` (False)."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while (left := until - time.monotonic()) > 0:
+                if selector.select(left):
+                    data = os.read(stream, 65536)
+                    if not data:
+                        return True
+                    self.feed(data)
+        return False
+
+
+def run_captured(
+    machine: Machine,
+    timeout_s: float,
+    sink: Callable[[str], None],
+    *,
+    dump: bool = True,
+) -> Outcome:
+    """Boot `machine` and wait until it powers off, at most `timeout_s` seconds.
+
+    `sink` gets the console as it comes. A VM that is still running then is made to print its
+    blocked tasks (with `dump`) and is killed. Raises VmError if QEMU itself fails.
+    """
+    need(_PROGRAM, "setpriv")
+    ours, theirs = socket.socketpair()
+    console = _Console(sink)
+    errors = machine.work / "qemu.stderr"
+    command = [
+        *machine.command(),
+        "-chardev", "stdio,id=con0,signal=off", "-serial", "chardev:con0",
+        "-chardev", f"socket,id=qmp0,fd={theirs.fileno()}", "-mon", "chardev=qmp0,mode=control",
+    ]  # fmt: skip
+    started = time.monotonic()
+    with ours, errors.open("wb") as messages:
+        process = subprocess.Popen(
+            dies_with_us(command),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
+            pass_fds=[theirs.fileno()], env=machine.environment(), start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            ended = console.drain(process.stdout.fileno(), started + timeout_s)
+            if not ended and dump:
+                console.feed(f"\nvm: hung after {timeout_s:.0f} s; asking sysrq\n".encode())
+                _send_sysrq(ours, process.stdin.fileno())
+                console.drain(process.stdout.fileno(), time.monotonic() + _DUMP_S)
+            if ended:
+                process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+    wall_s = time.monotonic() - started
+    if ended and process.returncode != 0:
+        said = errors.read_text(errors="replace").strip().replace("\n", " | ")
+        raise VmError(f"QEMU exited with {process.returncode}: {said[-400:]}")
+    return Outcome(not ended, "".join(console.pieces), wall_s)
+
+
+def _send_sysrq(qmp: socket.socket, serial_input: int) -> None:
+    """Send the sysrq keys over the serial line: a break each, then the key."""
+    qmp.settimeout(1.0)
+    send_break = {"execute": "chardev-send-break", "arguments": {"id": "con0"}}
+    try:
+        qmp.sendall(json.dumps({"execute": "qmp_capabilities"}).encode() + b"\n")
+        for key in _DUMP_KEYS:
+            qmp.sendall(json.dumps(send_break).encode() + b"\n")
+            time.sleep(0.2)  # the break must be in before the key is
+            os.write(serial_input, key.encode())
+            time.sleep(0.2)
+    except OSError as error:
+        print(f"vm: could not ask the guest for its blocked tasks: {error}", file=sys.stderr)
+
+
+def run_interactive(machine: Machine) -> int:
+    """Boot `machine` with its console on our terminal; return QEMU's exit status."""
+    need(_PROGRAM, "setpriv")
+    command = [
+        *machine.command(),
+        "-chardev", "stdio,id=con0,mux=on,signal=off", "-serial", "chardev:con0",
+        "-mon", "chardev=con0",
+    ]  # fmt: skip
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c belongs to the guest
+    try:
+        return subprocess.run(
+            dies_with_us(command), env=machine.environment(), check=False
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Build and run the VM in which a real kernel swaps on swapfs.
+
+As a library: `run_job`, `VmResult`, `kernel_log_problems`, `prepare`, `VmError`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from app import CHECKOUT
+from cache import cache_dir
+from job import VmResult, prepare, run_job, sparse_disks, work_dir
+from kernel import KERNELS
+from problems import kernel_log_problems
+from proc import VmError, say
+from qemu import Machine, run_interactive
+
+__all__ = ["VmError", "VmResult", "kernel_log_problems", "main", "prepare", "run_job"]
+
+_HUNG_STATUS = 124
+_DIED_STATUS = 125
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vm.py",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Environment: SWAPFS_CACHE (where the images are kept), "
+        "SWAPFS_VM_ACCEL=kvm|tcg (instead of the trial). "
+        "Exit status of run: the job's; 124 if the VM hung, 125 if it died, 1 on other errors.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("path", help="print where the images are kept")
+    build = commands.add_parser("build", help="bring the images up to date")
+    shell = commands.add_parser("shell", help="boot and give you a shell; ctrl-a x leaves")
+    job = commands.add_parser("run", help="boot, run JOB/run in it, fetch its results")
+    for command in (build, shell, job):
+        command.add_argument("--kernel", default="6.12", choices=KERNELS, help="default 6.12")
+        command.add_argument(
+            "--project", type=Path, default=CHECKOUT, help="checkout to install (default: this)"
+        )
+    for command in (shell, job):
+        command.add_argument("--memory", type=int, default=1024, metavar="MIB")
+        command.add_argument("--cpus", type=int, default=2)
+        command.add_argument(
+            "--disk", type=int, action="append", default=[], metavar="MIB",
+            help="an extra empty disk, /dev/disk/by-id/virtio-data0 and up; repeatable",
+        )  # fmt: skip
+        command.add_argument("--cmdline", default="", help="added to the kernel's command line")
+    job.add_argument("job", type=Path, help="folder with an executable `run`")
+    job.add_argument("--results", type=Path, required=True, help="folder to fill")
+    job.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
+    return parser
+
+
+def _build(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    images = prepare(args.kernel, project=args.project)
+    took_s = time.monotonic() - started
+    say(f"kernel {args.kernel} is ready ({images.accel}), {took_s:.1f} s, in {cache_dir()}")
+    return 0
+
+
+def _shell(args: argparse.Namespace) -> int:
+    images = prepare(args.kernel, project=args.project)
+    try:
+        size = os.get_terminal_size()
+    except OSError:
+        size = os.terminal_size((80, 24))
+    term = re.sub(r"[^\w+.-]", "", os.environ.get("TERM", "")) or "vt100"
+    tty = f"swapfs.rows={size.lines} swapfs.cols={size.columns} swapfs.term={term}"
+    with work_dir() as work:
+        disks = [*images.disks, *sparse_disks(args.disk, work)]
+        say(f"booting {args.kernel} with {images.accel}; ctrl-a x leaves")
+        return run_interactive(
+            Machine(
+                images.vmlinuz, images.initrd, work, images.accel,
+                disks, args.memory, args.cpus, f"{args.cmdline} {tty}",
+            )
+        )  # fmt: skip
+
+
+def _run(args: argparse.Namespace) -> int:
+    result = run_job(
+        args.job,
+        results_dir=args.results,
+        kernel=args.kernel,
+        memory_mib=args.memory,
+        cpus=args.cpus,
+        disks_mib=args.disk,
+        timeout_s=args.timeout,
+        cmdline=args.cmdline,
+        project=args.project,
+    )
+    for line in kernel_log_problems(result.dmesg):
+        say(f"kernel log: {line}")
+    log = result.results_dir / "console.log"
+    if result.timed_out:
+        say(f"VM hung after {args.timeout:.0f} s; its blocked tasks are at the end of {log}")
+        return _HUNG_STATUS
+    if result.exit_status is None:
+        say(f"VM ended without a result (a kernel panic?); see {log}")
+        return _DIED_STATUS
+    say(f"job exited with {result.exit_status} after {result.wall_s:.0f} s")
+    return result.exit_status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return the exit status."""
+    args = _parser().parse_args(argv)
+    actions = {"build": _build, "shell": _shell, "run": _run}
+    try:
+        if args.command == "path":
+            print(cache_dir())
+            return 0
+        return actions[args.command](args)
+    except (VmError, OSError) as error:
+        print(f"vm: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

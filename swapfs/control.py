@@ -1,0 +1,312 @@
+"""The control socket: one JSON object per line each way, root only.
+
+``request`` is the client (synchronous, for the command line), ``serve`` the server (trio).
+The server runs beside the swap file, so a peer can do it no harm: lines, connections and
+time are bounded, and what a handler raises becomes an error answer. Also reads NAME.json,
+the snapshot that the server leaves for those who may not use the socket. Knows no command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import socket
+import stat
+import struct
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from swapfs.errors import OperationError, SwapfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    Handler = Callable[[dict[str, object]], Awaitable[object]]
+
+log = logging.getLogger(__name__)
+
+REQUEST_BYTES_MAX: Final = 64 << 10
+ANSWER_BYTES_MAX: Final = 4 << 20
+CONNECTIONS_MAX: Final = 16
+PEER_TIMEOUT_S: Final = 10.0
+"""Longest that a peer may take to send one line or to take one answer."""
+_BACKLOG: Final = 16
+
+
+class _BadRequestError(SwapfsError):
+    """The peer sent something that is not a request; it gets an answer and is cut off."""
+
+
+def socket_path(runtime_dir: Path, name: str) -> Path:
+    """Return the place of the control socket of instance *name*."""
+    return runtime_dir / f"{name}.sock"
+
+
+def snapshot_path(runtime_dir: Path, name: str) -> Path:
+    """Return the place of the status snapshot of instance *name*."""
+    return runtime_dir / f"{name}.json"
+
+
+def read_snapshot(runtime_dir: Path, name: str) -> tuple[float, dict[str, Any]] | None:
+    """Return when *name*'s last snapshot was written (Unix seconds) and the snapshot.
+
+    None if there is none or it is not a snapshot: the file is only ever a hint.
+    """
+    try:
+        content = json.loads(snapshot_path(runtime_dir, name).read_bytes())
+        written_s, status = float(content["written_unix_s"]), content["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (written_s, status) if isinstance(status, dict) else None
+
+
+def request(sock: Path, command: str, timeout_s: float, **args: object) -> dict[str, Any]:
+    """Send *command* with *args* to the server on *sock* and return its result.
+
+    :param timeout_s: for the whole exchange
+    :raises OperationError: no server, no permission, no answer in time, or it said no
+    """
+    deadline = time.monotonic() + timeout_s
+    line = json.dumps({**args, "command": command}).encode() + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.settimeout(timeout_s)
+            stream.connect(str(sock))
+            # A server that refuses us answers before it reads: its reason still arrives.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                stream.sendall(line)
+            answer_line = _receive_line(stream, deadline)
+    except TimeoutError as error:
+        raise OperationError(f"{sock}: no answer to {command} within {timeout_s:g} s") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise OperationError(f"{sock}: {command}: no server listens there") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OperationError(f"{sock}: {command}: {reason}") from error
+    try:
+        answer = json.loads(answer_line)
+    except ValueError as error:
+        raise OperationError(f"{sock}: {command}: the answer is not JSON") from error
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise OperationError(f"{sock}: {command}: the answer is not an answer")
+    if not answer["ok"]:
+        raise OperationError(f"{command}: {answer.get('error', 'refused without a reason')}")
+    result = answer.get("result")
+    return result if isinstance(result, dict) else {}
+
+
+def _receive_line(stream: socket.socket, deadline: float) -> bytes:
+    received = bytearray()
+    while b"\n" not in received:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        stream.settimeout(left_s)
+        chunk = stream.recv(64 << 10)
+        if not chunk:
+            raise ConnectionError(0, "the server closed the connection")
+        received += chunk
+        if len(received) > ANSWER_BYTES_MAX:
+            raise OSError(errno.EMSGSIZE, "the answer is too long")
+    return bytes(received.partition(b"\n")[0])
+
+
+async def serve(
+    path: Path,
+    handlers: Mapping[str, Handler],
+    *,
+    allowed_uid: int = 0,
+    peer_timeout_s: float = PEER_TIMEOUT_S,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve *handlers* on the socket *path* until cancelled; started once it listens.
+
+    A handler gets the request without its ``command`` and returns what JSON can hold. Its
+    SwapfsError becomes the answer; any other exception is logged and answered in general.
+
+    :param allowed_uid: the one user whose connections are served (SO_PEERCRED)
+    :raises OperationError: the socket cannot be made, or another server listens on it
+    """
+    listener, inode = _listen(path)
+    server = _Server(handlers, allowed_uid, peer_timeout_s)
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                stream = await _accept(listener)
+                nursery.start_soon(server.connection, stream)
+    finally:
+        listener.close()
+        _unlink_own(path, inode)
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.SocketStream:
+    while True:
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:
+            # Peers that left early, or no descriptors: the second must not spin.
+            log.warning("control socket: accept: %s", error)
+            await trio.sleep(0.1)
+        else:
+            return trio.SocketStream(connection)
+
+
+def _listen(path: Path) -> tuple[trio.socket.SocketType, int]:
+    """Return a socket that listens on *path*, and the inode of *path*."""
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        # Before listen() nobody can connect, so there is no moment with a wider mode.
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        inode = path.lstat().st_ino
+    except OSError as error:
+        listener.close()
+        raise OperationError(f"control socket {path}: {error.strerror or error}") from error
+    return trio.socket.from_stdlib_socket(listener), inode
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a dead server left at *path*, and nothing else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OperationError(f"control socket {path}: a file that is no socket is in its place")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OperationError(f"control socket {path}: {error.strerror}") from error
+        else:
+            raise OperationError(f"control socket {path}: another server listens on it")
+
+
+def _unlink_own(path: Path, inode: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == inode:
+            path.unlink()
+
+
+class _Server:
+    """What the connections of one control socket share."""
+
+    def __init__(
+        self, handlers: Mapping[str, Handler], allowed_uid: int, peer_timeout_s: float
+    ) -> None:
+        self.handlers = handlers
+        self.allowed_uid = allowed_uid
+        self.peer_timeout_s = peer_timeout_s
+        self.connections = 0
+
+    async def connection(self, stream: trio.SocketStream) -> None:
+        """Serve one peer; whatever it does, only its own connection ends."""
+        self.connections += 1
+        try:
+            async with stream:
+                await self._serve_peer(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            log.debug("control connection ended: %r", error)
+        except OSError as error:
+            log.debug("control connection failed: %s", error)
+        finally:
+            self.connections -= 1
+
+    async def _serve_peer(self, stream: trio.SocketStream) -> None:
+        uid = _peer_uid(stream)
+        if uid != self.allowed_uid:
+            return await self._refuse(stream, f"user {uid} may not use the control socket")
+        if self.connections > CONNECTIONS_MAX:
+            return await self._refuse(stream, "too many connections")
+        received = bytearray()
+        while True:
+            try:
+                with trio.fail_after(self.peer_timeout_s):
+                    line = await _next_line(stream, received)
+                if line is None:
+                    return None
+                answer = await self._answer(line)
+            except _BadRequestError as error:
+                return await self._refuse(stream, str(error))
+            await self._send(stream, answer)
+
+    async def _refuse(self, stream: trio.SocketStream, problem: str) -> None:
+        await self._send(stream, {"ok": False, "error": problem})
+
+    async def _send(self, stream: trio.SocketStream, answer: dict[str, object]) -> None:
+        with trio.fail_after(self.peer_timeout_s):
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+    async def _answer(self, line: bytes) -> dict[str, object]:
+        """Return the answer to the request *line*.
+
+        :raises _BadRequestError: it is no request, or none that anybody handles
+        """
+        command, args = _parse(line)
+        handler = self.handlers.get(command)
+        if handler is None:
+            known = ", ".join(sorted(self.handlers))
+            raise _BadRequestError(f"unknown command {command[:32]!r} (known: {known})")
+        try:
+            result = await handler(args)
+            json.dumps(result)
+        except SwapfsError as error:
+            return {"ok": False, "error": " ".join(str(error).split())}
+        except Exception as error:  # a handler's bug must not end the server
+            log.exception("control command %s failed", command)
+            return {"ok": False, "error": f"{command} failed: {type(error).__name__}, see the log"}
+        return {"ok": True, "result": result}
+
+
+def _peer_uid(stream: trio.SocketStream) -> int:
+    layout = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+    assert isinstance(raw, bytes)
+    uid: int = layout.unpack(raw)[1]
+    return uid
+
+
+async def _next_line(stream: trio.SocketStream, received: bytearray) -> bytes | None:
+    """Take the next line out of *received*, reading more as needed; None at the end.
+
+    :raises _BadRequestError: the line is longer than REQUEST_BYTES_MAX, or ends without newline
+    """
+    while (end := received.find(b"\n")) < 0:
+        if len(received) > REQUEST_BYTES_MAX:
+            break
+        chunk = await stream.receive_some(8 << 10)
+        if not chunk:
+            if received:
+                raise _BadRequestError("the request ends without a newline")
+            return None
+        received += chunk
+    if end < 0 or end > REQUEST_BYTES_MAX:
+        raise _BadRequestError(f"the request is longer than {REQUEST_BYTES_MAX} bytes")
+    line = bytes(received[:end])
+    del received[: end + 1]
+    return line
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, object]]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _BadRequestError("the request is not JSON") from error
+    if not isinstance(message, dict):
+        raise _BadRequestError("the request is not a JSON object")
+    command = message.pop("command", None)
+    if not isinstance(command, str):
+        raise _BadRequestError("the request names no command")
+    return command, message

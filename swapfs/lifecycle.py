@@ -1,0 +1,273 @@
+"""Bringing an instance up and down: daemon, loop device, swap header, swapon, and back.
+
+The order is what keeps pages safe: swap goes on last and off first, and nothing below an
+active swap area is ever taken away (I7). No step here kills anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from swapfs import control, kernel
+from swapfs.config import default_mountpoint, mount_source
+from swapfs.errors import OperationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from swapfs.config import Config
+
+    UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
+
+SWAP_FILE_NAME: Final = "swap"
+EXIT_WAIT_S: Final = 60.0
+"""Longest wait for a daemon to exit after its unmount; it has a pool of memory to give back."""
+STOP_TIMEOUT_S: Final = 10.0
+
+
+def mount(config: Config, foreground: bool) -> int | None:
+    """Mount the swap file; return the daemon's pid, or None once a foreground one has ended.
+
+    :raises OperationError: already up, a ghost is in the way, or the daemon could not start;
+        nothing is left behind
+    """
+    # Imported here: down and status must not pay for FUSE, compression and metrics.
+    from swapfs import daemon
+
+    _refuse_leftovers(config)
+    with _undone_on_failure() as undo:
+        _make_mountpoint(config, undo)
+        if not foreground:
+            return daemon.launch(config)
+        daemon.run_foreground(config)
+        _remove_mountpoint(config.runtime_dir, config.name)
+        return None
+
+
+def up(config: Config) -> Path:
+    """Mount the swap file and make the kernel swap on it; return the loop device.
+
+    :raises OperationError: the first step that failed; the steps before it are undone in
+        reverse order, and a note says so if that failed too
+    """
+    from swapfs import daemon
+
+    _refuse_leftovers(config)
+    swap_file = config.mountpoint / SWAP_FILE_NAME
+    with _undone_on_failure() as undo:
+        _make_mountpoint(config, undo)
+        pid = daemon.launch(config)
+        undo.append(("unmount", lambda: _unmount(config.name, config.runtime_dir, pid)))
+        # These two are noted before they are done, so that an interrupt between loses nothing.
+        undo.append(("detach loop device", lambda: _detach_all(swap_file)))
+        device = kernel.attach_loop(swap_file).device
+        kernel.mkswap(device, config.name)
+        undo.append(("swapoff", lambda: _swapoff_if_on(device)))
+        kernel.swapon(device, config.priority)
+        _check_swap(device, config.priority)
+    return device
+
+
+def down(name: str, runtime_dir: Path) -> list[str]:
+    """Take instance *name* down: swapoff, detach, unmount; return what was done, in order.
+
+    Takes whatever parts of it there are, so it may be called again; an empty list means
+    that there were none.
+
+    :raises OperationError: a step failed; what that step protects is left as it is
+    """
+    written = control.read_snapshot(runtime_dir, name)
+    last = written[1] if written else {}
+    pid = last.get("pid")
+    done: list[str] = []
+    devices = _loops_of(name, last)
+    for device in devices:
+        if kernel.find_swap(device) is not None:
+            _swapoff_or_explain(device)
+            done.append(f"swapoff {device}")
+    for device in devices:
+        kernel.detach_loop(device)
+        done.append(f"detached {device}")
+    done += _unmount(name, runtime_dir, pid if isinstance(pid, int) else None)
+    _remove_mountpoint(runtime_dir, name)
+    for stale in (
+        control.socket_path(runtime_dir, name),
+        control.snapshot_path(runtime_dir, name),
+    ):
+        stale.unlink(missing_ok=True)
+    return done
+
+
+def daemon_lives(name: str, runtime_dir: Path) -> bool:
+    """Whether a process holds the lock of instance *name*; the one test that no pid can fool."""
+    try:
+        descriptor = os.open(runtime_dir / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[UndoSteps]:
+    """Give a list for undo steps; on any exception run them, last first, and raise it.
+
+    Each step stands on the ones before it, so the first undo that fails is the last.
+    """
+    steps: UndoSteps = []
+    try:
+        yield steps
+    except BaseException as error:
+        for what, step in reversed(steps):
+            try:
+                step()
+            except OperationError as failed:
+                error.add_note(f"and undoing it stopped at {what}: {failed}")
+                break
+        raise
+
+
+def _refuse_leftovers(config: Config) -> None:
+    """Refuse to start beside an instance of the same name, or a swap area without a server."""
+    name = config.name
+    cure = f"run swapfs down {name} first"
+    for mounted in kernel.mounts():
+        if mounted.source == mount_source(name):
+            raise OperationError(f"{name} is already mounted on {mounted.mountpoint}: {cure}")
+    if daemon_lives(name, config.runtime_dir):
+        raise OperationError(f"a daemon of {name} is running: {cure}")
+    loop = kernel.find_loop(config.mountpoint / SWAP_FILE_NAME)
+    if loop is not None:
+        raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
+    ghosts = kernel.ghost_swaps()
+    if ghosts and not config.unsafe:
+        ghost = ghosts[0]
+        raise OperationError(
+            f"{ghost.device} is swap but {ghost.reason}: try swapoff {ghost.device}, else reboot"
+            " (--unsafe goes on beside it)"
+        )
+
+
+def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
+    """Make the default mount point; one that the user names exists already."""
+    if config.mountpoint != default_mountpoint(config.runtime_dir, config.name):
+        return
+    undo.append(("remove mount point", lambda: _remove_mountpoint(config.runtime_dir, config.name)))
+    try:
+        config.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for made in (config.mountpoint.parent, config.mountpoint):
+            made.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise OperationError(f"{config.mountpoint}: {error.strerror}") from error
+
+
+def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
+    """Remove the default mount point if it is there, empty and not mounted on."""
+    mountpoint = default_mountpoint(runtime_dir, name)
+    with contextlib.suppress(OSError):
+        mountpoint.rmdir()
+        mountpoint.parent.rmdir()
+
+
+def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
+    """Return the loop devices on the swap file of *name*, whose last snapshot was *last*."""
+    places = {m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)}
+    if isinstance(last.get("mountpoint"), str):
+        places.add(Path(str(last["mountpoint"])))
+    files = {str(place / SWAP_FILE_NAME) for place in places}
+    # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
+    ghosts = {str(ghost.device) for ghost in kernel.ghost_swaps()}
+    return [
+        loop.device
+        for loop in kernel.loops()
+        if loop.backing_file in files
+        or (str(loop.device) in ghosts and str(loop.device) == last.get("loop"))
+    ]
+
+
+def _swapoff_or_explain(device: Path) -> None:
+    try:
+        kernel.swapoff(device)
+    except OperationError as error:
+        raise OperationError(
+            f"{error}; swap is still on, so nothing was detached or unmounted"
+        ) from error
+    if kernel.find_swap(device) is not None:
+        raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
+
+
+def _swapoff_if_on(device: Path) -> None:
+    if kernel.find_swap(device) is not None:
+        _swapoff_or_explain(device)
+
+
+def _check_swap(device: Path, priority: int) -> None:
+    """Believe swapon only when /proc/swaps agrees (I8)."""
+    entry = kernel.find_swap(device)
+    if entry is None:
+        raise OperationError(f"swapon {device}: it is not in /proc/swaps")
+    if entry.priority != priority:
+        raise OperationError(f"swapon {device}: priority {entry.priority} instead of {priority}")
+
+
+def _detach_all(swap_file: Path) -> None:
+    while (loop := kernel.find_loop(swap_file)) is not None:
+        kernel.detach_loop(loop.device)
+
+
+def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
+    """Unmount instance *name*, wait until its daemon is gone; return what was done.
+
+    :raises OperationError: the mount is busy, or the daemon is still there after EXIT_WAIT_S
+    """
+    done = []
+    alive = daemon_lives(name, runtime_dir)
+    # Before the unmount: afterwards the number may belong to somebody else.
+    pidfd = _open_process(pid) if alive and pid is not None else None
+    try:
+        mounted = [m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)]
+        for mountpoint in reversed(mounted):
+            kernel.umount(mountpoint)
+            done.append(f"unmounted {mountpoint}")
+        if alive and not mounted:
+            # Nothing left to unmount, so it must be asked; it may also be exiting already.
+            with contextlib.suppress(OperationError):
+                control.request(control.socket_path(runtime_dir, name), "stop", STOP_TIMEOUT_S)
+        if alive:
+            _wait_until_gone(name, runtime_dir, pidfd)
+            done.append("stopped the daemon")
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    return done
+
+
+def _open_process(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
+    """Wait until the process *pidfd* has exited and nobody holds the lock of *name*."""
+    deadline = time.monotonic() + EXIT_WAIT_S
+    if pidfd is not None:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(EXIT_WAIT_S * 1000)
+    while daemon_lives(name, runtime_dir):
+        if time.monotonic() >= deadline:
+            raise OperationError(f"the daemon of {name} still runs {EXIT_WAIT_S:g} s after unmount")
+        time.sleep(0.02)

@@ -1,0 +1,288 @@
+"""The server: puts region, tiers, slot layer, session loop and namespace together and serves.
+
+One process, forked by the monitor. Threads: the main one runs trio (pyfuse3's namespace, the
+control socket, the state file); the session loop; the writeback thread; the direct writer; the
+workers; the metrics listener. All are started, and all their memory is reserved, before the
+first request is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from swapfs import control, kernel, metrics, session
+from swapfs.config import Config
+from swapfs.errors import OperationError
+from swapfs.fs import SWAP_INODE, Namespace
+from swapfs.guards import Guards
+from swapfs.hotpath import SwapFile
+from swapfs.region import Region
+from swapfs.session import pyfuse3
+from swapfs.snapshot import SnapshotMaker
+from swapfs.tiers.base import LowerTier
+from swapfs.units import PAGE_SIZE
+from swapfs.vlayer import fetch, writeback
+from swapfs.vlayer.direct_write import DirectWriter
+from swapfs.vlayer.fetch import Fetcher
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.writeback import Writeback
+from swapfs.workers import Workers, aligned_buffer
+
+log = logging.getLogger(__name__)
+
+THREAD_STACK_BYTES: Final = 512 * 1024
+"""Locked in memory for each thread; lz4 takes 16 KiB of it."""
+SWITCH_INTERVAL_S: Final = 1e-4
+"""The most that another Python thread may hold up a request."""
+WORKERS_WITH_FILE: Final = 4
+DIRECT_BATCHES: Final = 4
+STATE_EVERY_S: Final = 1.0
+STOP_WAIT_S: Final = 10.0
+
+_FUSE_INIT: Final = 26
+# struct fuse_in_header + struct fuse_init_in (include/uapi/linux/fuse.h): major 7, minor 38
+_INIT = struct.Struct("<IIQQIIIHH IIII I11I")
+
+
+def synthetic_init() -> bytes:
+    """Return a FUSE_INIT that no kernel sent: libfuse wants one before anything else.
+
+    The kernel knows no request of that number, so it drops the answer (ENOENT).
+    """
+    body = (7, 38, 0, 0, 0, *([0] * 11))
+    return _INIT.pack(_INIT.size, _FUSE_INIT, (1 << 64) - 2, 0, 0, 0, 0, 0, 0, *body)
+
+
+class Server:
+    """Serves one region on one FUSE connection.
+
+    :param fuse_fd: the mounted /dev/fuse descriptor
+    :param recover: another server died on this region and connection: rebuild and resume
+    :param monitor_pid: the process that restarts this one
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        region: Region,
+        tier: LowerTier | None,
+        fuse_fd: int,
+        monitor_pid: int,
+        *,
+        recover: bool = False,
+    ) -> None:
+        self._config = config
+        self._recover = recover
+        self._layer = VirtualSlotLayer(region, tier)
+        if recover:
+            self._layer.rebuild()
+        self._layer.counters.add("server_starts")
+        self._guards = Guards(config.unsafe)
+        self._guards.set_io_flusher()
+        self._guards.set_heap()
+        threading.stack_size(THREAD_STACK_BYTES)
+        request, reply = session.arm()
+        pages_bytes = len(reply) + 2 * PAGE_SIZE
+        count = WORKERS_WITH_FILE if tier else 1
+        self._workers = Workers(count, pages_bytes, fetch.SCRATCH_BYTES)
+        self._writeback: Writeback | None = None
+        self._direct: DirectWriter | None = None
+        fetcher = None
+        if tier is not None:
+            fetcher = self._add_tier(region, tier)
+        self._swap_file = SwapFile(
+            self._layer,
+            config.size_bytes,
+            request,
+            reply,
+            self._workers,
+            fetcher=fetcher,
+            direct=self._direct,
+            stored=self._writeback.kick_if_needed if self._writeback else lambda: None,
+        )
+        self._snapshots = SnapshotMaker(
+            config, region, self._layer, self._guards, self._writeback, monitor_pid
+        )
+        namespace = Namespace(config.size_bytes, self._free_bytes, self._count_bug)
+        pyfuse3.init(namespace, f"/dev/fd/{fuse_fd}", set())
+        self._region_bytes = region.geometry.total_bytes
+        self._metrics: metrics.MetricsServer | None = None
+        self._loop_error: BaseException | None = None
+
+    def _add_tier(self, region: Region, tier: LowerTier) -> Fetcher:
+        config, limit = self._config, region.geometry.pool_bytes
+        self._writeback = down = Writeback(
+            self._layer,
+            tier,
+            aligned_buffer(writeback.BATCH_BYTES),
+            aligned_buffer(writeback.SCRATCH_BYTES),
+            high_bytes=limit * config.high_watermark_percent // 100,
+            low_bytes=limit * config.low_watermark_percent // 100,
+        )
+        views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
+        self._direct = DirectWriter(self._layer, tier, down, views)
+        pool = self._layer.pool
+        return Fetcher(
+            self._layer,
+            tier,
+            promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
+            newest_sequence=lambda: down.newest_sequence,
+        )
+
+    def _free_bytes(self) -> int:
+        return self._layer.table.state_counts()["empty"] * PAGE_SIZE
+
+    def _count_bug(self) -> None:
+        with self._layer.lock:
+            self._layer.counters.add("handler_errors")
+
+    # ---- running ----
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Serve until unmounted; *on_ready* is called when requests are being taken.
+
+        :raises GuardError: a guard does not hold, and the configuration insists
+        :raises OperationError: a socket or port is taken
+        """
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            trio.run(self._main, on_ready)
+        except BaseExceptionGroup as group:
+            raise _first_cause(group) from None
+        finally:
+            self._stop_threads()
+        if self._loop_error is not None:
+            raise self._loop_error
+
+    async def _main(self, on_ready: Callable[[], None]) -> None:
+        config = self._config
+        async with trio.open_nursery() as nursery:
+            handlers: dict[str, control.Handler] = {
+                "status": self._on_status,
+                "stop": self._on_stop,
+                "demote": self._on_demote,
+            }
+            path = control.socket_path(config.runtime_dir, config.name)
+            await nursery.start(control.serve, path, handlers)
+            if config.metrics is not None:
+                self._metrics = metrics.serve(config.metrics, self._snapshots.make)
+            self._start_threads()
+            self._set_guards()
+            nursery.start_soon(self._publish_state)
+            nursery.start_soon(self._serve_names, nursery.cancel_scope)
+            on_ready()
+
+    def _start_threads(self) -> None:
+        self._workers.start()
+        loops: list[tuple[str, Callable[[], None]]] = [("session", self._session_loop)]
+        if self._writeback is not None and self._direct is not None:
+            loops.append(("writeback", self._writeback.run))
+            loops.append(("direct", self._direct.run))
+        for name, target in loops:
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def _set_guards(self) -> None:
+        """Set what must come after every thread and buffer exists, then insist on all (I8)."""
+        guards = self._guards
+        guards.set_mlock(self._region_bytes)
+        guards.set_gc()
+        guards.set_oom_score()
+        guards.set_realtime()
+        guards.set_direct_io(lambda: self._probe_loop("direct I/O", lambda d: d.direct_io))
+        guards.set_discard(lambda: self._probe_loop("discard", lambda d: d.discard_bytes_max > 0))
+        guards.require()
+
+    def _probe_loop(
+        self, what: str, holds: Callable[[kernel.LoopDevice], bool]
+    ) -> tuple[bool, str]:
+        device = kernel.find_loop(self._config.mountpoint / "swap")
+        if device is None:
+            return True, "no loop device is attached"
+        return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
+
+    def _session_loop(self) -> None:
+        if self._recover:
+            session.inject(synthetic_init())
+            try:
+                session.resend()
+            except OSError as error:
+                log.warning("this kernel resends no requests: %s", error)
+        swap_file = self._swap_file
+        try:
+            session.run(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate)
+        except BaseException as error:  # its end is the end of the server: say why
+            log.critical("the session loop died", exc_info=error)
+            self._loop_error = error
+
+    async def _serve_names(self, scope: trio.CancelScope) -> None:
+        await pyfuse3.main()
+        log.info("unmounted")
+        scope.cancel()
+
+    def _stop_threads(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._writeback is not None and self._direct is not None:
+            self._writeback.stop()
+            self._direct.stop()
+        self._workers.stop(STOP_WAIT_S)
+
+    # ---- what others may ask ----
+
+    async def _publish_state(self) -> None:
+        """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
+        path = control.snapshot_path(self._config.runtime_dir, self._config.name)
+        scratch = path.with_suffix(".tmp")
+        while True:
+            status = self._snapshots.make()
+            text = json.dumps({"written_unix_s": time.time(), "status": status})
+            try:
+                scratch.write_text(text)
+                scratch.chmod(0o644)
+                scratch.rename(path)
+            except OSError as error:
+                log.warning("state file %s: %s", path, error.strerror)
+            await trio.sleep(STATE_EVERY_S)
+
+    async def _on_status(self, request: dict[str, object]) -> object:
+        return self._snapshots.make()
+
+    async def _on_demote(self, request: dict[str, object]) -> object:
+        pages = request.get("pages", 0)
+        if self._writeback is None:
+            raise OperationError("there is no file tier to demote to; mount with --file")
+        if not isinstance(pages, int) or pages < 0:
+            raise OperationError("pages must be a number of pages")
+        token, finished, moved = trio.lowlevel.current_trio_token(), trio.Event(), [0]
+
+        def done(count: int) -> None:
+            moved[0] = count
+            token.run_sync_soon(finished.set)
+
+        self._writeback.request(pages, done)
+        await finished.wait()
+        return {"demoted": moved[0]}
+
+    async def _on_stop(self, request: dict[str, object]) -> object:
+        mountpoint = self._config.mountpoint
+        device = kernel.find_loop(mountpoint / "swap")
+        if device is not None:
+            raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
+        # Not from this thread: unmounting asks this very thread to serve.
+        await trio.to_thread.run_sync(kernel.umount, mountpoint)
+        return {"stopped": True}
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception in *group* that is not a group itself."""
+    first = group.exceptions[0]
+    return _first_cause(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,151 @@
+"""The status snapshot: everything that status, metrics and the state file show, as one dict.
+
+Costs the same whatever is stored: only counters are read, never the table.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from swapfs import __version__, kernel, session
+from swapfs.config import Config
+from swapfs.guards import Guards
+from swapfs.region import Region
+from swapfs.room import guaranteed_bytes
+from swapfs.tiers.base import LowerTier
+from swapfs.units import PAGE_SIZE
+from swapfs.vlayer.codec import ALGORITHM
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.writeback import Writeback
+
+
+class SnapshotMaker:
+    """Makes snapshots of one server; any thread may call it.
+
+    :param monitor_pid: the process whose end is the end of the instance
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        region: Region,
+        layer: VirtualSlotLayer,
+        guards: Guards,
+        writeback: Writeback | None,
+        monitor_pid: int,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._layer = layer
+        self._fixed_bytes = _fixed_bytes(region)
+        self._guards = guards
+        self._writeback = writeback
+        self._monitor_pid = monitor_pid
+        self._clock_s = clock_s
+        self._started_s = clock_s()
+        self._room_bytes = guaranteed_bytes(config)
+
+    def make(self) -> dict[str, Any]:
+        """Return the snapshot of this moment."""
+        config = self._config
+        answer: dict[str, Any] = {
+            "name": config.name,
+            "version": __version__,
+            "algorithm": ALGORITHM,
+            "pid": self._monitor_pid,
+            "server_pid": os.getpid(),
+            "mountpoint": str(config.mountpoint),
+            "size_bytes": config.size_bytes,
+            "overcommit": config.overcommit,
+            "room_bytes": self._room_bytes,
+            "started_unix_s": self._started_s,
+            **self._stored(),
+            "latency": session.latency(),
+            "requests_in_flight": session.counts()["in_flight"],
+            "guards": [guard.as_dict() for guard in self._guards.verify()],
+            **self._attached(),
+        }
+        answer["degraded"] = self._degraded(answer)
+        return answer
+
+    def _stored(self) -> dict[str, Any]:
+        """Return what the layer holds; the only part that takes its lock."""
+        layer = self._layer
+        with layer.lock:
+            slots = layer.table.state_counts()
+            pool = layer.pool.stats()
+            counters = layer.counters.snapshot()
+            clusters, table_bytes = layer.table.live_clusters, layer.table.table_bytes
+            file_payload_bytes = layer.file_payload_bytes
+        counters["handler_errors"] += session.counts()["handler_errors"]
+        occupied = sum(slots.values()) - slots["empty"]
+        return {
+            "slots": slots,
+            "orig_bytes": occupied * PAGE_SIZE,
+            "compr_bytes": pool.payload_bytes + file_payload_bytes,
+            "pool": {
+                "limit_bytes": pool.limit_bytes,
+                "used_bytes": pool.used_bytes,
+                "payload_bytes": pool.payload_bytes,
+                "peak_bytes": pool.peak_bytes,
+                "zspages_free": pool.zspages_free,
+            },
+            "metadata_bytes": table_bytes,
+            "fixed_bytes": self._fixed_bytes,
+            "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
+            "clusters": clusters,
+            "tiers": [self._tier(layer.tier, file_payload_bytes)] if layer.tier else [],
+            "counters": counters,
+        }
+
+    def _tier(self, tier: LowerTier, payload_bytes: int) -> dict[str, Any]:
+        assert self._writeback is not None
+        problem = self._writeback.health.problem(time.monotonic())
+        return {
+            **tier.stats().as_dict(),
+            "payload_bytes": payload_bytes,
+            "healthy": problem in ("", "full"),
+            "state": problem or "ok",
+        }
+
+    def _attached(self) -> dict[str, Any]:
+        """Return the loop device on the swap file and the swap area on it, as the kernel says."""
+        loop = kernel.find_loop(Path(self._config.mountpoint) / "swap")
+        swap = kernel.find_swap(loop.device) if loop else None
+        return {
+            "loop": str(loop.device) if loop else None,
+            "swap": None
+            if swap is None
+            else {
+                "device": str(swap.path),
+                "size_bytes": swap.size_bytes,
+                "used_bytes": swap.used_bytes,
+                "priority": swap.priority,
+            },
+        }
+
+    def _degraded(self, answer: dict[str, Any]) -> list[str]:
+        """Say what is not as it should be; an empty list means nothing."""
+        reasons = [
+            f"guard {guard['name']}: {guard['detail']}"
+            for guard in answer["guards"]
+            if guard["required"] and not guard["ok"]
+        ]
+        reasons += [
+            f"{tier['name']} tier: {tier['state']}"
+            for tier in answer["tiers"]
+            if not tier["healthy"]
+        ]
+        if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
+            reasons.append("the monitor is gone: nobody restarts this server when it dies")
+        return reasons
+
+
+def _fixed_bytes(region: Region) -> int:
+    """Return what an empty region costs: its own tables, and the lists derived from them."""
+    lists = 6 * region.geometry.zspages + 2 * region.geometry.clusters
+    return region.fixed_bytes + lists

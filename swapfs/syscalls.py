@@ -1,0 +1,131 @@
+"""Linux and glibc calls that Python's standard library lacks, as thin ctypes wrappers.
+
+Each wrapper makes one call and raises OSError with the call's name when it fails; none of them
+knows why it is called. ctypes releases the GIL around every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+PR_SET_IO_FLUSHER: Final = 57
+"""include/uapi/linux/prctl.h (Linux 5.6)."""
+
+PF_MEMALLOC_NOIO: Final = 0x00080000
+"""include/linux/sched.h: allocations of this thread start no I/O."""
+PF_LOCAL_THROTTLE: Final = 0x00100000
+"""include/linux/sched.h: throttled only against the device that this thread writes to."""
+PF_IO_FLUSHER: Final = PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE
+"""kernel/sys.c PR_IO_FLUSHER: the task flags that PR_SET_IO_FLUSHER sets."""
+
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
+MCL_ONFAULT: Final = 4
+"""Lock pages as they are touched instead of touching all of them now."""
+
+M_TRIM_THRESHOLD: Final = -1
+M_TOP_PAD: Final = -2
+M_MMAP_MAX: Final = -4
+M_ARENA_MAX: Final = -8
+"""mallopt parameters, glibc malloc.h."""
+
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+"""mount(2) flags, include/uapi/linux/mount.h."""
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+"""umount2(2) flags, include/linux/fs.h."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.mlockall.argtypes = [ctypes.c_int]
+_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.malloc.restype = ctypes.c_void_p
+_libc.free.argtypes = [ctypes.c_void_p]
+_libc.free.restype = None
+_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+
+def _raise_if(failed: bool, call: str, path: str | None = None) -> None:
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", path)
+
+
+def set_io_flusher(enabled: bool = True) -> None:
+    """Mark the calling thread, and threads it creates later, as part of the block I/O path.
+
+    :raises OSError: EPERM without CAP_SYS_RESOURCE, EINVAL before Linux 5.6
+    Source: kernel/sys.c, prctl PR_SET_IO_FLUSHER
+    """
+    _raise_if(
+        _libc.prctl(PR_SET_IO_FLUSHER, int(enabled), 0, 0, 0) != 0, "prctl(PR_SET_IO_FLUSHER)"
+    )
+
+
+def mlockall(flags: int) -> None:
+    """Lock the process's mappings in memory; *flags* are MCL_*. Not inherited over fork.
+
+    :raises OSError: EPERM or ENOMEM beyond RLIMIT_MEMLOCK without CAP_IPC_LOCK
+    """
+    _raise_if(_libc.mlockall(flags) != 0, "mlockall")
+
+
+def munlockall() -> None:
+    """Undo every lock of the process, ``mlockall`` and ``mlock`` alike."""
+    _raise_if(_libc.munlockall() != 0, "munlockall")
+
+
+def mlock(address: int, length_bytes: int) -> None:
+    """Lock and populate the pages of ``[address, address + length_bytes)``.
+
+    :raises OSError: EPERM or ENOMEM beyond RLIMIT_MEMLOCK, ENOMEM for an unmapped range
+    """
+    _raise_if(_libc.mlock(address, length_bytes) != 0, "mlock")
+
+
+def mallopt(parameter: int, value: int) -> None:
+    """Tune glibc's allocator; *parameter* is one of M_*.
+
+    :raises OSError: glibc refused the value, or libc has no mallopt (musl)
+    """
+    if not hasattr(_libc, "mallopt") or _libc.mallopt(parameter, value) != 1:
+        raise OSError(0, f"mallopt({parameter}, {value}): refused by libc")
+
+
+def touch_heap(size_bytes: int) -> None:
+    """Allocate *size_bytes* from the C heap, write every page of it, and free it again.
+
+    :raises OSError: the allocation failed
+    """
+    address = _libc.malloc(size_bytes)
+    if not address:
+        raise OSError(0, f"malloc({size_bytes}): no memory")
+    ctypes.memset(address, 0, size_bytes)
+    _libc.free(address)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    """Call mount(2) directly, without /sbin/mount or fusermount.
+
+    :raises OSError: with *target* as its filename
+    """
+    failed = _libc.mount(
+        source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode()
+    )
+    _raise_if(failed != 0, "mount", target)
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """Call umount2(2).
+
+    :raises OSError: with *target* as its filename; EBUSY while it is in use
+    """
+    _raise_if(_libc.umount2(os.fsencode(target), flags) != 0, "umount2", target)

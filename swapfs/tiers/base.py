@@ -1,0 +1,118 @@
+"""The contract of a tier below the pool.
+
+A tier stores batches of blobs in *extents* of 512-byte sectors and reads sectors back. It
+knows nothing of slots, words or policy. Calls block, may come from several threads at once,
+and fail only with the errors named here. A new tier is one file in this package; a wrapper
+(see ``swapfs.testing.faulty``) takes a tier and is one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+from swapfs.tiers.blob import Batch
+from swapfs.units import PAGE_SIZE, PSector
+
+READ_SLACK_BYTES: Final = 2 * PAGE_SIZE
+"""Room in a scratch buffer beyond what is asked for."""
+
+
+class Extent(NamedTuple):
+    """A run of sectors that belongs to the caller until it is written or released."""
+
+    sector: PSector
+    sectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """What a tier holds, in bytes; ``state`` is one word for people."""
+
+    name: str
+    path: str
+    size_bytes: int
+    used_bytes: int
+    bad_bytes: int
+    direct_io: bool
+    free_segments: int
+    segments: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able dict."""
+        return asdict(self)
+
+
+class LowerTier(ABC):
+    """A tier below the pool."""
+
+    @abstractmethod
+    def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:
+        """Take a free extent of at most *sectors*, as long as there is one; at least one blob.
+
+        :param cleaning: may use the space that is kept free for cleaning
+        :raises TierFull: no run of free sectors holds a largest blob
+        """
+
+    @abstractmethod
+    def write(self, extent: Extent, batch: Batch) -> None:
+        """Write *batch* at the start of *extent* and release the extent's unused rest.
+
+        :raises TierIOError: nothing of the batch may be trusted; the extent stays taken, and
+            the caller calls ``mark_bad`` or ``release``
+        """
+
+    @abstractmethod
+    def mark_bad(self, extent: Extent) -> None:
+        """Take the sectors of a taken extent out of use for good."""
+
+    @abstractmethod
+    def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
+        """Return ``sectors * 512`` bytes, read into the page aligned *scratch*.
+
+        *scratch* has READ_SLACK_BYTES more room than that, for media with larger blocks.
+
+        :raises TierIOError: error or short read
+        """
+
+    @abstractmethod
+    def release(self, sector: PSector, sectors: int) -> None:
+        """Take sectors back; they must be allocated."""
+
+    @abstractmethod
+    def begin_rebuild(self) -> None:
+        """Forget every allocation; each one in use must then be given to ``mark``."""
+
+    @abstractmethod
+    def mark(self, sector: PSector, sectors: int) -> None:
+        """Declare sectors in use, after ``begin_rebuild``."""
+
+    @abstractmethod
+    def finish_rebuild(self) -> None:
+        """Make the derived state from what was marked."""
+
+    @abstractmethod
+    def segment_to_clean(self) -> Extent | None:
+        """Return the segment whose cleaning would free most; None: there is no need."""
+
+    @abstractmethod
+    def room_pages(self) -> int:
+        """Return how many pages the tier holds for certain, however badly they compress."""
+
+    @abstractmethod
+    def stats(self) -> TierStats:
+        """Return what the tier holds now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the medium; no call may follow."""
+
+
+def mark_all(tier: LowerTier, places: Iterable[tuple[PSector, int]]) -> None:
+    """Rebuild the allocations of *tier* from every (sector, sectors) in use."""
+    tier.begin_rebuild()
+    for sector, sectors in places:
+        tier.mark(sector, sectors)
+    tier.finish_rebuild()

@@ -1,0 +1,264 @@
+"""The pool: a size-class allocator over the region's preallocated arena.
+
+The arena is an array of equal zspages. A zspage belongs to one size class while it holds any
+object and to none when it is empty, so space freed by one class serves every other and the
+arena cannot fragment beyond partly filled zspages. A free object's first two bytes link to the
+next free object of its zspage; the lists need no memory of their own.
+
+Truth is the swap table alone (I3): ``begin_rebuild``, ``mark`` and ``finish_rebuild`` make the
+lists anew from the places that the table names. Not thread safe: the slot layer's lock covers
+it. Holds the blobs and the table's own pages; knows neither slots nor codecs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Final
+
+from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Region
+from swapfs.tiers.size_classes import CLASS_OBJECTS, CLASS_OF_GRAINS, CLASS_SIZES
+from swapfs.units import PAGE_SIZE
+
+NO_PLACE: Final = -1
+"""What ``allocate`` returns when there is no room; an exception would cost the hot path."""
+
+_ZSPAGE_SHIFT: Final = 16
+_ZSPAGE_MASK: Final = ZSPAGE_BYTES - 1
+_END: Final = 0xFFFF
+_PAGE_CLASS: Final = len(CLASS_SIZES) - 1
+assert 1 << _ZSPAGE_SHIFT == ZSPAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What the pool holds, in bytes.
+
+    ``used_bytes`` counts whole zspages, ``object_bytes`` the objects handed out, and
+    ``payload_bytes`` what was asked for; table pages count in the first two.
+    """
+
+    limit_bytes: int
+    used_bytes: int
+    object_bytes: int
+    payload_bytes: int
+    table_bytes: int
+    peak_bytes: int
+    zspages_free: int
+
+
+class Pool:
+    """Places of 1 to 4096 bytes in the arena of *region*; a place is a byte offset in it."""
+
+    def __init__(self, region: Region) -> None:
+        self._arena = region.arena
+        self._halves = region.arena_halves
+        self._classes = region.classes
+        self._zspages = region.geometry.zspages
+        self.reserve_zspages = 0
+        """Free zspages that only ``allocate_page`` may take: room for table pages."""
+        self._reset()
+
+    def _reset(self) -> None:
+        count = self._zspages
+        self._used = array("H", bytes(2 * count))  # objects handed out, by zspage
+        self._head = array("H", [_END]) * count  # first free object that was used before
+        self._fresh = array("H", bytes(2 * count))  # objects never handed out start here
+        self._free = [z for z in range(count - 1, -1, -1) if self._classes[z] == NO_CLASS]
+        # Zspages with room, by class: the one in use (-1: none), and the others. Entries leave
+        # the dict at its end only, since a dict whose front is deleted is slow to iterate.
+        self._current = array("l", [-1]) * len(CLASS_SIZES)
+        self._partial: list[dict[int, None]] = [{} for _ in CLASS_SIZES]
+        self._object_bytes = 0
+        self._payload_bytes = 0
+        self._table_bytes = 0
+        self._least_free = len(self._free)
+
+    # ---- handing out and taking back ----
+
+    def allocate(self, size: int) -> int:
+        """Return a place for *size* bytes (1..4096), or NO_PLACE."""
+        place = self._take(CLASS_OF_GRAINS[(size + 15) >> 4], self.reserve_zspages)
+        if place != NO_PLACE:
+            self._payload_bytes += size
+        return place
+
+    def allocate_page(self) -> int:
+        """Return a place for one table page, page aligned, or NO_PLACE; may use the reserve."""
+        place = self._take(_PAGE_CLASS, 0)
+        if place != NO_PLACE:
+            self._table_bytes += PAGE_SIZE
+        return place
+
+    def free(self, place: int, size: int) -> None:
+        """Take back the place of a blob of *size* bytes."""
+        self._payload_bytes -= size
+        self._give(place)
+
+    def free_page(self, place: int) -> None:
+        """Take back the place of a table page."""
+        self._table_bytes -= PAGE_SIZE
+        self._give(place)
+
+    def _take(self, size_class: int, reserve: int) -> int:
+        zspage = self._current[size_class]
+        if zspage >= 0:
+            return self._pop(zspage, size_class)
+        partial = self._partial[size_class]
+        if partial:
+            zspage = partial.popitem()[0]
+        elif len(self._free) > reserve:
+            zspage = self._claim(size_class)
+        else:
+            return self._take_larger(size_class)
+        self._current[size_class] = zspage
+        return self._pop(zspage, size_class)
+
+    def _claim(self, size_class: int) -> int:
+        zspage = self._free.pop()
+        if len(self._free) < self._least_free:
+            self._least_free = len(self._free)
+        self._classes[zspage] = size_class
+        self._fresh[zspage] = 0
+        self._head[zspage] = _END
+        return zspage
+
+    def _take_larger(self, size_class: int) -> int:
+        """Full: an object of a larger class is better than a refusal."""
+        for larger in range(size_class + 1, len(CLASS_SIZES)):
+            zspage = self._current[larger]
+            if zspage < 0 and self._partial[larger]:
+                zspage = self._current[larger] = self._partial[larger].popitem()[0]
+            if zspage >= 0:
+                return self._pop(zspage, larger)
+        return NO_PLACE
+
+    def _pop(self, zspage: int, size_class: int) -> int:
+        size = CLASS_SIZES[size_class]
+        base = zspage << _ZSPAGE_SHIFT
+        index = self._head[zspage]
+        if index != _END:
+            place = base + index * size
+            self._head[zspage] = self._halves[place >> 1]
+        else:
+            index = self._fresh[zspage]
+            self._fresh[zspage] = index + 1
+            place = base + index * size
+        used = self._used[zspage] + 1
+        self._used[zspage] = used
+        if used == CLASS_OBJECTS[size_class]:
+            self._current[size_class] = -1
+        self._object_bytes += size
+        return place
+
+    def _give(self, place: int) -> None:
+        zspage = place >> _ZSPAGE_SHIFT
+        size_class = self._classes[zspage]
+        assert size_class != NO_CLASS, "freed a place of a free zspage"
+        size = CLASS_SIZES[size_class]
+        used = self._used[zspage] - 1
+        self._used[zspage] = used
+        self._object_bytes -= size
+        if used == 0:
+            if self._current[size_class] == zspage:
+                self._current[size_class] = -1
+            else:
+                self._partial[size_class].pop(zspage, None)
+            self._classes[zspage] = NO_CLASS
+            self._free.append(zspage)
+            return
+        self._halves[place >> 1] = self._head[zspage]
+        self._head[zspage] = (place & _ZSPAGE_MASK) // size
+        if used == CLASS_OBJECTS[size_class] - 1:  # it was full, so it is not the current one
+            self._partial[size_class][zspage] = None
+
+    # ---- rebuilding from the table ----
+
+    def begin_rebuild(self) -> None:
+        """Forget every place; each one in use must then be given to ``mark``."""
+        self._marks: dict[int, bytearray] = {}
+        self._classes_kept = bytes(self._classes)
+        self._reset()
+        self._free.clear()
+
+    def mark(self, place: int, size: int, *, table: bool = False) -> None:
+        """Declare *place* in use by a blob of *size* bytes, or by a table page."""
+        zspage = place >> _ZSPAGE_SHIFT
+        size_class = self._classes_kept[zspage]
+        assert size_class != NO_CLASS, "the table names a place in a free zspage"
+        index, rest = divmod(place & _ZSPAGE_MASK, CLASS_SIZES[size_class])
+        marks = self._marks.setdefault(zspage, bytearray(CLASS_OBJECTS[size_class]))
+        assert rest == 0, "the table names a place that is no object"
+        assert not marks[index], "the table names a place twice"
+        assert size <= CLASS_SIZES[size_class]
+        marks[index] = 1
+        self._object_bytes += CLASS_SIZES[size_class]
+        if table:
+            self._table_bytes += PAGE_SIZE
+        else:
+            self._payload_bytes += size
+
+    def finish_rebuild(self) -> None:
+        """Make the free lists from what was marked."""
+        for zspage in range(self._zspages - 1, -1, -1):
+            marks = self._marks.get(zspage)
+            if marks is None:
+                self._classes[zspage] = NO_CLASS
+                self._free.append(zspage)
+            else:
+                self._relink(zspage, marks)
+        self._least_free = len(self._free)
+        del self._marks, self._classes_kept
+
+    def _relink(self, zspage: int, marks: bytearray) -> None:
+        size_class = self._classes[zspage]
+        size = CLASS_SIZES[size_class]
+        base = zspage << _ZSPAGE_SHIFT
+        head = _END
+        for index in range(len(marks) - 1, -1, -1):
+            if not marks[index]:
+                self._halves[(base + index * size) >> 1] = head
+                head = index
+        self._head[zspage] = head
+        self._fresh[zspage] = len(marks)
+        self._used[zspage] = sum(marks)
+        if head != _END:
+            self._partial[size_class][zspage] = None
+
+    # ---- what it holds ----
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in zspages that hold anything."""
+        return (self._zspages - len(self._free)) * ZSPAGE_BYTES
+
+    def stats(self) -> PoolStats:
+        """Return what the pool holds now."""
+        return PoolStats(
+            limit_bytes=self._zspages * ZSPAGE_BYTES,
+            used_bytes=self.used_bytes,
+            object_bytes=self._object_bytes,
+            payload_bytes=self._payload_bytes,
+            table_bytes=self._table_bytes,
+            peak_bytes=(self._zspages - self._least_free) * ZSPAGE_BYTES,
+            zspages_free=len(self._free),
+        )
+
+    def check(self) -> None:
+        """Assert that the lists agree with each other; for tests, O(zspages)."""
+        assert len(set(self._free)) == len(self._free)
+        for zspage in range(self._zspages):
+            size_class = self._classes[zspage]
+            if size_class == NO_CLASS:
+                assert zspage in self._free
+                continue
+            used, objects = self._used[zspage], CLASS_OBJECTS[size_class]
+            assert 0 < used <= objects
+            listed = zspage in self._partial[size_class]
+            assert listed + (zspage == self._current[size_class]) == (used < objects)
+            free, index = objects - self._fresh[zspage], self._head[zspage]
+            while index != _END:
+                free += 1
+                place = (zspage << _ZSPAGE_SHIFT) + index * CLASS_SIZES[size_class]
+                index = self._halves[place >> 1]
+            assert free == objects - used

@@ -1,0 +1,1 @@
+"""The virtual slot layer: what a slot of the swap file holds, and where."""

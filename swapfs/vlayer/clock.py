@@ -1,0 +1,65 @@
+"""The clock hand: which blobs of the pool are cold enough to go down.
+
+Second chance over the swap table itself, so that recency costs one bit of a word and no list:
+the hand takes the clusters in the order in which they were first used, clears the referenced
+bit where it is set, and offers what it finds clear. A new blob is referenced, so it stays for
+one round at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
+from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag
+from swapfs.vlayer.layer import VirtualSlotLayer
+
+STEP_SLOTS: Final = 64
+"""Slots looked at under one hold of the layer's lock, so that no request waits long."""
+
+
+class ClockHand:
+    """Walks the table of *layer*; one thread owns it."""
+
+    def __init__(self, layer: VirtualSlotLayer) -> None:
+        self._layer = layer
+        self._cluster = -1
+        self._next = CLUSTER_SLOTS
+
+    def victims(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield lists of (slot, word) of cold blobs, for at most two rounds of the table.
+
+        Call it with the layer's lock held; it is held whenever the generator runs, and the
+        caller may let it go between two lists.
+        """
+        table = self._layer.table
+        steps = 2 * (table.live_clusters + 1) * (CLUSTER_SLOTS // STEP_SLOTS)
+        for _ in range(steps):
+            if self._next >= CLUSTER_SLOTS:
+                cluster = table.oldest_cluster()
+                if cluster is None:
+                    return
+                table.rotate(cluster)
+                self._cluster, self._next = cluster, 0
+            first = (self._cluster << CLUSTER_SHIFT) + self._next
+            self._next += STEP_SLOTS
+            yield self._look(first)
+
+    def _look(self, first: int) -> list[tuple[int, int]]:
+        table = self._layer.table
+        found = []
+        for index, word in enumerate(table.run(first, STEP_SLOTS)):
+            if word & TAG_MASK != Tag.POOL or word & MOVING:
+                continue
+            if word & REFERENCED:
+                table.mark(first + index, REFERENCED, on=False)
+            else:
+                found.append((first + index, word))
+        return found
+
+    def back(self, slot: int) -> None:
+        """Let the hand start again at *slot*, which it offered last and which was not taken."""
+        if slot >> CLUSTER_SHIFT == self._cluster:
+            self._next = slot & (CLUSTER_SLOTS - 1)
+            self._next -= self._next % STEP_SLOTS

@@ -1,0 +1,201 @@
+"""Writes that found the pool full and go straight to the lower tier.
+
+The session thread packs the pages into one of a few reserved batches, because the request's
+buffer is needed for the next request; a thread writes the batches and answers the request when
+its last page is down. A slot shows its old page until then, which a reader that races with the
+write may see anyway. When no batch comes free in time, the disk is stuck: from then on writes
+are refused at once until it moves again, so that reads of what is in memory never wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from errno import EIO, ENOSPC
+from typing import Final, Protocol
+
+from swapfs.errors import TierFull
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.blob import Batch
+from swapfs.units import PAGE_SHIFT, PAGE_SIZE, PSector
+from swapfs.vlayer.codec import compress
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.writeback import BATCH_BYTES, BATCH_SECTORS, Writeback
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_BATCH_S: Final = 5.0
+
+
+class Answerable(Protocol):
+    """The one who waits for a deferred write."""
+
+    def reply(self, result: int, /) -> None:
+        """Take bytes written, or a negative errno value."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One deferred write; ``parts`` counts the batches that are not down yet, plus the packer."""
+
+    ticket: Answerable
+    size: int
+    parts: int = 1
+    error: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def part_done(self, error: int) -> None:
+        with self.lock:
+            self.parts -= 1
+            self.error = self.error or error
+            last = self.parts == 0
+        if last:
+            self.ticket.reply(-self.error if self.error else self.size)
+
+
+@dataclass(slots=True)
+class _Part:
+    request: _Request
+    extent: Extent
+    batch: Batch
+
+
+class DirectWriter:
+    """Packs and writes pages past the pool.
+
+    :param views: page aligned, BATCH_BYTES each: the batches that may be under way at once
+    """
+
+    def __init__(
+        self,
+        layer: VirtualSlotLayer,
+        tier: LowerTier,
+        writeback: Writeback,
+        views: Sequence[memoryview],
+        *,
+        wait_s: float = WAIT_FOR_BATCH_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._layer = layer
+        self._tier = tier
+        self._writeback = writeback
+        self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
+        self._wait_s = wait_s
+        self._clock_s = clock_s
+        self._stuck = False
+        for view in views:
+            self._free.put(Batch(view[:BATCH_BYTES]))
+
+    def submit(
+        self, ticket: Answerable, size: int, slot: int, pages: memoryview, count: int
+    ) -> None:
+        """Write *count* pages from *slot* on and then answer *ticket* with *size*.
+
+        *pages* may be reused when this returns. The ticket is answered ENOSPC when there is no
+        room below either, EIO when the disk failed; every page stored before stays as it was.
+        """
+        request = _Request(ticket, size)
+        error = ENOSPC
+        try:
+            if self._writeback.health.may_write(self._clock_s()):
+                self._pack(request, slot, pages, count)
+                error = 0
+        except TierFull:
+            pass
+        finally:
+            if error:
+                self._count_refused()
+            request.part_done(error)
+
+    def _count_refused(self) -> None:
+        with self._layer.lock:
+            self._layer.counters.add("failed_write_no_room")
+
+    def _pack(self, request: _Request, slot: int, pages: memoryview, count: int) -> None:
+        part: _Part | None = None
+        try:
+            for index in range(count):
+                page = pages[index << PAGE_SHIFT : (index << PAGE_SHIFT) + PAGE_SIZE]
+                blob, codec = compress(page)
+                if part is not None and not part.batch.fits(len(blob)):
+                    self._hand_over(part)
+                    part = None
+                if part is None:
+                    part = self._new_part(request)
+                self._writeback.add(part.batch, slot + index, blob, codec)
+        except BaseException:
+            if part is not None:
+                self._tier.release(part.extent.sector, part.extent.sectors)
+                self._free.put(part.batch)
+            raise
+        if part is not None:
+            self._hand_over(part)
+
+    def _new_part(self, request: _Request) -> _Part:
+        batch = self._take_batch()
+        try:
+            extent = self._tier.allocate(BATCH_SECTORS)
+        except TierFull:
+            self._writeback.health.full = True
+            self._free.put(batch)
+            raise
+        batch.reset(extent.sectors)
+        return _Part(request, extent, batch)
+
+    def _take_batch(self) -> Batch:
+        try:
+            batch = self._free.get(timeout=0 if self._stuck else self._wait_s)
+        except queue.Empty:
+            self._stuck = True
+            raise TierFull("the file tier does not answer") from None
+        self._stuck = False
+        return batch
+
+    def _hand_over(self, part: _Part) -> None:
+        with part.request.lock:
+            part.request.parts += 1
+        self._packed.put(part)
+
+    # ---- the writing thread ----
+
+    def run(self) -> None:
+        """Write packed batches until ``stop``."""
+        while (part := self._packed.get()) is not None:
+            error = EIO
+            try:
+                error = self._write(part)
+            except Exception:  # answer the request whatever happens
+                log.exception("direct write failed")
+            finally:
+                self._free.put(part.batch)
+                part.request.part_done(error)
+
+    def stop(self) -> None:
+        """Let ``run`` return after what is packed."""
+        self._packed.put(None)
+
+    def _write(self, part: _Part) -> int:
+        layer = self._layer
+        if not self._writeback.write(part.extent, part.batch):
+            with layer.lock:
+                layer.counters.add("failed_write_io")
+            return EIO
+        error = 0
+        with layer.lock:
+            for item in part.batch.items:
+                try:
+                    self._writeback.publish(part.extent, item, "write_direct")
+                    layer.counters.add("write_direct_pages")
+                except TierFull:  # no page left for the swap table
+                    self._tier.release(
+                        PSector(part.extent.sector + item.start_sector),
+                        item.sectors,
+                    )
+                    layer.counters.add("failed_write_no_room")
+                    error = ENOSPC
+        return error

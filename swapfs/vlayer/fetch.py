@@ -1,0 +1,274 @@
+"""Reading slots whose blobs lie in the file tier; runs in worker threads, never in the loop.
+
+Blobs that lie side by side are read in one go. Several reads of one blob share one disk read:
+the first is the leader, the others wait for its bytes. A read never trusts a place after it
+let the lock go: the header and checksum tell whether the bytes are the blob that the word
+named, and if they are not, the word is looked at again before anything is called damaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from swapfs.errors import BlobCorrupt, TierError, TierIOError
+from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
+from swapfs.tiers.blob import blob_sectors, check_blob
+from swapfs.tiers.pool import NO_PLACE
+from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE
+from swapfs.vlayer.codec import decompress
+from swapfs.vlayer.entry import (
+    CHECK_MASK,
+    PASSING,
+    REFERENCED,
+    TAG_MASK,
+    Tag,
+    blob_codec,
+    blob_length,
+    encode_pool,
+    file_check,
+    file_sector,
+)
+from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES: Final = 256 * 1024
+"""The most that one disk read asks for."""
+SCRATCH_BYTES: Final = WINDOW_BYTES + READ_SLACK_BYTES
+"""Scratch that each worker brings, page aligned."""
+_SLOT_MASK: Final = CLUSTER_SLOTS - 1
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One blob that is being read; its leader fills in the outcome."""
+
+    waiters: int = 0
+    landed: bool = False
+    payload: bytes = b""
+    sequence: int = 0
+    error: TierError | None = None
+
+
+@dataclass(slots=True)
+class _Run:
+    """Blobs of consecutive slots that lie side by side on the disk."""
+
+    slot: int
+    words: list[int] = field(default_factory=list)
+    sectors: int = 0
+
+
+class Fetcher:
+    """Loads runs of slots, wherever they are.
+
+    :param promote: may a blob that was read go back to the pool now? None: never
+    :param recent_blobs: how many demotions ago still counts as a refault
+    """
+
+    def __init__(
+        self,
+        layer: VirtualSlotLayer,
+        tier: LowerTier,
+        *,
+        promote: Callable[[], bool] | None = None,
+        newest_sequence: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._layer = layer
+        self._tier = tier
+        self._promote = promote
+        self._newest_sequence = newest_sequence
+        self._landing = threading.Condition()
+        self._flights: dict[tuple[int, int], _Flight] = {}
+
+    def load(self, slot: int, count: int, out: memoryview, scratch: memoryview) -> int:
+        """Fill *out* with the pages of *count* slots from *slot* on; blocks.
+
+        Returns how many pages are good, from the first on; fewer than *count* means that the
+        next slot is damaged or unreadable.
+
+        :raises TierError: the first slot is (BlobCorrupt, TierIOError)
+        :raises SlotDamaged: the first slot is, in memory
+        """
+        done = 0
+        while done < count:
+            try:
+                done += self._layer.load_run(slot + done, count - done, out, done << PAGE_SHIFT)
+                if done < count:
+                    done += self._load_file_run(slot + done, count - done, out, done, scratch)
+            except (TierError, SlotDamaged):
+                if done == 0:
+                    raise
+                return done
+        return done
+
+    def file_word(self, slot: int) -> int:
+        """Return the word of *slot* if it is in the file tier, else 0."""
+        with self._layer.lock:
+            word = self._layer.table.get(slot)
+        return word if word & TAG_MASK == Tag.FILE else 0
+
+    # ---- one disk read ----
+
+    def _load_file_run(
+        self, slot: int, count: int, out: memoryview, done: int, scratch: memoryview
+    ) -> int:
+        """Load at least one page from the disk; 0 when the first slot has changed meanwhile."""
+        run, flights, follow = self._board(slot, count)
+        if follow is not None:
+            return self._follow(slot, follow, run.words[0], out[done << PAGE_SHIFT :])
+        if not run.words:
+            return 0
+        return self._lead(run, flights, out[done << PAGE_SHIFT :], scratch)
+
+    def _board(self, slot: int, count: int) -> tuple[_Run, list[_Flight], _Flight | None]:
+        """Find what one read can fetch; register as its leader or as a follower of the first."""
+        run = _Run(slot)
+        flights: list[_Flight] = []
+        with self._landing:
+            for index, word in enumerate(self._file_words(slot, count)):
+                sectors = blob_sectors(blob_length(word))
+                if run.words and (
+                    file_sector(word) != file_sector(run.words[0]) + run.sectors
+                    or (run.sectors + sectors) * SECTOR_SIZE > WINDOW_BYTES
+                ):
+                    break
+                key = (slot + index, word & ~PASSING)
+                flight = self._flights.get(key)
+                if flight is not None:
+                    if run.words:
+                        break
+                    flight.waiters += 1
+                    run.words.append(word)
+                    return run, flights, flight
+                self._flights[key] = flight = _Flight()
+                flights.append(flight)
+                run.words.append(word)
+                run.sectors += sectors
+        return run, flights, None
+
+    def _file_words(self, slot: int, count: int) -> list[int]:
+        """Return the words of *slot* and those after it, up to the first not in the file."""
+        with self._layer.lock:
+            words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
+        for index, word in enumerate(words):
+            if word & TAG_MASK != Tag.FILE:
+                return words[:index]
+        return words
+
+    def _lead(self, run: _Run, flights: list[_Flight], out: memoryview, scratch: memoryview) -> int:
+        """Read *run*, deliver its pages and land its flights. Returns pages delivered."""
+        failure: TierError | None = None
+        try:
+            view = self._tier.read(file_sector(run.words[0]), run.sectors, scratch)
+        except TierIOError as error:
+            failure, view = error, scratch[:0]
+        self._count_read(run.sectors)
+        good, position = 0, 0
+        first_error: TierError | None = None
+        for index, (word, flight) in enumerate(zip(run.words, flights, strict=True)):
+            slot = run.slot + index
+            end = position + blob_sectors(blob_length(word)) * SECTOR_SIZE
+            error, payload, sequence = failure, view[:0], 0
+            if error is None:
+                try:
+                    payload, sequence = self._check(view[position:end], slot, word)
+                except BlobCorrupt as corrupt:
+                    error = corrupt
+            self._land(slot, word, flight, payload, sequence, error)
+            if error is None and good == index:
+                good += self._deliver(slot, word, payload, sequence, out, index)
+            elif first_error is None:
+                first_error = error
+            position = end
+        if good == 0 and first_error is not None:
+            return self._verdict(run.slot, run.words[0], first_error)
+        return good
+
+    def _check(self, blob: memoryview, slot: int, word: int) -> tuple[memoryview, int]:
+        return check_blob(
+            blob, slot, blob_length(word), blob_codec(word), file_check(word), CHECK_MASK
+        )
+
+    def _land(
+        self,
+        slot: int,
+        word: int,
+        flight: _Flight,
+        payload: memoryview,
+        sequence: int,
+        error: TierError | None,
+    ) -> None:
+        with self._landing:
+            del self._flights[slot, word & ~PASSING]
+            flight.landed, flight.error, flight.sequence = True, error, sequence
+            if flight.waiters:
+                flight.payload = bytes(payload)
+                self._landing.notify_all()
+
+    def _follow(self, slot: int, flight: _Flight, word: int, out: memoryview) -> int:
+        with self._landing:
+            while not flight.landed:
+                self._landing.wait()
+        if flight.error is not None:
+            return self._verdict(slot, word, flight.error)
+        return self._deliver(slot, word, memoryview(flight.payload), flight.sequence, out, 0)
+
+    # ---- what becomes of it ----
+
+    def _deliver(
+        self,
+        slot: int,
+        word: int,
+        payload: memoryview,
+        sequence: int,
+        out: memoryview,
+        index: int,
+    ) -> int:
+        """Put the page of *payload* at page *index* of *out*; 1, or 0 when it is no page."""
+        try:
+            page = decompress(payload, blob_codec(word))
+        except ValueError as error:
+            return self._verdict(slot, word, BlobCorrupt(f"slot {slot}: {error}"))
+        out[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT] = page
+        layer = self._layer
+        with layer.lock:
+            layer.counters.add("read_file_pages")
+            if self._newest_sequence() - sequence <= layer.pool.stats().limit_bytes // PAGE_SIZE:
+                layer.counters.add("refaulted_pages")
+            if self._promote is not None and self._promote():
+                self._bring_back(slot, word, payload)
+        return 1
+
+    def _bring_back(self, slot: int, word: int, payload: memoryview) -> None:
+        layer = self._layer
+        if (layer.table.get(slot) ^ word) & ~PASSING:
+            return
+        length = blob_length(word)
+        place = layer.pool.allocate(length)
+        if place == NO_PLACE:
+            return
+        layer.put(place, payload)
+        new = encode_pool(place, length, blob_codec(word)) | REFERENCED
+        layer.free(layer.table.exchange(slot, new, "promote"))
+        layer.counters.add("promoted_pages")
+
+    def _count_read(self, sectors: int) -> None:
+        with self._layer.lock:
+            self._layer.counters.add("file_read_ops")
+            self._layer.counters.add("file_read_bytes", sectors * SECTOR_SIZE)
+
+    def _verdict(self, slot: int, word: int, error: TierError) -> int:
+        """Return 0 if *slot* has changed since *word* was read, for another look; else raise."""
+        layer = self._layer
+        with layer.lock:
+            if (layer.table.get(slot) ^ word) & ~PASSING:
+                return 0
+            corrupt = isinstance(error, BlobCorrupt)
+            layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")
+        log.error("slot %d at sector %d: %s", slot, file_sector(word), error)
+        raise error

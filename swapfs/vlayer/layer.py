@@ -1,0 +1,283 @@
+"""The virtual slot layer: pages in and out of slots, whatever backs them.
+
+Everything here is synchronous, in memory, and done under ``lock``; nothing waits for a disk.
+A slot whose blob lies in the file tier stops a load or a patch, and the caller takes it to
+``fetch``; a store that finds the pool full stops too, and the caller takes it to ``writeback``.
+
+Order of every change (I3): the new bytes are in place, then the word is published with one
+store, then the old place is freed.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from swapfs._page import same_filled
+from swapfs.errors import TierFull
+from swapfs.region import Region
+from swapfs.stats import COUNTER_INDEX, Counters
+from swapfs.tiers.base import LowerTier
+from swapfs.tiers.blob import blob_sectors
+from swapfs.tiers.pool import NO_PLACE, Pool
+from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
+from swapfs.vlayer.codec import compress, decompress
+from swapfs.vlayer.entry import (
+    CODEC_MASK,
+    CODEC_SHIFT,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    MOVING,
+    PASSING,
+    PLACE_SHIFT,
+    REFERENCED,
+    TAG_MASK,
+    Codec,
+    Tag,
+    blob_length,
+    decode_same,
+    encode_pool,
+    encode_same,
+    file_sector,
+    pool_place,
+)
+from swapfs.vlayer.swap_table import SwapTable
+
+_ZERO_PAGE: Final = bytes(PAGE_SIZE)
+_WORDS_PER_PAGE: Final = PAGE_SIZE // 8
+_SLOT_MASK: Final = CLUSTER_SLOTS - 1
+_POOL, _SAME, _EMPTY, _RAW = int(Tag.POOL), int(Tag.SAME), int(Tag.EMPTY), int(Codec.RAW)
+
+_READ_EMPTY = COUNTER_INDEX["read_empty_pages"]
+_READ_SAME = COUNTER_INDEX["read_same_pages"]
+_READ_POOL = COUNTER_INDEX["read_pool_pages"]
+_WRITE_SAME = COUNTER_INDEX["write_same_pages"]
+_WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
+_WRITE_RAW = COUNTER_INDEX["write_raw_pages"]
+
+
+class SlotDamaged(Exception):
+    """A slot's bytes in memory are not a page (I4)."""
+
+
+class VirtualSlotLayer:
+    """What the slots of one region hold.
+
+    :param tier: where demoted blobs are released when their slot changes; None: memory only
+    """
+
+    def __init__(self, region: Region, tier: LowerTier | None) -> None:
+        self.lock = threading.Lock()
+        self.pool = Pool(region)
+        self.table = SwapTable(region, self.pool)
+        self.tier = tier
+        self.counters = Counters(region.counter_words)
+        self._arena = region.arena
+        self._words = region.arena_words
+        self._counter_words = region.counter_words
+        self.file_payload_bytes = 0
+
+    def rebuild(self) -> None:
+        """Derive every list and count from the region, after another server died (I3).
+
+        Copies that were under way are forgotten; their slots keep the place they had.
+        """
+        self.table.rebuild()
+        self.pool.begin_rebuild()
+        if self.tier is not None:
+            self.tier.begin_rebuild()
+        self.file_payload_bytes = 0
+        for place in self.table.table_places():
+            self.pool.mark(place, PAGE_SIZE, table=True)
+        for slot, word in self.table.occupied_words():
+            tag, length = word & TAG_MASK, blob_length(word)
+            if word & MOVING:
+                self.table.mark(slot, MOVING, on=False)
+            if tag == Tag.POOL:
+                self.pool.mark(pool_place(word), length)
+            elif tag == Tag.FILE and self.tier is not None:
+                self.tier.mark(file_sector(word), blob_sectors(length))
+                self.file_payload_bytes += length
+        self.pool.finish_rebuild()
+        if self.tier is not None:
+            self.tier.finish_rebuild()
+
+    # ---- store ----
+
+    def store_run(self, slot: int, source: memoryview, position: int, count: int) -> int:
+        """Store *count* pages that begin at byte *position* of *source*, from *slot* on.
+
+        Returns how many were stored; fewer than *count* means that the pool is full.
+        """
+        with self.lock:
+            for index in range(count):
+                if not self._store(slot + index, source, position + (index << PAGE_SHIFT)):
+                    self.table.release_if_empty(slot + index)
+                    return index
+        return count
+
+    def _store(self, slot: int, source: memoryview, position: int) -> bool:
+        try:
+            self.table.materialise(slot)
+        except TierFull:
+            return False
+        counters = self._counter_words
+        value = same_filled(source, position)
+        if value is not None:
+            word = encode_same(value)
+            if word is not None:
+                self.free(self.table.exchange(slot, word, "write"))
+                counters[_WRITE_SAME] += 1
+                return True
+        blob, codec = compress(source[position : position + PAGE_SIZE])
+        length = len(blob)
+        place = self.pool.allocate(length)
+        if place == NO_PLACE:
+            return False
+        self.put(place, blob)
+        word = encode_pool(place, length, codec) | REFERENCED
+        self.free(self.table.exchange(slot, word, "write"))
+        counters[_WRITE_RAW if codec == _RAW else _WRITE_COMPRESSED] += 1
+        return True
+
+    def free(self, old: int) -> None:
+        """Free the place that the unpublished word *old* names; the caller holds the lock."""
+        tag = old & TAG_MASK
+        if tag == _POOL:
+            self.pool.free(pool_place(old), blob_length(old))
+        elif tag == Tag.FILE:
+            assert self.tier is not None
+            length = blob_length(old)
+            self.file_payload_bytes -= length
+            self.tier.release(file_sector(old), blob_sectors(length))
+
+    def put(self, place: int, blob: bytes | memoryview) -> None:
+        """Copy *blob* to its *place* in the arena; the caller holds the lock."""
+        self._arena[place : place + len(blob)] = blob
+
+    def blob(self, word: int) -> memoryview:
+        """Return the blob of a POOL *word*; valid while the caller holds the lock."""
+        place = pool_place(word)
+        return self._arena[place : place + blob_length(word)]
+
+    # ---- load ----
+
+    def load_run(self, slot: int, count: int, out: memoryview, position: int) -> int:
+        """Fill *out* from byte *position* on with the pages of *count* slots.
+
+        Returns how many pages were filled; fewer than *count* means that the next slot is in
+        the file tier.
+
+        :raises SlotDamaged: the first page asked for is damaged (a later one ends the run)
+        """
+        done = 0
+        with self.lock:
+            while done < count:
+                run = min(count - done, CLUSTER_SLOTS - (slot + done & _SLOT_MASK))
+                filled = self._load_in_cluster(
+                    slot + done, run, out, position + (done << PAGE_SHIFT), first=done == 0
+                )
+                done += filled
+                if filled < run:
+                    break
+        return done
+
+    def _load_in_cluster(
+        self, slot: int, count: int, out: memoryview, position: int, *, first: bool
+    ) -> int:
+        index = self.table.base(slot)
+        counters = self._counter_words
+        if index < 0:
+            out[position : position + count * PAGE_SIZE] = bytes(count * PAGE_SIZE)
+            counters[_READ_EMPTY] += count
+            return count
+        words, arena = self._words, self._arena
+        index += slot & _SLOT_MASK
+        for done, word in enumerate(words[index : index + count].tolist()):
+            tag = word & TAG_MASK
+            end = position + PAGE_SIZE
+            if tag == _POOL:
+                place = word >> PLACE_SHIFT << 4
+                blob = arena[place : place + (word >> LENGTH_SHIFT & LENGTH_MASK) + 1]
+                try:
+                    out[position:end] = decompress(blob, word >> CODEC_SHIFT & CODEC_MASK)
+                except ValueError as error:
+                    if done == 0 and first:
+                        raise SlotDamaged(f"slot {slot}: {error}") from error
+                    return done
+                if not word & REFERENCED:
+                    words[index + done] = word | REFERENCED
+                counters[_READ_POOL] += 1
+            elif tag == _EMPTY:
+                out[position:end] = _ZERO_PAGE
+                counters[_READ_EMPTY] += 1
+            elif tag == _SAME:
+                out[position:end] = decode_same(word).to_bytes(8, "little") * _WORDS_PER_PAGE
+                counters[_READ_SAME] += 1
+            else:
+                return done
+            position = end
+        return count
+
+    # ---- patch: part of a page ----
+
+    def patch(
+        self, slot: int, start: int, data: bytes | memoryview, page: bytearray
+    ) -> bool | None:
+        """Overwrite bytes of one page; *page* is scratch of 4096 bytes.
+
+        Returns True when done, None when the slot is in the file tier, False when the pool is
+        full.
+
+        :raises SlotDamaged: the old page is damaged, so its other bytes are lost
+        """
+        with self.lock:
+            if self.table.get(slot) & TAG_MASK == Tag.FILE:
+                return None
+            view = memoryview(page)
+            index_first = slot & _SLOT_MASK
+            assert start + len(data) <= PAGE_SIZE
+            assert index_first < CLUSTER_SLOTS
+            self._load_in_cluster(slot, 1, view, 0, first=True)
+            view[start : start + len(data)] = data
+            return self._store(slot, view, 0)
+
+    def replace_file_page(self, slot: int, seen: int, page: memoryview) -> bool | None:
+        """Store *page* if *slot* still holds the FILE word *seen*.
+
+        Returns True when done, None when the slot has changed, False when the pool is full.
+        """
+        with self.lock:
+            if (self.table.get(slot) ^ seen) & ~PASSING:
+                return None
+            return self._store(slot, page, 0)
+
+    def is_empty(self, slot: int) -> bool:
+        """Whether *slot* was never written, or was discarded since."""
+        with self.lock:
+            return not self.table.get(slot)
+
+    # ---- discard ----
+
+    def discard_run(self, slot: int, count: int) -> int:
+        """Empty *count* slots from *slot* on; return how many held anything.
+
+        Costs as much as what was stored, not as much as the range.
+        """
+        freed, end = 0, slot + count
+        while slot < end:
+            with self.lock:
+                slot = self.table.next_occupied(slot, end)
+                stop = min(end, (slot | _SLOT_MASK) + 1)
+                if slot < stop:
+                    freed += self._discard_in_cluster(slot, stop - slot)
+            slot = stop if slot < stop else end
+        return freed
+
+    def _discard_in_cluster(self, slot: int, count: int) -> int:
+        freed = 0
+        for index, word in enumerate(self.table.run(slot, count)):
+            if word:
+                self.free(self.table.exchange(slot + index, 0, "discard"))
+                freed += 1
+        return freed

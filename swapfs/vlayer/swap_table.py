@@ -1,0 +1,217 @@
+"""The swap table: slot -> word, in clusters of 512 made on first use.
+
+A cluster's 512 words are one page of the pool, so the table's memory is part of what was
+reserved at start (I5), and a cluster that empties gives its page back. The directory and the
+words are truth (I3); the occupancy counts and the ring of live clusters are derived.
+Idea: mm/swap_table.h and the dynamic clusters of the virtual swap space patches (vss.md 3a).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from swapfs.errors import TierFull
+from swapfs.region import ZSPAGE_BYTES, Region
+from swapfs.tiers.pool import NO_PLACE, Pool
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
+from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
+
+_SLOT_MASK: Final = CLUSTER_SLOTS - 1
+_PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
+_RESERVE_SHARE: Final = 8
+"""At most 1/8 of the pool is held back for tables that an overcommitted file may need."""
+
+
+def table_reserve_bytes(clusters: int, pool_bytes: int) -> int:
+    """Return the part of a pool of *pool_bytes* that data must leave to *clusters* clusters."""
+    wanted = -(-clusters // _PAGES_PER_ZSPAGE) * ZSPAGE_BYTES
+    return min(wanted, pool_bytes // _RESERVE_SHARE // ZSPAGE_BYTES * ZSPAGE_BYTES)
+
+
+class SwapTable:
+    """The words of every slot of one region. Not thread safe: the layer's lock covers it."""
+
+    def __init__(self, region: Region, pool: Pool) -> None:
+        self._pool = pool
+        self._words = region.arena_words
+        self._arena = region.arena
+        self._directory = region.directory
+        self._clusters = region.geometry.clusters
+        self.slots = region.geometry.slots
+        self._reserve_max = (
+            table_reserve_bytes(self._clusters, region.geometry.pool_bytes) // ZSPAGE_BYTES
+        )
+        self._occupied = array("H", bytes(2 * self._clusters))
+        self._live: OrderedDict[int, None] = OrderedDict()
+        self._state_counts = [0] * len(STATES)
+        self._update_reserve()
+
+    # ---- words ----
+
+    def base(self, slot: int) -> int:
+        """Return the index in ``words`` of the cluster of *slot*; -1: no slot of it is used."""
+        page = self._directory[slot >> CLUSTER_SHIFT]
+        return ((page - 1) << CLUSTER_SHIFT) if page else -1
+
+    def get(self, slot: int) -> int:
+        """Return the word of *slot*."""
+        page = self._directory[slot >> CLUSTER_SHIFT]
+        if not page:
+            return 0
+        word: int = self._words[((page - 1) << CLUSTER_SHIFT) + (slot & _SLOT_MASK)]
+        return word
+
+    def run(self, slot: int, count: int) -> list[int]:
+        """Return the words of *count* slots from *slot* on, all in one cluster."""
+        assert (slot & _SLOT_MASK) + count <= CLUSTER_SLOTS
+        base = self.base(slot)
+        if base < 0:
+            return [0] * count
+        start = base + (slot & _SLOT_MASK)
+        return self._words[start : start + count].tolist()
+
+    def mark(self, slot: int, bits: int, *, on: bool) -> None:
+        """Set or clear passing bits of an occupied *slot*; what it holds stays."""
+        index = self.base(slot) + (slot & _SLOT_MASK)
+        if on:
+            self._words[index] |= bits
+        else:
+            self._words[index] &= ~bits
+
+    def exchange(self, slot: int, new: int, cause: str) -> int:
+        """Publish the word *new* for *slot* and return the old one, whose place is then free.
+
+        :raises TierFull: the cluster has no page yet and the pool has none left
+        """
+        cluster = slot >> CLUSTER_SHIFT
+        page = self._directory[cluster]
+        if not page:
+            if not new:
+                return 0
+            page = self._materialise(cluster)
+        index = ((page - 1) << CLUSTER_SHIFT) + (slot & _SLOT_MASK)
+        old: int = self._words[index]
+        assert is_legal(cause, old, new), f"{cause}: {old:#x} -> {new:#x}"
+        self._words[index] = new
+        self._state_counts[STATE_OF_KIND[old & KIND_MASK]] -= 1
+        self._state_counts[STATE_OF_KIND[new & KIND_MASK]] += 1
+        if not old:
+            if new:
+                self._occupied[cluster] += 1
+        elif not new:
+            left = self._occupied[cluster] - 1
+            self._occupied[cluster] = left
+            if not left:
+                self._give_back(cluster, page)
+        return old
+
+    # ---- clusters ----
+
+    def materialise(self, slot: int) -> None:
+        """Have a table page for the cluster of *slot*.
+
+        :raises TierFull: the pool has none left
+        """
+        if not self._directory[slot >> CLUSTER_SHIFT]:
+            self._materialise(slot >> CLUSTER_SHIFT)
+
+    def release_if_empty(self, slot: int) -> None:
+        """Give the table page of the cluster of *slot* back if no slot of it is used."""
+        cluster = slot >> CLUSTER_SHIFT
+        page = self._directory[cluster]
+        if page and not self._occupied[cluster]:
+            self._give_back(cluster, page)
+
+    def _materialise(self, cluster: int) -> int:
+        place = self._pool.allocate_page()
+        if place == NO_PLACE:
+            raise TierFull("no room for a page of the swap table")
+        self._arena[place : place + PAGE_SIZE] = bytes(PAGE_SIZE)
+        page = (place >> PAGE_SHIFT) + 1
+        self._directory[cluster] = page  # published only when it is zeroed (I3)
+        self._live[cluster] = None
+        self._update_reserve()
+        return page
+
+    def _give_back(self, cluster: int, page: int) -> None:
+        self._directory[cluster] = 0
+        del self._live[cluster]
+        self._pool.free_page((page - 1) << PAGE_SHIFT)
+        self._update_reserve()
+
+    def _update_reserve(self) -> None:
+        missing = self._clusters - len(self._live)
+        wanted = -(-missing // _PAGES_PER_ZSPAGE)
+        self._pool.reserve_zspages = min(wanted, self._reserve_max)
+
+    def oldest_cluster(self) -> int | None:
+        """Return the live cluster that the clock hand has not visited for longest."""
+        return next(iter(self._live), None)
+
+    def rotate(self, cluster: int) -> None:
+        """Let the clock hand pass *cluster*; no harm if it has been given back."""
+        if cluster in self._live:
+            self._live.move_to_end(cluster)
+
+    def next_occupied(self, slot: int, end: int) -> int:
+        """Return the first slot from *slot* on, below *end*, whose cluster is live; else *end*."""
+        directory = self._directory
+        cluster, last = slot >> CLUSTER_SHIFT, (end - 1) >> CLUSTER_SHIFT
+        if directory[cluster]:
+            return slot
+        if last - cluster > 2 * len(self._live):  # cost follows use, not size
+            later = [live for live in self._live if cluster < live <= last]
+            return min(later, default=last + 1) << CLUSTER_SHIFT if later else end
+        for later_cluster in range(cluster + 1, last + 1):
+            if directory[later_cluster]:
+                return later_cluster << CLUSTER_SHIFT
+        return end
+
+    # ---- what it holds ----
+
+    @property
+    def live_clusters(self) -> int:
+        """Clusters that have a table page."""
+        return len(self._live)
+
+    def state_counts(self) -> dict[str, int]:
+        """Return the number of slots in each state of STATES."""
+        counts = dict(zip(STATES, self._state_counts, strict=True))
+        counts["empty"] = self.slots - sum(self._state_counts[1:])
+        return counts
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of table pages in the pool."""
+        return len(self._live) * PAGE_SIZE
+
+    def occupied_words(self) -> Iterator[tuple[int, int]]:
+        """Yield (slot, word) of every occupied slot, cluster by cluster in the ring's order."""
+        for cluster in list(self._live):
+            first = cluster << CLUSTER_SHIFT
+            for index, word in enumerate(self.run(first, CLUSTER_SLOTS)):
+                if word:
+                    yield first + index, word
+
+    def rebuild(self) -> None:
+        """Derive counts and ring anew from the directory and the words, after a crash."""
+        self._live = OrderedDict.fromkeys(
+            cluster for cluster, page in enumerate(self._directory.tolist()) if page
+        )
+        self._occupied = array("H", bytes(2 * self._clusters))
+        self._state_counts = [0] * len(STATES)
+        for slot, word in self.occupied_words():
+            self._occupied[slot >> CLUSTER_SHIFT] += 1
+            self._state_counts[STATE_OF_KIND[word & KIND_MASK]] += 1
+        for cluster in [live for live in self._live if not self._occupied[live]]:
+            self._directory[cluster] = 0  # the server died between two steps
+            del self._live[cluster]
+        self._update_reserve()
+
+    def table_places(self) -> Iterator[int]:
+        """Yield the place in the pool of every table page."""
+        for cluster in self._live:
+            yield (self._directory[cluster] - 1) << PAGE_SHIFT

@@ -1,0 +1,83 @@
+"""Threads for requests that may wait for a disk, each with buffers reserved at start."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from swapfs.units import PAGE_SIZE
+
+log = logging.getLogger(__name__)
+
+
+def aligned_buffer(size_bytes: int) -> memoryview:
+    """Return page aligned zeroed memory of *size_bytes*, present and never given back."""
+    view = memoryview(mmap.mmap(-1, size_bytes))
+    for position in range(0, size_bytes, PAGE_SIZE):
+        view[position] = 0
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What one worker works in: pages of the largest request, a disk read, one page."""
+
+    pages: memoryview
+    scratch: memoryview
+    page: bytearray
+
+
+Job = Callable[[Buffers], None]
+
+
+class Workers:
+    """A fixed number of threads that run jobs in the order in which they came.
+
+    The queue is bounded by its source: the kernel has only so many requests under way.
+    """
+
+    def __init__(self, threads: int, pages_bytes: int, scratch_bytes: int) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(
+                    Buffers(
+                        aligned_buffer(pages_bytes),
+                        aligned_buffer(scratch_bytes),
+                        bytearray(PAGE_SIZE),
+                    ),
+                ),
+                name=f"worker-{number}",
+                daemon=True,
+            )
+            for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Have *job* run; it answers its own request and its exceptions are logged."""
+        self._jobs.put(job)
+
+    def stop(self, timeout_s: float) -> None:
+        """Let the threads end after the jobs they have; give up waiting after *timeout_s*."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _run(self, buffers: Buffers) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job(buffers)
+            except Exception:  # a ticket that is dropped answers EIO itself
+                log.exception("a deferred request failed")
+            del job

@@ -1,0 +1,275 @@
+"""Values from command line and file, each mistake as one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swapfs.config import KEYS, Config, FileTierConfig, check_room, describe, load
+from swapfs.errors import ConfigError
+from swapfs.units import GiB, MiB
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine with 1 GiB of memory, where /busy and /own are mount points."""
+    proc = tmp_path / "root/proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:        1048576 kB\nMemFree:    5 kB\n")
+    busy, own = tmp_path / "busy", tmp_path / "own"
+    busy.mkdir()
+    own.mkdir()
+    (proc / "self/mountinfo").write_text(
+        f"27 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        f"30 27 0:40 / {busy} rw shared:5 - tmpfs tmpfs rw\n"
+        f"31 27 0:41 / {own} rw - fuse.swapfs swapfs:swapfs rw\n"
+    )
+    return tmp_path / "root"
+
+
+BASE = {"size": "64M", "pool": "16M"}
+
+
+def problem(cli: dict[str, object], root: Path, file: Path | None = None) -> str:
+    """Return the one line that load says about *cli*."""
+    with pytest.raises(ConfigError) as caught:
+        load({**BASE, **cli}, file, root)
+    line = str(caught.value)
+    assert line.isprintable(), "a mistake is one line"
+    return line
+
+
+def test_defaults(root: Path) -> None:
+    config = load(BASE, None, root)
+    assert config == Config(
+        mountpoint=Path("/run/swapfs/swapfs/mnt"), size_bytes=64 * MiB, pool_bytes=16 * MiB
+    )
+
+
+def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "swapfs.toml"
+    file.write_text('size = "128M"\npool = 33554432\npriority = 7\npromote = true\n')
+    config = load({"size": "64M", "pool": None}, file, root)
+    assert (config.size_bytes, config.pool_bytes) == (64 * MiB, 32 * MiB)
+    assert (config.priority, config.promote, config.overcommit) == (7, True, 1.0)
+    assert load({"promote": False}, file, root).promote is False
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("size", "lots", "--size: 'lots' is not a size"),
+        ("size", "9" * 400 + "G", "--size: "),
+        ("size", "64M\n", None),
+        ("size", "1048577", "--size: 1048577 is not a multiple of 4096 (nearest below: 1048576)"),
+        ("size", "4K", "too small (least: 1M)"),
+        ("size", "2T", "--size: 2T is too large (most: 1T)"),
+        ("size", -4096, "negative"),
+        ("size", True, "is not text"),
+        ("pool", "2M", "--pool: 2M is too small (least: 4M)"),
+        ("pool", "2G", "--pool: 2G is more than this machine's memory of 1G"),
+        ("name", "a/b", "is no name"),
+        ("name", "..", "is no name"),
+        ("name", "-x", "is no name"),
+        ("name", "x" * 33, "is no name"),
+        ("overcommit", "0.5", "--overcommit: '0.5' is not a number from 1 to"),
+        ("overcommit", "nan", "is not a number"),
+        ("overcommit", [2], "is not a number"),
+        ("metrics", "127.0.0.1", "--metrics: '127.0.0.1' is no address"),
+        ("metrics", "127.0.0.1:70000", "is no address"),
+        ("metrics", "::1:9809", "is no address"),
+        ("metrics", "a\nb:1", "is no address"),
+        ("metrics", 9809, "is not text"),
+        ("high-watermark", "101", "whole number from 1 to 100"),
+        ("low-watermark", "90", "--low-watermark: the low watermark (90) must be below"),
+        ("high-watermark", 60, "--high-watermark: the low watermark (80) must be below"),
+        ("priority", "-2", "whole number from 0 to 32767"),
+        ("priority", "1.5", "whole number"),
+        ("priority", True, "whole number"),
+        ("promote", "yes", "neither true nor false"),
+        ("file", "/nowhere/swap:1G", "--file: /nowhere/swap: there is no directory /nowhere"),
+        ("file", "/tmp/swapfs-not-there", "write /tmp/swapfs-not-there:SIZE"),
+        ("file", "/tmp/x:big", "'big' is not a size"),
+        ("file", "/tmp/x:4097", "is not a multiple of 4096"),
+        ("file", "/tmp/x:4K", "too small (least: 1M)"),
+        ("file", "/dev/null:1M", "neither a file nor a block device"),
+        ("file", "/tmp/swapfs-not-there:1024T", "its file system has"),
+        ("file", "", "is not a usable path"),
+        ("file-direct-io", "on", "there is no file"),
+        ("mountpoint", "/nowhere", "mountpoint: /nowhere: No such file"),
+        ("mountpoint", "/etc/passwd", "mountpoint: /etc/passwd is not a directory"),
+    ],
+)
+def test_each_mistake_is_one_line(root: Path, key: str, value: object, says: str | None) -> None:
+    if says is None:
+        assert load({**BASE, key: value}, None, root).size_bytes == 64 * MiB
+    else:
+        assert says in problem({key: value}, root)
+
+
+@pytest.mark.parametrize("key", ["size", "pool"])
+def test_missing_key(root: Path, key: str) -> None:
+    assert f"{key}: missing: give --{key}" in problem({key: None}, root)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("poool = 1", "poool: unknown key (did you mean pool?)"),
+        ("high_watermark = 1", "did you mean high-watermark?"),
+        ("zzz = 1", "unknown key (known: name,"),
+        ('"a\\nb" = 1', "unknown key"),
+        ("size = ", "not TOML: "),
+        ("[file]\npath = 'x'", "file: {'path': 'x'} is not text"),
+        ("unsafe = 1", "unsafe: 1 is neither true nor false"),
+    ],
+)
+def test_mistakes_in_the_file_name_file_and_key(
+    root: Path, tmp_path: Path, content: str, says: str
+) -> None:
+    file = tmp_path / "swapfs.toml"
+    file.write_text(content)
+    line = problem({}, root, file)
+    assert line.startswith(f"{file}: ")
+    assert says in line
+
+
+def test_unreadable_files(root: Path, tmp_path: Path) -> None:
+    assert "No such file" in problem({}, root, tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
+    assert "not TOML" in problem({}, root, tmp_path / "latin.toml")
+
+
+def test_busy_mount_point(root: Path, tmp_path: Path) -> None:
+    assert "is busy: tmpfs (tmpfs) is mounted there" in problem(
+        {"mountpoint": str(tmp_path / "busy")}, root
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "busy")
+    assert "is busy" in problem({"mountpoint": str(tmp_path / "link")}, root)
+
+
+def test_our_own_mount_is_left_for_up_to_refuse(root: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    assert load({**BASE, "mountpoint": str(own)}, None, root).mountpoint == own
+    assert "is busy" in problem({"mountpoint": str(own), "name": "other"}, root)
+
+
+def test_pool_is_rounded_down(root: Path) -> None:
+    assert load({**BASE, "pool": "5000000"}, None, root).pool_bytes == 4980736
+
+
+def test_an_existing_file_gives_its_size(root: Path, tmp_path: Path) -> None:
+    backing = tmp_path / "back:ing"
+    backing.touch()
+    os.truncate(backing, 2 * MiB + 100)
+    config = load({**BASE, "file": str(backing), "file-direct-io": "on"}, None, root)
+    assert config.file == FileTierConfig(backing, 2 * MiB, "on")
+    config = load({**BASE, "file": f"{backing}:1M"}, None, root)
+    assert config.file == FileTierConfig(backing, MiB, "auto")
+
+
+def test_space_that_a_file_has_already_is_not_asked_for_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backing = tmp_path / "backing"
+    backing.write_bytes(b"x" * 2 * MiB)
+    monkeypatch.setattr("swapfs.config._free_bytes", lambda where, path: 0)
+    assert load({**BASE, "file": f"{backing}:1M"}, None, root).file is not None
+    assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
+
+
+def test_a_block_device_must_have_the_size(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "device"
+    device.touch()
+    os.truncate(device, 4 * MiB)
+    monkeypatch.setattr("stat.S_ISREG", lambda mode: False)
+    monkeypatch.setattr("stat.S_ISBLK", lambda mode: True)
+    config = load({**BASE, "file": str(device)}, None, root)
+    assert config.file == FileTierConfig(device, 4 * MiB)
+    assert "has only 4M, 8M asked for" in problem({"file": f"{device}:8M"}, root)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("off", None),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("localhost:9809", ("127.0.0.1", 9809)),
+        ("[::1]:9809", ("::1", 9809)),
+    ],
+)
+def test_metrics_address(root: Path, text: str, address: tuple[str, int] | None) -> None:
+    config = load({**BASE, "metrics": text}, None, root)
+    assert config.metrics == address
+
+
+def room_config(size_bytes: int, overcommit: float = 1.0) -> Config:
+    return Config(
+        mountpoint=Path("/mnt"), size_bytes=size_bytes, pool_bytes=4 * MiB, overcommit=overcommit
+    )
+
+
+def test_room_names_the_three_cures() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_room(room_config(GiB), 300 * MiB)
+    line = str(caught.value)
+    assert "1G is more than the guaranteed room of 300M" in line
+    assert "add --file PATH:SIZE" in line
+    assert "lower --size to 300M" in line
+    assert "--overcommit 3.5" in line  # 3.413 rounded up
+
+
+def test_no_room_at_all() -> None:
+    with pytest.raises(ConfigError, match="room of 0B"):
+        check_room(room_config(GiB), 0)
+
+
+@given(st.integers(1, 1 << 28), st.integers(1, 1 << 40))
+def test_the_named_ratio_suffices_and_the_next_lower_does_not(pages: int, room: int) -> None:
+    size = pages * 4096
+    try:
+        check_room(room_config(size), room)
+    except ConfigError as error:
+        ratio = float(str(error).rpartition("--overcommit ")[2])
+        check_room(room_config(size, ratio), room)
+        lower = round(ratio - 0.1, 1)
+        if lower >= 1:
+            with pytest.raises(ConfigError):
+                check_room(room_config(size, lower), room)
+    else:
+        assert size <= room
+
+
+def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
+    config = load(
+        {
+            "name": "a.b",
+            "mountpoint": str(tmp_path),
+            "size": "1028K",
+            "pool": "5000000",
+            "overcommit": "2.5",
+            "file": f"{tmp_path}/b \"'é:1M",
+            "file-direct-io": "off",
+            "metrics": "[::1]:1",
+            "high-watermark": "70",
+            "low-watermark": "60",
+            "promote": True,
+            "priority": "5",
+            "unsafe": True,
+            "runtime-dir": str(tmp_path / "run"),
+        },
+        None,
+        root,
+    )
+    file = tmp_path / "again.toml"
+    file.write_text(describe(config))
+    assert load({}, file, root) == config
+    assert set(json.loads(describe(config, as_json=True))) == set(KEYS)
+    assert load(json.loads(describe(config, as_json=True)), None, root) == config

@@ -1,0 +1,232 @@
+"""The kernel's tables, from a fake /proc and /sys; the tools, by what they are called with."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from swapfs import kernel
+from swapfs.errors import OperationError
+from swapfs.kernel import LoopDevice, MountEntry
+
+HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "sys/block").mkdir(parents=True)
+    (tmp_path / "proc/swaps").write_text(HEADER)
+    (tmp_path / "proc/self/mountinfo").write_text("27 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    return tmp_path
+
+
+def add_loop(
+    root: Path, number: int, backing: str, dio: int = 1, discard: int = 4096, sector: int = 4096
+) -> None:
+    block = root / f"sys/block/loop{number}"
+    (block / "loop").mkdir(parents=True)
+    (block / "queue").mkdir()
+    (block / "loop/backing_file").write_text(backing + "\n")
+    (block / "loop/dio").write_text(f"{dio}\n")
+    (block / "queue/discard_max_bytes").write_text(f"{discard}\n")
+    (block / "queue/logical_block_size").write_text(f"{sector}\n")
+
+
+def add_swap(root: Path, *lines: str) -> None:
+    with (root / "proc/swaps").open("a") as swaps:
+        swaps.writelines(f"{line}\n" for line in lines)
+
+
+def test_swaps_with_escapes_and_deleted_files(root: Path) -> None:
+    add_swap(
+        root,
+        "/dev/loop0                              partition\t1048572\t\t12\t\t100",
+        "/var/my\\040swap\\134\\040(deleted) file\t\t8\t\t0\t\t-2",
+    )
+    first, second = kernel.swaps(root)
+    assert (first.path, first.size_bytes, first.used_bytes, first.priority, first.deleted) == (
+        "/dev/loop0",
+        1048572 * 1024,
+        12 * 1024,
+        100,
+        False,
+    )
+    assert (second.path, second.kind, second.priority, second.deleted) == (
+        "/var/my swap\\",
+        "file",
+        -2,
+        True,
+    )
+    assert kernel.find_swap(Path("/dev/loop0"), root) == first
+    assert kernel.find_swap(Path("/dev/loop1"), root) is None
+
+
+def test_no_swap_support(root: Path) -> None:
+    (root / "proc/swaps").unlink()
+    assert kernel.swaps(root) == []
+
+
+def test_mounts_with_optional_fields_and_escapes(root: Path) -> None:
+    (root / "proc/self/mountinfo").write_text(
+        "27 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "40 27 0:9 / /mnt/a\\040b rw shared:1 master:2 - fuse.swapfs swapfs:x rw,user_id=0\n"
+        "41 27 0:9 / /mnt/a\\040b rw - tmpfs none rw\n"
+    )
+    assert kernel.mounts(root)[1] == MountEntry(Path("/mnt/a b"), "fuse.swapfs", "swapfs:x")
+    top = kernel.mount_at(Path("/mnt/a b"), root)
+    assert top is not None
+    assert top.fstype == "tmpfs"
+    assert kernel.mount_at(Path("/mnt"), root) is None
+
+
+def test_loops_in_the_order_of_their_numbers(root: Path) -> None:
+    add_loop(root, 10, "/b")
+    add_loop(root, 2, "/a (deleted)", dio=0, discard=0, sector=512)
+    (root / "sys/block/loop3").mkdir()  # not attached
+    assert kernel.loops(root) == [
+        LoopDevice(Path("/dev/loop2"), "/a", True, False, 0, 512),
+        LoopDevice(Path("/dev/loop10"), "/b", False, True, 4096, 4096),
+    ]
+    found = kernel.find_loop(Path("/b"), root)
+    assert found is not None
+    assert found.device == Path("/dev/loop10")
+    assert kernel.find_loop(Path("/c"), root) is None
+
+
+def test_memory_total(root: Path) -> None:
+    (root / "proc/meminfo").write_text("MemTotal:  4 kB\n")
+    assert kernel.memory_total_bytes(root) == 4096
+    (root / "proc/meminfo").write_text("MemFree:  4 kB\n")
+    with pytest.raises(OperationError):
+        kernel.memory_total_bytes(root)
+
+
+def test_ghosts(root: Path) -> None:
+    with (root / "proc/self/mountinfo").open("a") as mountinfo:
+        mountinfo.write("40 27 0:9 / /run/live rw - fuse.swapfs swapfs:x rw\n")
+    (root / "var").mkdir()
+    (root / "var/swap").touch()
+    add_loop(root, 0, "/run/live/swap")  # fine: mounted, and not looked at
+    add_loop(root, 1, "/run/gone/swap")
+    add_loop(root, 2, "/var/old (deleted)")
+    add_loop(root, 3, "/var/swap")  # fine: a file
+    add_loop(root, 4, "/run/gone/idle")  # no swap on it
+    add_swap(root, *(f"/dev/loop{number} partition 4 0 1" for number in range(4)))
+    ghosts = kernel.ghost_swaps(root)
+    assert [(str(ghost.device), ghost.backing_file) for ghost in ghosts] == [
+        ("/dev/loop1", "/run/gone/swap"),
+        ("/dev/loop2", "/var/old"),
+    ]
+    assert "mounted" in ghosts[0].reason
+    assert "deleted" in ghosts[1].reason
+
+
+class Tools:
+    """Stands in for subprocess.run; *fail* names the tool that fails."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.calls: list[list[str]] = []
+        self.fail = ""
+        self.loop: dict[str, int] = {}
+
+    def run(self, words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        assert "shell" not in options
+        self.calls.append(words)
+        if words[0] == self.fail:
+            return subprocess.CompletedProcess(words, 1, "", f"{words[0]}: no way\nat all\n")
+        if "--show" in words:
+            add_loop(self.root, 7, words[-1], **self.loop)
+            return subprocess.CompletedProcess(words, 0, "/dev/loop7\n", "")
+        if words[:2] == ["losetup", "-d"]:
+            (self.root / "sys/block/loop7/loop/backing_file").unlink()
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+
+@pytest.fixture
+def tools(root: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
+    tools = Tools(root)
+    monkeypatch.setattr(subprocess, "run", tools.run)
+    return tools
+
+
+def test_attach_loop_asks_for_what_it_checks(root: Path, tools: Tools) -> None:
+    loop = kernel.attach_loop(Path("/mnt/swap"), root=root)
+    assert loop.device == Path("/dev/loop7")
+    assert tools.calls == [
+        ["losetup", "--show", "-f", "--sector-size=4096", "--direct-io=on", "/mnt/swap"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [({"dio": 0}, "direct I/O"), ({"discard": 0}, "discard"), ({"sector": 512}, "512 bytes")],
+)
+def test_attach_loop_detaches_what_is_not_as_asked(
+    root: Path, tools: Tools, state: dict[str, int], says: str
+) -> None:
+    tools.loop = state
+    with pytest.raises(OperationError, match=says):
+        kernel.attach_loop(Path("/mnt/swap"), root=root)
+    assert tools.calls[-1] == ["losetup", "-d", "/dev/loop7"]
+    assert kernel.loops(root) == []
+
+
+def test_detach_refuses_while_swap_is_on(root: Path, tools: Tools) -> None:
+    add_swap(root, "/dev/loop7 partition 4 0 1")
+    with pytest.raises(OperationError, match="swap is on it"):
+        kernel.detach_loop(Path("/dev/loop7"), root)
+    assert tools.calls == []
+
+
+def test_detach_that_the_kernel_put_off_is_an_error(
+    root: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_loop(root, 8, "/mnt/swap")
+    add_loop(root, 7, "/other")
+    monkeypatch.setattr(kernel, "DETACH_WAIT_S", 0)
+    with pytest.raises(OperationError, match="another process holds it open"):
+        kernel.detach_loop(Path("/dev/loop8"), root)
+
+
+def test_swap_tools(tools: Tools) -> None:
+    device = Path("/dev/loop7")
+    kernel.mkswap(device, "a-name-longer-than-labels")
+    kernel.swapon(device, 100)
+    kernel.swapon(device, 5, discard=False)
+    kernel.swapoff(device)
+    kernel.umount(Path("/mnt"))
+    assert tools.calls == [
+        ["mkswap", "-L", "a-name-longer-t", "/dev/loop7"],
+        ["swapon", "--discard", "-p", "100", "/dev/loop7"],
+        ["swapon", "-p", "5", "/dev/loop7"],
+        ["swapoff", "/dev/loop7"],
+        ["umount", "/mnt"],
+    ]
+
+
+def test_a_failing_tool_is_one_line(tools: Tools) -> None:
+    tools.fail = "swapoff"
+    with pytest.raises(OperationError) as caught:
+        kernel.swapoff(Path("/dev/loop7"))
+    assert str(caught.value) == "swapoff /dev/loop7: swapoff: no way; at all"
+
+
+def test_a_missing_tool_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(words: list[str], **options: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", words[0])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(OperationError, match="umount: cannot be run: No such file"):
+        kernel.umount(Path("/mnt"))
+
+
+def test_the_real_machine_can_be_read() -> None:
+    assert kernel.memory_total_bytes() > 1 << 20
+    assert kernel.mounts()
+    kernel.swaps()
+    kernel.loops()
+    kernel.ghost_swaps()

@@ -1,0 +1,348 @@
+"""Up is all or nothing, down takes what there is and nothing that swap stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import swapfs
+from swapfs import control, kernel, lifecycle
+from swapfs.config import Config
+from swapfs.errors import OperationError
+from swapfs.kernel import GhostSwap, LoopDevice, MountEntry, SwapEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_PROCESS = 1 << 30  # beyond every pid_max
+LOOP = Path("/dev/loop7")
+STEPS = ["launch", "attach", "mkswap", "swapon"]
+UNDOS = ["umount", "detach", "swapoff"]
+
+
+class Machine:
+    """A kernel and a daemon in a few variables; *fail* is the steps that fail."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.mounted = False
+        self.loop = False
+        self.swap_priority: int | None = None
+        self.ghosts: list[GhostSwap] = []
+        self.fail: set[str] = set()
+        self.log: list[str] = []
+
+    @property
+    def state(self) -> tuple[bool, bool, bool]:
+        return self.mounted, self.loop, self.swap_priority is not None
+
+    def step(self, name: str) -> None:
+        self.log.append(name)
+        if name in self.fail:
+            raise OperationError(f"{name} failed")
+
+    def launch(self, config: Config) -> int:
+        assert config.mountpoint.is_dir()
+        self.step("launch")
+        self.mounted = True
+        return NO_PROCESS
+
+    def run_foreground(self, config: Config) -> None:
+        self.step("foreground")
+
+    def mounts(self) -> list[MountEntry]:
+        mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one")
+        return [MountEntry(Path("/"), "ext4", "root"), *([mine] if self.mounted else [])]
+
+    def loops(self) -> list[LoopDevice]:
+        swap_file = str(self.config.mountpoint / "swap")
+        mine = LoopDevice(LOOP, swap_file, False, True, 4096, 4096)
+        other = LoopDevice(Path("/dev/loop1"), "/other", False, True, 4096, 4096)
+        return [other, *([mine] if self.loop else [])]
+
+    def find_loop(self, backing: Path) -> LoopDevice | None:
+        return next((loop for loop in self.loops() if loop.backing_file == str(backing)), None)
+
+    def find_swap(self, device: Path) -> SwapEntry | None:
+        if device != LOOP or self.swap_priority is None:
+            return None
+        return SwapEntry(str(LOOP), "partition", 4096, 0, self.swap_priority, False)
+
+    def ghost_swaps(self) -> list[GhostSwap]:
+        return self.ghosts
+
+    def attach_loop(self, backing: Path) -> LoopDevice:
+        assert self.mounted
+        self.step("attach")
+        self.loop = True
+        return self.loops()[-1]
+
+    def mkswap(self, device: Path, label: str) -> None:
+        assert (device, label) == (LOOP, "one")
+        self.step("mkswap")
+
+    def swapon(self, device: Path, priority: int) -> None:
+        self.step("swapon")
+        self.swap_priority = priority
+
+    def swapoff(self, device: Path) -> None:
+        self.step("swapoff")
+        self.swap_priority = None
+
+    def detach_loop(self, device: Path) -> None:
+        assert self.swap_priority is None, "detached below active swap"
+        self.step("detach")
+        self.loop = False
+
+    def umount(self, path: Path) -> None:
+        assert not self.loop, "unmounted below a loop device"
+        self.step("umount")
+        self.mounted = False
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    config = Config(
+        name="one",
+        mountpoint=tmp_path / "run/one/mnt",
+        size_bytes=1 << 20,
+        pool_bytes=1 << 22,
+        runtime_dir=tmp_path / "run",
+    )
+    machine = Machine(config)
+    for name in (
+        *("mounts", "loops", "find_loop", "find_swap", "ghost_swaps", "attach_loop"),
+        *("mkswap", "swapon", "swapoff", "detach_loop", "umount"),
+    ):
+        monkeypatch.setattr(kernel, name, getattr(machine, name))
+    daemon = types.ModuleType("swapfs.daemon")
+    daemon.launch = machine.launch  # type: ignore[attr-defined]
+    daemon.run_foreground = machine.run_foreground  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "swapfs.daemon", daemon)
+    monkeypatch.setattr(swapfs, "daemon", daemon, raising=False)
+    return machine
+
+
+def test_up_then_down(machine: Machine) -> None:
+    assert lifecycle.up(machine.config) == LOOP
+    assert machine.state == (True, True, True)
+    done = lifecycle.down("one", machine.config.runtime_dir)
+    assert done == [
+        f"swapoff {LOOP}",
+        f"detached {LOOP}",
+        f"unmounted {machine.config.mountpoint}",
+    ]
+    assert machine.state == (False, False, False)
+    assert machine.log == [*STEPS, "swapoff", "detach", "umount"]
+    assert not machine.config.mountpoint.parent.exists()
+    assert lifecycle.down("one", machine.config.runtime_dir) == []
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_failed_step_undoes_all_before_it_in_reverse(machine: Machine, failing: str) -> None:
+    machine.fail = {failing}
+    with pytest.raises(OperationError, match=f"^{failing} failed$") as caught:
+        lifecycle.up(machine.config)
+    assert not hasattr(caught.value, "__notes__")
+    assert machine.state == (False, False, False)
+    done = STEPS[: STEPS.index(failing) + 1]
+    undone = {
+        "launch": [],
+        "attach": ["umount"],
+        "mkswap": ["detach", "umount"],
+        "swapon": ["detach", "umount"],
+    }
+    assert machine.log == done + undone[failing]
+    assert not machine.config.mountpoint.parent.exists()
+
+
+@pytest.mark.parametrize("priority", [None, 3])
+def test_swapon_that_the_kernel_does_not_show_is_undone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, priority: int | None
+) -> None:
+    def swapon(device: Path, wanted: int) -> None:
+        machine.swap_priority = priority
+
+    monkeypatch.setattr(kernel, "swapon", swapon)
+    with pytest.raises(OperationError, match=r"not in /proc/swaps|priority 3 instead of 100"):
+        lifecycle.up(machine.config)
+    assert machine.state == (False, False, False)
+
+
+@pytest.mark.parametrize("failing", UNDOS)
+def test_failed_undo_is_a_note_on_the_first_error(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def check(device: Path, priority: int) -> None:
+        raise OperationError("first")
+
+    monkeypatch.setattr(lifecycle, "_check_swap", check)
+    machine.fail = {failing}
+    with pytest.raises(OperationError, match="first") as caught:
+        lifecycle.up(machine.config)
+    (note,) = caught.value.__notes__
+    assert f"{failing} failed" in note
+    # What stands on the failed step is gone, what it stands on is not touched.
+    assert (
+        machine.state
+        == {
+            "swapoff": (True, True, True),
+            "detach": (True, True, False),
+            "umount": (True, False, False),
+        }[failing]
+    )
+    assert machine.config.mountpoint.is_dir()
+
+
+def test_interrupt_undoes_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapon(device: Path, priority: int) -> None:
+        machine.swapon(device, priority)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernel, "swapon", swapon)
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.up(machine.config)
+    assert machine.state == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    "start", [lifecycle.up, lambda config: lifecycle.mount(config, foreground=False)]
+)
+def test_second_start_is_refused_and_harms_nothing(
+    machine: Machine, start: Callable[[Config], object]
+) -> None:
+    lifecycle.up(machine.config)
+    before = machine.state, list(machine.log)
+    with pytest.raises(OperationError, match=r"already mounted on .*: run swapfs down one first"):
+        start(machine.config)
+    assert (machine.state, machine.log) == before
+
+
+def test_loop_left_over_is_refused(machine: Machine) -> None:
+    machine.loop = True
+    with pytest.raises(OperationError, match="/dev/loop7 is left over"):
+        lifecycle.up(machine.config)
+    assert machine.log == []
+
+
+def test_ghost_is_refused_unless_unsafe(machine: Machine) -> None:
+    machine.ghosts = [GhostSwap(Path("/dev/loop3"), "/x/swap", "it is deleted")]
+    with pytest.raises(OperationError, match="/dev/loop3 is swap but it is deleted"):
+        lifecycle.up(machine.config)
+    assert machine.log == []
+    lifecycle.up(dataclasses.replace(machine.config, unsafe=True))
+    assert machine.state == (True, True, True)
+
+
+def test_down_leaves_everything_when_swapoff_fails(machine: Machine) -> None:
+    lifecycle.up(machine.config)
+    machine.fail = {"swapoff"}
+    with pytest.raises(OperationError, match="nothing was detached or unmounted"):
+        lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (True, True, True)
+    machine.fail = set()
+    lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (False, False, False)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+@pytest.mark.parametrize("loop", [True, False])
+@pytest.mark.parametrize("swap", [True, False])
+def test_down_takes_any_parts(machine: Machine, mounted: bool, loop: bool, swap: bool) -> None:
+    machine.config.runtime_dir.mkdir()
+    snapshot = {"mountpoint": str(machine.config.mountpoint), "loop": str(LOOP), "pid": NO_PROCESS}
+    path = control.snapshot_path(machine.config.runtime_dir, "one")
+    path.write_text(json.dumps({"written_unix_s": 0, "status": snapshot}))
+    machine.mounted, machine.loop = mounted, loop
+    machine.swap_priority = 1 if swap and loop else None
+    lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (False, False, False)
+    assert not path.exists()
+
+
+def test_down_knows_nothing_of_other_instances(machine: Machine) -> None:
+    lifecycle.up(machine.config)
+    assert lifecycle.down("two", machine.config.runtime_dir) == []
+    assert machine.state == (True, True, True)
+
+
+def test_mount_in_the_foreground_leaves_no_mount_point(machine: Machine) -> None:
+    assert lifecycle.mount(machine.config, foreground=True) is None
+    assert machine.log == ["foreground"]
+    assert not machine.config.mountpoint.exists()
+    assert lifecycle.mount(machine.config, foreground=False) == NO_PROCESS
+
+
+def test_a_mount_point_of_the_user_is_kept(machine: Machine, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    machine.config = Config(
+        name="one",
+        mountpoint=mine,
+        size_bytes=1 << 20,
+        pool_bytes=1 << 22,
+        runtime_dir=tmp_path / "run",
+    )
+    machine.fail = {"attach"}
+    with pytest.raises(OperationError):
+        lifecycle.up(machine.config)
+    assert mine.is_dir()
+
+
+def test_daemon_lives_while_its_lock_is_held(tmp_path: Path) -> None:
+    assert not lifecycle.daemon_lives("one", tmp_path)
+    with (tmp_path / "one.lock").open("w") as lock:
+        assert not lifecycle.daemon_lives("one", tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert lifecycle.daemon_lives("one", tmp_path)
+    assert not lifecycle.daemon_lives("one", tmp_path)
+
+
+HOLDER = """
+import fcntl, sys
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_down_waits_for_the_daemon(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, exits: bool
+) -> None:
+    run = machine.config.runtime_dir
+    run.mkdir()
+    command = [sys.executable, "-c", HOLDER, str(run / "one.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"held\n"
+        status = {"pid": daemon.pid, "mountpoint": str(machine.config.mountpoint)}
+        written = json.dumps({"written_unix_s": 0, "status": status})
+        control.snapshot_path(run, "one").write_text(written)
+        machine.mounted = True
+
+        def umount(path: Path) -> None:
+            machine.umount(path)
+            if exits:
+                assert daemon.stdin is not None
+                daemon.stdin.close()
+
+        monkeypatch.setattr(kernel, "umount", umount)
+        if exits:
+            assert lifecycle.down("one", run)[-1] == "stopped the daemon"
+            assert daemon.wait(timeout=10) == 0
+        else:
+            monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
+            with pytest.raises(OperationError, match="daemon of one still runs"):
+                lifecycle.down("one", run)
+            assert control.snapshot_path(run, "one").exists()

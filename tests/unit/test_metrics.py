@@ -1,0 +1,422 @@
+"""metrics: what a scrape says of a snapshot, over HTTP and as a textfile."""
+
+from __future__ import annotations
+
+import copy
+import math
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from swapfs import metrics
+from swapfs.errors import OperationError
+from swapfs.metric_table import METRICS, reference
+from swapfs.stats import COUNTERS
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
+
+BOUNDS_S = (1e-05, 0.0001, 0.001, 1.0)
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def make_snapshot() -> dict[str, Any]:
+    """Return a snapshot in which every number is different."""
+    return {
+        "name": "swap-a",
+        "version": "9.8.7",
+        "pid": 4242,
+        "mountpoint": "/run/swapfs/swap-a/mnt",
+        "size_bytes": 1 << 30,
+        "overcommit": 1.5,
+        "room_bytes": (1 << 30) + 4096,
+        "started_unix_s": 1.7e9,
+        "degraded": [],
+        "slots": {"empty": 10, "same": 11, "compressed": 12, "raw": 13, "file": 14},
+        "orig_bytes": 50 * 4096,
+        "compr_bytes": 70001,
+        "pool": {
+            "limit_bytes": 1 << 26,
+            "used_bytes": 60002,
+            "payload_bytes": 50003,
+            "peak_bytes": 60004,
+            "zspages_free": 1005,
+        },
+        "metadata_bytes": 4096,
+        "fixed_bytes": 8192,
+        "metadata_bytes_per_slot": 8.1,
+        "clusters": 1,
+        "tiers": [
+            {
+                "name": "file",
+                "path": "/var/lib/swapfs/swap-a",
+                "size_bytes": 1 << 29,
+                "used_bytes": 20480,
+                "payload_bytes": 20001,
+                "bad_bytes": 512,
+                "healthy": True,
+                "direct_io": True,
+                "state": "ok",
+            }
+        ],
+        "counters": {name: 1_000_000 + index for index, name in enumerate(COUNTERS)},
+        "latency": {
+            "bounds_s": list(BOUNDS_S),
+            "series": [
+                {"op": "read", "tier": "memory", "counts": [5, 0, 2, 1, 3], "sum_s": 4.5},
+                {"op": "write", "tier": "file", "counts": [0, 0, 0, 0, 0], "sum_s": 0.0},
+            ],
+        },
+        "guards": [
+            {"name": "mlock", "ok": True, "required": True, "detail": "VmLck 100M"},
+            {"name": "io_flusher", "ok": False, "required": True, "detail": "refused"},
+        ],
+        "requests_in_flight": 2,
+        "swap": {"device": "/dev/loop0", "size_bytes": 4097, "used_bytes": 4098, "priority": 100},
+        "loop": "/dev/loop0",
+    }
+
+
+def scrape(snapshot: dict[str, Any]) -> dict[str, Family]:
+    text = generate_latest(metrics.make_registry(lambda: snapshot)).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(families: dict[str, Family], name: str, **labels: str) -> float:
+    """Return the one sample called *name* that has *labels*."""
+    (found,) = [
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    return found
+
+
+@pytest.fixture
+def snapshot() -> dict[str, Any]:
+    return make_snapshot()
+
+
+def test_every_row_of_the_table_is_exported_with_its_help(snapshot: dict[str, Any]) -> None:
+    families = scrape(snapshot)
+    for metric in METRICS:
+        family = families[metric.name.removesuffix("_total")]
+        assert family.type == metric.kind
+        assert family.documentation == metric.help
+        assert metric.help.endswith(".")
+        assert family.samples, f"{metric.name} has no sample"
+    assert len(families) == len(METRICS) == len({metric.name for metric in METRICS})
+
+
+def test_names_follow_the_conventions() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("swapfs_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert not {"instance", "job", "name", "le"} & set(metric.labels)
+
+
+def test_every_sample_carries_the_instance_name(snapshot: dict[str, Any]) -> None:
+    for family in scrape(snapshot).values():
+        for sample in family.samples:
+            assert sample.labels["name"] == "swap-a"
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_counter_of_the_region_is_exported(counter: str, snapshot: dict[str, Any]) -> None:
+    number = snapshot["counters"][counter]
+    samples = [s for family in scrape(snapshot).values() for s in family.samples]
+    (found,) = [sample for sample in samples if sample.value == number]
+    assert found.name.endswith("_total")
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("swapfs_info", {"version": "9.8.7", "mountpoint": "/run/swapfs/swap-a/mnt"}, 1),
+        ("swapfs_slots", {"state": "raw"}, 13),
+        ("swapfs_slots", {"state": "empty"}, 10),
+        ("swapfs_mem_used_bytes", {}, 60002 + 4096 + 8192),
+        ("swapfs_pool_free_zspages", {}, 1005),
+        ("swapfs_tier_bad_bytes", {"tier": "file"}, 512),
+        ("swapfs_tier_info", {"tier": "file", "state": "ok"}, 1),
+        ("swapfs_health", {"check": "mlock"}, 1),
+        ("swapfs_health", {"check": "io_flusher"}, 0),
+        ("swapfs_health", {"check": "tier_file"}, 1),
+        ("swapfs_swap_active", {}, 1),
+        ("swapfs_swap_used_bytes", {}, 4098),
+        ("swapfs_inflight_requests", {}, 2),
+        ("swapfs_degraded_reasons", {}, 0),
+        ("swapfs_overcommit_ratio", {}, 1.5),
+    ],
+)
+def test_gauge_comes_from_its_place_in_the_snapshot(
+    name: str, labels: dict[str, str], expected: float, snapshot: dict[str, Any]
+) -> None:
+    assert value(scrape(snapshot), name, **labels) == expected
+
+
+def test_failing_tier_and_reasons_show(snapshot: dict[str, Any]) -> None:
+    snapshot["tiers"][0]["healthy"] = False
+    snapshot["degraded"] = ["file tier: demotion stopped", "io_flusher does not hold"]
+    families = scrape(snapshot)
+    assert value(families, "swapfs_health", check="tier_file") == 0
+    assert value(families, "swapfs_degraded_reasons") == 2
+
+
+def test_memory_only_instance_without_swap_has_no_empty_claims(snapshot: dict[str, Any]) -> None:
+    snapshot.update(tiers=[], swap=None, loop=None)
+    families = scrape(snapshot)
+    assert value(families, "swapfs_swap_active") == 0
+    for absent in ("swapfs_swap_size_bytes", "swapfs_tier_size_bytes", "swapfs_tier_info"):
+        assert families[absent].samples == []
+
+
+def test_histogram_is_cumulative_and_ends_at_the_count(snapshot: dict[str, Any]) -> None:
+    samples = scrape(snapshot)["swapfs_request_duration_seconds"].samples
+    buckets = [
+        (float(s.labels["le"]), s.value)
+        for s in samples
+        if s.name.endswith("_bucket") and s.labels["op"] == "read"
+    ]
+    assert buckets == [(1e-05, 5), (0.0001, 5), (0.001, 7), (1.0, 8), (math.inf, 11)]
+    by_name = {s.name: s.value for s in samples if s.labels["op"] == "read"}
+    assert by_name["swapfs_request_duration_seconds_count"] == 11
+    assert by_name["swapfs_request_duration_seconds_sum"] == 4.5
+
+
+def test_counts_that_do_not_fit_the_bounds_are_refused(snapshot: dict[str, Any]) -> None:
+    snapshot["latency"]["series"][0]["counts"].pop()
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        scrape(snapshot)
+
+
+def test_label_values_are_escaped(snapshot: dict[str, Any]) -> None:
+    snapshot["tiers"][0]["path"] = 'a"b\\c\nd'
+    families = scrape(snapshot)
+    assert value(families, "swapfs_tier_info", path='a"b\\c\nd') == 1
+
+
+def test_reference_in_the_docs_is_the_table() -> None:
+    assert reference() in DOCS.read_text(), "paste swapfs.metric_table.reference() into the docs"
+
+
+# HTTP
+
+Serve = Callable[[Callable[[], dict[str, Any]]], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers: list[metrics.MetricsServer] = []
+
+    def start(take: Callable[[], dict[str, Any]]) -> str:
+        server = metrics.serve(("127.0.0.1", 0), take)
+        servers.append(server)
+        return "http://{}:{}".format(*server.address)
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def get(url: str, accept: str = "") -> tuple[int, str, str]:
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, response.headers["Content-Type"], response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+def test_scrape_over_http_in_both_formats(serve: Serve, snapshot: dict[str, Any]) -> None:
+    url = serve(lambda: snapshot)
+    status, content_type, text = get(f"{url}/metrics")
+    assert status == 200
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert len(list(text_string_to_metric_families(text))) == len(METRICS)
+    status, content_type, text = get(
+        f"{url}/metrics?x=1", "application/openmetrics-text; version=1.0.0"
+    )
+    assert content_type.startswith("application/openmetrics-text")
+    families = list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
+    assert len(families) == len(METRICS)
+
+
+def test_healthz_tells_the_reasons(serve: Serve, snapshot: dict[str, Any]) -> None:
+    url = serve(lambda: snapshot)
+    assert get(f"{url}/healthz")[::2] == (200, "ok\n")
+    snapshot["degraded"] = ["file tier: demotion stopped", "mlock does not hold"]
+    assert get(f"{url}/healthz")[::2] == (
+        503,
+        "file tier: demotion stopped\nmlock does not hold\n",
+    )
+
+
+def test_other_paths_are_not_found(serve: Serve, snapshot: dict[str, Any]) -> None:
+    assert get(f"{serve(lambda: snapshot)}/")[0] == 404
+
+
+def test_failing_snapshot_is_a_500_and_the_next_scrape_works(
+    serve: Serve, snapshot: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = True
+
+    def take() -> dict[str, Any]:
+        if broken:
+            raise RuntimeError("region is gone")
+        return snapshot
+
+    url = serve(take)
+    for _ in range(metrics.WORKERS + 1):
+        assert get(f"{url}/metrics")[0] == 500
+    assert "region is gone" in caplog.text
+    broken = False
+    assert get(f"{url}/metrics")[0] == 200
+
+
+def test_scrapes_during_updates_never_go_backwards_nor_mix_snapshots(serve: Serve) -> None:
+    shared = make_snapshot()
+    done = threading.Event()
+
+    def update() -> None:
+        while not done.is_set():
+            counters = shared["counters"]
+            counts = shared["latency"]["series"][0]["counts"]
+            for _ in range(100):
+                counters["read_pool_pages"] += 1
+                counts[0] += 1
+
+    url = serve(lambda: copy.deepcopy(shared))
+    writer = threading.Thread(target=update)
+    writer.start()
+    try:
+        last = 0.0
+        for _ in range(20):
+            text = get(f"{url}/metrics")[2]
+            families = {family.name: family for family in text_string_to_metric_families(text)}
+            reads = value(families, "swapfs_reads_total", result="pool")
+            assert reads >= last
+            last = reads
+            durations = "swapfs_request_duration_seconds"
+            count = value(families, f"{durations}_count", op="read")
+            assert value(families, f"{durations}_bucket", op="read", le="+Inf") == count
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_one_silent_client_does_not_stop_the_scrape(serve: Serve, snapshot: dict[str, Any]) -> None:
+    url = serve(lambda: snapshot)
+    port = int(url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)):
+        assert get(f"{url}/metrics")[0] == 200
+
+
+def test_client_that_leaves_at_once_does_no_harm(serve: Serve, snapshot: dict[str, Any]) -> None:
+    url = serve(lambda: snapshot)
+    port = int(url.rpartition(":")[2])
+    for _ in range(2 * metrics.WORKERS):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # close with a reset
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    assert get(f"{url}/metrics")[0] == 200
+
+
+def test_number_of_threads_does_not_grow_with_requests(
+    serve: Serve, snapshot: dict[str, Any]
+) -> None:
+    seen: set[int] = set()
+
+    def take() -> dict[str, Any]:
+        seen.add(threading.get_native_id())
+        return snapshot
+
+    url = serve(take)
+    for _ in range(10):
+        get(f"{url}/metrics")
+    assert 1 <= len(seen) <= metrics.WORKERS
+
+
+def test_address_in_use_is_one_line(serve: Serve, snapshot: dict[str, Any]) -> None:
+    port = int(serve(lambda: snapshot).rpartition(":")[2])
+    with pytest.raises(OperationError) as caught:
+        metrics.serve(("127.0.0.1", port), lambda: snapshot)
+    assert str(caught.value) == f"metrics address 127.0.0.1:{port}: Address already in use"
+
+
+@pytest.mark.parametrize("address", [("192.0.2.1", 0), ("127.0.0.1", 70000), ("not a host", 1)])
+def test_address_that_cannot_be_bound_is_an_operation_error(address: tuple[str, int]) -> None:
+    with pytest.raises(OperationError, match="metrics address"):
+        metrics.serve(address, make_snapshot)
+
+
+def test_ipv6_is_served(snapshot: dict[str, Any]) -> None:
+    try:
+        server = metrics.serve(("::1", 0), lambda: snapshot)
+    except OperationError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    host, port = server.address
+    assert get(f"http://[{host}]:{port}/healthz")[0] == 200
+    server.close()
+
+
+def test_close_frees_the_port_and_ends_the_threads(snapshot: dict[str, Any]) -> None:
+    server = metrics.serve(("127.0.0.1", 0), lambda: snapshot)
+    address = server.address
+    server.close()
+    server.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("metrics-")]
+    again = metrics.serve(address, lambda: snapshot)
+    again.close()
+
+
+# textfile
+
+
+def test_textfile_is_whole_and_leaves_nothing_else(
+    tmp_path: Path, snapshot: dict[str, Any]
+) -> None:
+    path = tmp_path / "swapfs.prom"
+    for _ in range(2):
+        metrics.write_textfile(path, lambda: snapshot)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
+    assert len(list(text_string_to_metric_families(path.read_text()))) == len(METRICS)
+
+
+def test_textfile_failure_keeps_the_old_file_and_leaves_nothing(
+    tmp_path: Path, snapshot: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "swapfs.prom"
+    metrics.write_textfile(path, lambda: snapshot)
+    before = path.read_text()
+
+    def fail(source: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    snapshot["size_bytes"] = 8192
+    with pytest.raises(OperationError, match=r"swapfs\.prom: No space left on device"):
+        metrics.write_textfile(path, lambda: snapshot)
+    assert path.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
+
+
+def test_textfile_into_a_missing_directory_is_one_line(
+    tmp_path: Path, snapshot: dict[str, Any]
+) -> None:
+    with pytest.raises(OperationError, match=r"missing/swapfs\.prom: No such file"):
+        metrics.write_textfile(tmp_path / "missing" / "swapfs.prom", lambda: snapshot)

@@ -82,6 +82,7 @@ static struct {
     char *in_map;     /* PAGE of headers, then the payload, page aligned */
     char *out_map;    /* reply payload */
     PyObject *in_view, *out_view;
+    Py_buffer init; /* u32 length, then the kernel's FUSE_INIT request; outlives this process */
     uint64_t inode; /* the swap file's node id */
     _Atomic bool stop;
     _Atomic bool running;
@@ -146,9 +147,11 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
     ssize_t n = recv(g.pair_pyfuse3, buf->mem, CONTROL_BYTES, MSG_DONTWAIT);
     if (n < 0)
         return errno == EAGAIN ? -EINTR : -errno; /* pyfuse3 tries again after EINTR */
+    if (n == 0) /* the loop has ended; without this pyfuse3 spawns readers for ever */
+        fuse_session_exit(se);
     buf->size = (size_t)n;
     buf->flags = 0;
-    return (int)n; /* 0: the loop has ended, and pyfuse3's with it */
+    return (int)n;
 }
 
 /* ---- replies ---- */
@@ -357,11 +360,21 @@ static bool is_hot(const struct fuse_in_header *in)
                                      in->opcode == FUSE_FALLOCATE);
 }
 
+/* Keeps the kernel's FUSE_INIT, for the server that may have to resume this session. */
+static void keep_init(const struct fuse_in_header *in, uint32_t length)
+{
+    if (in->opcode == FUSE_INIT && length + sizeof(length) <= (size_t)g.init.len) {
+        memcpy((char *)g.init.buf + sizeof(length), in, length);
+        memcpy(g.init.buf, &length, sizeof(length));
+    }
+}
+
 /* Hands a request to pyfuse3. It never waits: a stuck namespace must not stop swapping. */
 static void pass_on(const struct fuse_in_header *in, size_t length)
 {
     if (in->opcode == FUSE_INTERRUPT) /* allowed to be ignored; libfuse would queue it */
         return;
+    keep_init(in, (uint32_t)length);
     atomic_fetch_add(&g.cold_requests, 1);
     if (send(g.pair_loop, in, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length)
         return;
@@ -499,13 +512,15 @@ static char *map(size_t size)
     return p == MAP_FAILED ? NULL : p;
 }
 
-static PyObject *session_arm(PyObject *self, PyObject *unused)
+static PyObject *session_arm(PyObject *self, PyObject *init)
 {
     int pair[2];
     if (g.armed) {
         PyErr_SetString(PyExc_RuntimeError, "one session per process");
         return NULL;
     }
+    if (PyObject_GetBuffer(init, &g.init, PyBUF_WRITABLE) < 0)
+        return NULL;
     g.bytes_max = max_pages() * PAGE;
     g.in_map = map(PAGE + g.bytes_max);
     g.out_map = map(g.bytes_max);
@@ -531,14 +546,26 @@ static PyObject *session_resend(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *session_inject(PyObject *self, PyObject *arg)
+/* libfuse wants FUSE_INIT before anything else, and the kernel sends it once. The one that it
+ * sent to an earlier server is played again, under a number that the kernel does not know: it
+ * drops the answer (ENOENT), which libfuse takes for a withdrawn request. */
+static PyObject *session_replay_init(PyObject *self, PyObject *unused)
 {
-    Py_buffer data;
-    if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE) < 0)
+    struct {
+        struct fuse_in_header header;
+        char body[512];
+    } request;
+    uint32_t length;
+
+    memcpy(&length, g.init.buf, sizeof(length));
+    if (length < sizeof(request.header) || length > sizeof(request) ||
+        length + sizeof(length) > (size_t)g.init.len) {
+        PyErr_SetString(PyExc_ValueError, "no FUSE_INIT was kept");
         return NULL;
-    ssize_t n = send(g.pair_loop, data.buf, (size_t)data.len, MSG_NOSIGNAL);
-    PyBuffer_Release(&data);
-    if (n < 0)
+    }
+    memcpy(&request, (const char *)g.init.buf + sizeof(length), length);
+    request.header.unique = UINT64_MAX - 1;
+    if (send(g.pair_loop, &request, length, MSG_NOSIGNAL) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
@@ -584,8 +611,8 @@ static PyObject *session_counts(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"arm", session_arm, METH_NOARGS,
-     "arm() -> (request_view, reply_view): take over sessions made from now on."},
+    {"arm", session_arm, METH_O,
+     "arm(init_store) -> (request_view, reply_view): take over sessions made from now on."},
     {"run", session_run, METH_VARARGS,
      "run(inode, read, write, fallocate): serve until unmounted or stopped; blocks."},
     {"stop", session_stop, METH_NOARGS, "stop(): end run() without unmounting."},
@@ -593,7 +620,8 @@ static PyMethodDef methods[] = {
      "defer() -> Ticket: in a handler, promise to answer later; then return None."},
     {"resend", session_resend, METH_NOARGS,
      "resend(): ask the kernel for every request that was read but not answered."},
-    {"inject", session_inject, METH_O, "inject(request): hand pyfuse3 a request of ours."},
+    {"replay_init", session_replay_init, METH_NOARGS,
+     "replay_init(): hand pyfuse3 the FUSE_INIT that an earlier server was sent."},
     {"latency", session_latency, METH_NOARGS, "latency() -> histograms of served requests."},
     {"counts", session_counts, METH_NOARGS, "counts() -> requests by kind, in_flight."},
     {NULL}};

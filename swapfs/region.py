@@ -2,7 +2,8 @@
 
 Layout, each part starting on a page::
 
-    header     magic, format version, geometry; counters from byte 1024 on
+    header     magic, format version, geometry; from byte 512 on the FUSE_INIT request that
+               opened the session (u32 length first); from byte 1024 on the counters
     directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
     classes    one byte a zspage: its size class, 255 = free
     arena      the pool: zspages of 64 KiB, aligned to 64 KiB
@@ -31,6 +32,7 @@ NO_CLASS: Final = 255
 
 _MAGIC: Final = b"swapfs\0\0"
 _HEADER = struct.Struct("<8sIIQQ")  # magic, version, counters, size_bytes, pool_bytes
+_INIT_OFFSET: Final = 512
 _COUNTERS_OFFSET: Final = 1024
 _MADV_POPULATE_WRITE: Final = 23  # include/uapi/asm-generic/mman-common.h, kernel 5.14
 
@@ -91,8 +93,9 @@ class Region:
     """A mapped region and typed views of its parts.
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
-    same bytes as u64), ``arena_halves`` (as u16), ``counter_words`` (u64). A store to an
-    element of a ``Q`` view is one aligned 8-byte store, which is what publishes a word (I3).
+    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes) and
+    ``counter_words`` (u64). A store to an element of a ``Q`` view is one aligned 8-byte store,
+    which is what publishes a word (I3).
     """
 
     def __init__(self, fd: int, geometry: Geometry) -> None:
@@ -106,6 +109,7 @@ class Region:
         self.arena = whole[g.arena_offset :][: g.pool_bytes]
         self.arena_words = self.arena.cast("Q")
         self.arena_halves = self.arena.cast("H")
+        self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:PAGE_SIZE].cast("Q")
         self._whole = whole
 
@@ -172,7 +176,7 @@ class Region:
         """Unmap the region and close its descriptor; every view becomes invalid."""
         for view in (self.directory, self.arena_words, self.arena_halves, self.counter_words):
             view.release()
-        for view in (self.classes, self.arena, self._whole):
+        for view in (self.session_init, self.classes, self.arena, self._whole):
             view.release()
         self._map.close()
         os.close(self.fd)

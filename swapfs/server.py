@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 import sys
 import threading
 import time
@@ -48,19 +47,6 @@ DIRECT_BATCHES: Final = 4
 STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
 
-_FUSE_INIT: Final = 26
-# struct fuse_in_header + struct fuse_init_in (include/uapi/linux/fuse.h): major 7, minor 38
-_INIT = struct.Struct("<IIQQIIIHH IIII I11I")
-
-
-def synthetic_init() -> bytes:
-    """Return a FUSE_INIT that no kernel sent: libfuse wants one before anything else.
-
-    The kernel knows no request of that number, so it drops the answer (ENOENT).
-    """
-    body = (7, 38, 0, 0, 0, *([0] * 11))
-    return _INIT.pack(_INIT.size, _FUSE_INIT, (1 << 64) - 2, 0, 0, 0, 0, 0, 0, *body)
-
 
 class Server:
     """Serves one region on one FUSE connection.
@@ -90,7 +76,7 @@ class Server:
         self._guards.set_io_flusher()
         self._guards.set_heap()
         threading.stack_size(THREAD_STACK_BYTES)
-        request, reply = session.arm()
+        request, reply = session.arm(region.session_init)
         pages_bytes = len(reply) + 2 * PAGE_SIZE
         count = WORKERS_WITH_FILE if tier else 1
         self._workers = Workers(count, pages_bytes, fetch.SCRATCH_BYTES)
@@ -211,7 +197,7 @@ class Server:
 
     def _session_loop(self) -> None:
         if self._recover:
-            session.inject(synthetic_init())
+            session.replay_init()
             try:
                 session.resend()
             except OSError as error:

@@ -25,8 +25,8 @@ Ticket = _session.Ticket
 arm = _session.arm
 counts = _session.counts
 defer = _session.defer
-inject = _session.inject
 latency = _session.latency
+replay_init = _session.replay_init
 resend = _session.resend
 run = _session.run
 stop = _session.stop
@@ -36,9 +36,9 @@ __all__ = [
     "arm",
     "counts",
     "defer",
-    "inject",
     "latency",
     "pyfuse3",
+    "replay_init",
     "resend",
     "run",
     "stop",

@@ -9,7 +9,6 @@ and fail only with the errors named here. A new tier is one file in this package
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -90,12 +89,15 @@ class LowerTier(ABC):
         """Declare sectors in use, after ``begin_rebuild``."""
 
     @abstractmethod
-    def finish_rebuild(self) -> None:
-        """Make the derived state from what was marked."""
+    def segments_to_clean(self) -> list[Extent]:
+        """Return segments whose blobs should be moved together; none: no need, or no gain.
+
+        In the order in which to empty them; an extent for cleaning may not hold all of them.
+        """
 
     @abstractmethod
-    def segment_to_clean(self) -> Extent | None:
-        """Return the segment whose cleaning would free most; None: there is no need."""
+    def pass_over(self, segment: Extent) -> None:
+        """Leave *segment*, which could not be emptied, out of cleaning until it changes."""
 
     @abstractmethod
     def room_pages(self) -> int:
@@ -108,11 +110,3 @@ class LowerTier(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the medium; no call may follow."""
-
-
-def mark_all(tier: LowerTier, places: Iterable[tuple[PSector, int]]) -> None:
-    """Rebuild the allocations of *tier* from every (sector, sectors) in use."""
-    tier.begin_rebuild()
-    for sector, sectors in places:
-        tier.mark(sector, sectors)
-    tier.finish_rebuild()

@@ -20,10 +20,13 @@ from swapfs.errors import ConfigError, OperationError, TierIOError
 from swapfs.tiers.base import Extent, LowerTier, TierStats
 from swapfs.tiers.blob import Batch
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SegmentMap
-from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.units import PAGE_SIZE, SECTOR_SIZE, KiB, PSector
 
 _OURS: Final = b"SwBl"
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
+_LOOKED_AT_BYTES: Final = 128 * KiB  # the superblocks of btrfs (64K) and ISO 9660 (32K) are in it
+SIZE_BYTES_MAX: Final = SECTOR_SIZE << 32
+"""A table word has 32 bits for a sector."""
 
 
 def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool]:
@@ -37,11 +40,15 @@ def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool
     :raises OperationError: the system refused to open or allocate it
     """
     existed = path.exists()
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    # O_EXCL on a block device: refuse one that is mounted or otherwise in use.
+    flags |= os.O_EXCL if path.is_block_device() else os.O_CREAT
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
         raise OperationError(f"cannot open backing file {path}: {error.strerror}") from error
     try:
+        _lock(fd, path)
         _require_ours(fd, path)
         _allocate(fd, path, size_bytes)
         direct = direct_io != "off" and _set_direct(fd)
@@ -55,11 +62,19 @@ def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool
     return fd, direct
 
 
+def _lock(fd: int, path: Path) -> None:
+    """Refuse a place that another swapfs uses; the kernel lets go when the last server ends."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OperationError(f"{path} is in use by another swapfs") from error
+
+
 def _require_ours(fd: int, path: Path) -> None:
     kind = os.fstat(fd).st_mode
     if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
         raise ConfigError("file", f"{path} is neither a regular file nor a block device")
-    start = os.pread(fd, PAGE_SIZE, 0)
+    start = os.pread(fd, _LOOKED_AT_BYTES, 0)
     if start.strip(b"\0") and not start.startswith(_OURS):
         raise ConfigError(
             "file", f"{path} holds data that is not swapfs's; remove or wipe it, or name another"
@@ -121,6 +136,8 @@ class FileTier(LowerTier):
         if segments <= CLEANING_RESERVE:
             least = (CLEANING_RESERVE + 1) * SEGMENT_BYTES
             raise ConfigError("file", f"{size_bytes} bytes are too few; at least {least}")
+        if size_bytes > SIZE_BYTES_MAX:
+            raise ConfigError("file", f"{size_bytes} bytes are too many; at most {SIZE_BYTES_MAX}")
         self._fd, self._direct = open_backing(path, size_bytes, direct_io)
         self._block_sectors = _block_sectors(self._fd) if self._direct else 1
         self._path = path
@@ -168,11 +185,11 @@ class FileTier(LowerTier):
     def mark(self, sector: PSector, sectors: int) -> None:  # noqa: D102
         self._map.mark(sector, sectors)
 
-    def finish_rebuild(self) -> None:  # noqa: D102
-        self._map.finish_rebuild()
+    def segments_to_clean(self) -> list[Extent]:  # noqa: D102
+        return self._map.segments_to_clean()
 
-    def segment_to_clean(self) -> Extent | None:  # noqa: D102
-        return self._map.segment_to_clean()
+    def pass_over(self, segment: Extent) -> None:  # noqa: D102
+        self._map.pass_over(segment)
 
     def room_pages(self) -> int:  # noqa: D102
         return self._map.room_pages()

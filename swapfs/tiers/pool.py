@@ -26,7 +26,11 @@ NO_PLACE: Final = -1
 _ZSPAGE_SHIFT: Final = 16
 _ZSPAGE_MASK: Final = ZSPAGE_BYTES - 1
 _END: Final = 0xFFFF
-_PAGE_CLASS: Final = len(CLASS_SIZES) - 1
+# Table pages have a class of their own: raw pages must not take the rest of a zspage that was
+# claimed from the tables' reserve.
+_TABLE_CLASS: Final = len(CLASS_SIZES)
+_SIZES: Final = (*CLASS_SIZES, PAGE_SIZE)
+_OBJECTS: Final = (*CLASS_OBJECTS, ZSPAGE_BYTES // PAGE_SIZE)
 assert 1 << _ZSPAGE_SHIFT == ZSPAGE_BYTES
 
 
@@ -55,6 +59,7 @@ class Pool:
         self._halves = region.arena_halves
         self._classes = region.classes
         self._zspages = region.geometry.zspages
+        self.limit_bytes = region.geometry.pool_bytes
         self.reserve_zspages = 0
         """Free zspages that only ``allocate_page`` may take: room for table pages."""
         self._reset()
@@ -65,10 +70,10 @@ class Pool:
         self._head = array("H", [_END]) * count  # first free object that was used before
         self._fresh = array("H", bytes(2 * count))  # objects never handed out start here
         self._free = [z for z in range(count - 1, -1, -1) if self._classes[z] == NO_CLASS]
-        # Zspages with room, by class: the one in use (-1: none), and the others. Entries leave
-        # the dict at its end only, since a dict whose front is deleted is slow to iterate.
-        self._current = array("l", [-1]) * len(CLASS_SIZES)
-        self._partial: list[dict[int, None]] = [{} for _ in CLASS_SIZES]
+        # Zspages with room, by class: the one in use (-1: none), and the others. The dict is
+        # taken from at its end, since one whose front was deleted is slow to iterate.
+        self._current = array("l", [-1]) * len(_SIZES)
+        self._partial: list[dict[int, None]] = [{} for _ in _SIZES]
         self._object_bytes = 0
         self._payload_bytes = 0
         self._table_bytes = 0
@@ -85,7 +90,9 @@ class Pool:
 
     def allocate_page(self) -> int:
         """Return a place for one table page, page aligned, or NO_PLACE; may use the reserve."""
-        place = self._take(_PAGE_CLASS, 0)
+        place = self._take(_TABLE_CLASS, 0)
+        if place == NO_PLACE:
+            place = self._take_larger(_TABLE_CLASS - 2)
         if place != NO_PLACE:
             self._table_bytes += PAGE_SIZE
         return place
@@ -124,8 +131,8 @@ class Pool:
         return zspage
 
     def _take_larger(self, size_class: int) -> int:
-        """Full: an object of a larger class is better than a refusal."""
-        for larger in range(size_class + 1, len(CLASS_SIZES)):
+        """Full: an object of a larger class is better than a refusal; never a table page."""
+        for larger in range(size_class + 1, _TABLE_CLASS):
             zspage = self._current[larger]
             if zspage < 0 and self._partial[larger]:
                 zspage = self._current[larger] = self._partial[larger].popitem()[0]
@@ -134,7 +141,7 @@ class Pool:
         return NO_PLACE
 
     def _pop(self, zspage: int, size_class: int) -> int:
-        size = CLASS_SIZES[size_class]
+        size = _SIZES[size_class]
         base = zspage << _ZSPAGE_SHIFT
         index = self._head[zspage]
         if index != _END:
@@ -146,7 +153,7 @@ class Pool:
             place = base + index * size
         used = self._used[zspage] + 1
         self._used[zspage] = used
-        if used == CLASS_OBJECTS[size_class]:
+        if used == _OBJECTS[size_class]:
             self._current[size_class] = -1
         self._object_bytes += size
         return place
@@ -155,7 +162,7 @@ class Pool:
         zspage = place >> _ZSPAGE_SHIFT
         size_class = self._classes[zspage]
         assert size_class != NO_CLASS, "freed a place of a free zspage"
-        size = CLASS_SIZES[size_class]
+        size = _SIZES[size_class]
         used = self._used[zspage] - 1
         self._used[zspage] = used
         self._object_bytes -= size
@@ -169,7 +176,7 @@ class Pool:
             return
         self._halves[place >> 1] = self._head[zspage]
         self._head[zspage] = (place & _ZSPAGE_MASK) // size
-        if used == CLASS_OBJECTS[size_class] - 1:  # it was full, so it is not the current one
+        if used == _OBJECTS[size_class] - 1:  # it was full, so it is not the current one
             self._partial[size_class][zspage] = None
 
     # ---- rebuilding from the table ----
@@ -186,13 +193,13 @@ class Pool:
         zspage = place >> _ZSPAGE_SHIFT
         size_class = self._classes_kept[zspage]
         assert size_class != NO_CLASS, "the table names a place in a free zspage"
-        index, rest = divmod(place & _ZSPAGE_MASK, CLASS_SIZES[size_class])
-        marks = self._marks.setdefault(zspage, bytearray(CLASS_OBJECTS[size_class]))
+        index, rest = divmod(place & _ZSPAGE_MASK, _SIZES[size_class])
+        marks = self._marks.setdefault(zspage, bytearray(_OBJECTS[size_class]))
         assert rest == 0, "the table names a place that is no object"
         assert not marks[index], "the table names a place twice"
-        assert size <= CLASS_SIZES[size_class]
+        assert size <= _SIZES[size_class]
         marks[index] = 1
-        self._object_bytes += CLASS_SIZES[size_class]
+        self._object_bytes += _SIZES[size_class]
         if table:
             self._table_bytes += PAGE_SIZE
         else:
@@ -212,7 +219,7 @@ class Pool:
 
     def _relink(self, zspage: int, marks: bytearray) -> None:
         size_class = self._classes[zspage]
-        size = CLASS_SIZES[size_class]
+        size = _SIZES[size_class]
         base = zspage << _ZSPAGE_SHIFT
         head = _END
         for index in range(len(marks) - 1, -1, -1):
@@ -235,7 +242,7 @@ class Pool:
     def stats(self) -> PoolStats:
         """Return what the pool holds now."""
         return PoolStats(
-            limit_bytes=self._zspages * ZSPAGE_BYTES,
+            limit_bytes=self.limit_bytes,
             used_bytes=self.used_bytes,
             object_bytes=self._object_bytes,
             payload_bytes=self._payload_bytes,
@@ -252,13 +259,13 @@ class Pool:
             if size_class == NO_CLASS:
                 assert zspage in self._free
                 continue
-            used, objects = self._used[zspage], CLASS_OBJECTS[size_class]
+            used, objects = self._used[zspage], _OBJECTS[size_class]
             assert 0 < used <= objects
             listed = zspage in self._partial[size_class]
             assert listed + (zspage == self._current[size_class]) == (used < objects)
             free, index = objects - self._fresh[zspage], self._head[zspage]
             while index != _END:
                 free += 1
-                place = (zspage << _ZSPAGE_SHIFT) + index * CLASS_SIZES[size_class]
+                place = (zspage << _ZSPAGE_SHIFT) + index * _SIZES[size_class]
                 index = self._halves[place >> 1]
             assert free == objects - used

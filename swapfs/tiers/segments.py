@@ -2,7 +2,9 @@
 
 Two bitmaps, as in the kernel's virtual swap patches (vss.md patch 20): taken, and bad. Fresh
 segments are handed out whole, so that demotion writes are long and sequential; when none is
-left, the longest holes of the emptiest segments are. Pure bookkeeping, no I/O; thread safe.
+left, the longest holes of the emptiest segments are. Segments are kept in lists by how full
+they are, so that nothing here costs more for a larger file. Pure bookkeeping, no I/O; thread
+safe.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Final
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import BLOB_SECTORS_MAX
+from swapfs.tiers.rings import Rings
 from swapfs.units import SECTOR_SIZE, MiB, PSector
 
 SEGMENT_BYTES: Final = MiB
@@ -25,6 +28,19 @@ CLEAN_BELOW_SHARE: Final = 8
 _BYTES_PER_SEGMENT: Final = SEGMENT_SECTORS // 8
 _HOLE_BYTES_MIN: Final = -(-BLOB_SECTORS_MAX // 8)  # bitmap bytes of a hole that holds any blob
 _HOLES_TRIED: Final = 16
+_SOURCES_MAX: Final = 16  # segments read for one cleaning step
+
+# Lists of segments: without a taken or bad sector, then by sixteenths in use, and those whose
+# cleaning gained nothing since their use last changed.
+_FREE: Final = 0
+_STEP: Final = SEGMENT_SECTORS // 16
+_CLEAN_MAX: Final = 14  # more than 7/8 full: cleaning gains less than it costs
+_CLEAN_MAX_SHORT: Final = 15  # unless there is hardly any room left
+_FULL: Final = 16
+_PASSED: Final = 17
+_NONZERO: Final = bytes([0]) + bytes([1]) * 255
+_PAGES_PER_SEGMENT: Final = (SEGMENT_SECTORS - _STEP) // BLOB_SECTORS_MAX
+"""Raw pages in a segment for certain: a sixteenth may be lost in holes that nobody cleans."""
 
 
 def _bit_mask(start: int, count: int) -> tuple[int, int, int]:
@@ -41,11 +57,14 @@ class SegmentMap:
         assert segments > CLEANING_RESERVE
         self.segments = segments
         self._lock = threading.Lock()
-        self._taken = bytearray(segments * _BYTES_PER_SEGMENT)
         self._bad = bytearray(segments * _BYTES_PER_SEGMENT)
-        self._live = array("H", bytes(2 * segments))  # sectors taken or bad, by segment
-        self._free = list(range(segments - 1, -1, -1))
         self._bad_sectors = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._taken = bytearray(self._bad)
+        self._live = array("H", bytes(2 * self.segments))  # sectors taken or bad, by segment
+        self._lists = Rings(self.segments, _PASSED + 1)
         self._taken_sectors = 0
 
     # ---- allocation ----
@@ -56,9 +75,8 @@ class SegmentMap:
         :raises TierFull: no hole holds a largest blob
         """
         with self._lock:
-            kept = 0 if cleaning else CLEANING_RESERVE
-            if len(self._free) > kept:
-                start = self._free.pop() * SEGMENT_SECTORS
+            if self._lists.length(_FREE) > (0 if cleaning else CLEANING_RESERVE):
+                start = self._lists.first(_FREE) * SEGMENT_SECTORS
                 extent = Extent(PSector(start), min(sectors, SEGMENT_SECTORS))
             elif cleaning:
                 raise TierFull("no free segment for cleaning")
@@ -68,18 +86,14 @@ class SegmentMap:
             return extent
 
     def _hole(self, sectors: int) -> Extent:
-        free = set(self._free)
-        room = BLOB_SECTORS_MAX
-        candidates = [
-            segment
-            for segment, live in enumerate(self._live)
-            if live <= SEGMENT_SECTORS - room and segment not in free
-        ]
-        candidates.sort(key=self._live.__getitem__)
-        for segment in candidates[:_HOLES_TRIED]:
-            found = self._longest_hole(segment)
-            if found is not None:
-                return Extent(found.sector, min(sectors, found.sectors))
+        tries = _HOLES_TRIED
+        for ring in (*range(1, _FULL + 1), _PASSED):
+            for segment in self._lists.numbers(ring, tries):
+                tries -= 1
+                found = self._longest_hole(segment)
+                if found is not None:
+                    return Extent(found.sector, min(sectors, found.sectors))
+                self._lists.move(segment, ring, last=True)  # look at others the next time
         raise TierFull("the backing file is full")
 
     def _longest_hole(self, segment: int) -> Extent | None:
@@ -98,12 +112,11 @@ class SegmentMap:
             first, length, mask = _bit_mask(sector, sectors)
             bits = int.from_bytes(self._taken[first : first + length], "little")
             assert bits & mask == mask, "released sectors that were free"
-            bad = int.from_bytes(self._bad[first : first + length], "little") & mask
-            mask &= ~bad
+            mask &= ~int.from_bytes(self._bad[first : first + length], "little")
             self._taken[first : first + length] = (bits & ~mask).to_bytes(length, "little")
             count = mask.bit_count()
             self._taken_sectors -= count
-            self._count(sector, sectors, mask, first, -1)
+            self._count(sector, sectors, -count)
 
     def mark_bad(self, sector: int, sectors: int) -> int:
         """Keep taken sectors out of use for good; return how many were not bad before."""
@@ -122,57 +135,66 @@ class SegmentMap:
         assert not bits & mask, "took sectors that were not free"
         self._taken[first : first + length] = (bits | mask).to_bytes(length, "little")
         self._taken_sectors += sectors
-        self._count(sector, sectors, mask, first, 1)
+        self._count(sector, sectors, sectors)
 
-    def _count(self, sector: int, sectors: int, mask: int, first: int, sign: int) -> None:
+    def _count(self, sector: int, sectors: int, change: int) -> None:
         segment = sector // SEGMENT_SECTORS
         assert (sector + sectors - 1) // SEGMENT_SECTORS == segment, "an extent in two segments"
-        live = self._live[segment] + sign * mask.bit_count()
+        live = self._live[segment] + change
         self._live[segment] = live
-        if live == 0 and sign < 0:
-            self._free.append(segment)
+        ring = (live + _STEP - 1) // _STEP
+        if ring != self._lists.where(segment):
+            self._lists.move(segment, ring)
 
     # ---- rebuilding ----
 
     def begin_rebuild(self) -> None:
         """Forget every allocation, not what is bad."""
-        self._taken = bytearray(self._bad)
-        self._live = array("H", bytes(2 * self.segments))
-        self._taken_sectors = 0
-        for segment in range(self.segments):
+        self._reset()
+        for segment in range(self.segments if self._bad_sectors else 0):
             first = segment * _BYTES_PER_SEGMENT
             bits = int.from_bytes(self._bad[first : first + _BYTES_PER_SEGMENT], "little")
-            self._live[segment] = bits.bit_count()
+            self._count(segment * SEGMENT_SECTORS, 1, bits.bit_count())
 
     def mark(self, sector: int, sectors: int) -> None:
         """Declare sectors taken, after ``begin_rebuild``."""
         self._set(PSector(sector), sectors)
 
-    def finish_rebuild(self) -> None:
-        """Derive the list of free segments."""
-        self._free = [s for s in range(self.segments - 1, -1, -1) if not self._live[s]]
-
     # ---- cleaning and figures ----
 
-    def segment_to_clean(self) -> Extent | None:
-        """Return the emptiest segment in part use, if free ones are short and it is worth it."""
+    def segments_to_clean(self) -> list[Extent]:
+        """Return segments whose live blobs should be moved together, the emptiest first.
+
+        They are as many as fill one segment. None when free segments are not short, or when
+        moving would gain nothing.
+        """
         with self._lock:
-            if len(self._free) > max(CLEANING_RESERVE, self.segments // CLEAN_BELOW_SHARE):
-                return None
-            free = set(self._free)
-            used = [s for s in range(self.segments) if s not in free]
-            if not used or not self._free:
-                return None
-            segment = min(used, key=self._live.__getitem__)
-            # A segment more than 7/8 full gains less than it costs.
-            if self._live[segment] > SEGMENT_SECTORS * 7 // 8:
-                return None
-            return Extent(PSector(segment * SEGMENT_SECTORS), SEGMENT_SECTORS)
+            free = self._lists.length(_FREE)
+            if not 0 < free <= max(CLEANING_RESERVE, self.segments // CLEAN_BELOW_SHARE):
+                return []
+            short = free <= CLEANING_RESERVE
+            picked: list[int] = []
+            live = 0
+            for ring in range(1, (_CLEAN_MAX_SHORT if short else _CLEAN_MAX) + 1):
+                for segment in self._lists.numbers(ring, _SOURCES_MAX - len(picked)):
+                    if live < SEGMENT_SECTORS:
+                        picked.append(segment)
+                        live += self._live[segment]
+            if len(picked) == 1 and not (short and self._longest_hole(picked[0]) is None):
+                return []  # the copy would be as sparse as it is
+            return [Extent(PSector(s * SEGMENT_SECTORS), SEGMENT_SECTORS) for s in picked]
+
+    def pass_over(self, segment: Extent) -> None:
+        """Leave *segment* out of cleaning until what it holds changes."""
+        with self._lock:
+            number = segment.sector // SEGMENT_SECTORS
+            if self._live[number]:
+                self._lists.move(number, _PASSED)
 
     @property
     def free_segments(self) -> int:
         """Segments of which no sector is taken or bad."""
-        return len(self._free)
+        return self._lists.length(_FREE)
 
     @property
     def taken_bytes(self) -> int:
@@ -188,16 +210,33 @@ class SegmentMap:
         """Return how many raw pages fit for certain, cleaning included."""
         return guaranteed_pages(self.segments, self._bad_sectors)
 
-
-_NONZERO: Final = bytes([0]) + bytes([1]) * 255
+    def check(self) -> None:
+        """Assert that bitmaps, counts and lists agree; for tests, O(segments)."""
+        listed = []
+        for ring in range(_PASSED + 1):
+            numbers = self._lists.numbers(ring, self.segments + 1)
+            assert len(numbers) == self._lists.length(ring)
+            listed += numbers
+            for segment in numbers:
+                first = segment * _BYTES_PER_SEGMENT
+                bits = int.from_bytes(self._taken[first : first + _BYTES_PER_SEGMENT], "little")
+                live = bits.bit_count()
+                assert live == self._live[segment]
+                assert ring == (live + _STEP - 1) // _STEP or (ring == _PASSED and live)
+        assert sorted(listed) == list(range(self.segments))
+        taken = int.from_bytes(self._taken, "little")
+        bad = int.from_bytes(self._bad, "little")
+        assert not bad & ~taken
+        assert bad.bit_count() == self._bad_sectors
+        assert (taken & ~bad).bit_count() == self._taken_sectors
 
 
 def segments_for_pages(pages: int) -> int:
     """Return the segments of a file that holds *pages* raw pages for certain."""
-    return -(-pages // (SEGMENT_SECTORS // BLOB_SECTORS_MAX)) + CLEANING_RESERVE
+    return -(-pages // _PAGES_PER_SEGMENT) + CLEANING_RESERVE
 
 
 def guaranteed_pages(segments: int, bad_sectors: int = 0) -> int:
     """Return how many raw pages *segments* segments hold for certain, cleaning included."""
     usable = segments - CLEANING_RESERVE - -(-bad_sectors // SEGMENT_SECTORS)
-    return max(0, usable) * (SEGMENT_SECTORS // BLOB_SECTORS_MAX)
+    return max(0, usable) * _PAGES_PER_SEGMENT

@@ -27,11 +27,11 @@ class ClockHand:
         self._cluster = -1
         self._next = CLUSTER_SLOTS
 
-    def victims(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield lists of (slot, word) of cold blobs, for at most two rounds of the table.
+    def victims(self) -> Iterator[Iterator[tuple[int, int]]]:
+        """Yield iterators of (slot, word) of cold blobs, for at most two rounds of the table.
 
-        Call it with the layer's lock held; it is held whenever the generator runs, and the
-        caller may let it go between two lists.
+        Call it with the layer's lock held; it is held whenever a generator runs, and the
+        caller may let it go between two iterators.
         """
         table = self._layer.table
         steps = 2 * (table.live_clusters + 1) * (CLUSTER_SLOTS // STEP_SLOTS)
@@ -42,24 +42,22 @@ class ClockHand:
                     return
                 table.rotate(cluster)
                 self._cluster, self._next = cluster, 0
-            first = (self._cluster << CLUSTER_SHIFT) + self._next
-            self._next += STEP_SLOTS
-            yield self._look(first)
+            first = self._next
+            self._next = (first // STEP_SLOTS + 1) * STEP_SLOTS
+            yield self._look(first, self._next - first)
 
-    def _look(self, first: int) -> list[tuple[int, int]]:
+    def _look(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         table = self._layer.table
-        found = []
-        for index, word in enumerate(table.run(first, STEP_SLOTS)):
-            if word & TAG_MASK != Tag.POOL or word & MOVING:
-                continue
-            if word & REFERENCED:
-                table.mark(first + index, REFERENCED, on=False)
-            else:
-                found.append((first + index, word))
-        return found
+        slot = (self._cluster << CLUSTER_SHIFT) + first
+        for word in table.run(slot, count):
+            if word & TAG_MASK == Tag.POOL and not word & MOVING:
+                if word & REFERENCED:
+                    table.mark(slot, REFERENCED, on=False)
+                else:
+                    yield slot, word
+            slot += 1
 
     def back(self, slot: int) -> None:
         """Let the hand start again at *slot*, which it offered last and which was not taken."""
-        if slot >> CLUSTER_SHIFT == self._cluster:
-            self._next = slot & (CLUSTER_SLOTS - 1)
-            self._next -= self._next % STEP_SLOTS
+        assert slot >> CLUSTER_SHIFT == self._cluster
+        self._next = slot & (CLUSTER_SLOTS - 1)

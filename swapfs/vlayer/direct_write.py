@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
 from typing import Final, Protocol
@@ -21,10 +20,11 @@ from typing import Final, Protocol
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch
-from swapfs.units import PAGE_SHIFT, PAGE_SIZE, PSector
+from swapfs.units import PAGE_SHIFT, PAGE_SIZE
+from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS, steps
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.layer import VirtualSlotLayer
-from swapfs.vlayer.writeback import BATCH_BYTES, BATCH_SECTORS, Writeback
+from swapfs.vlayer.writeback import Writeback
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,14 @@ class DirectWriter:
         views: Sequence[memoryview],
         *,
         wait_s: float = WAIT_FOR_BATCH_S,
-        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layer = layer
         self._tier = tier
         self._writeback = writeback
+        self._writer = writeback.writer
         self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         self._wait_s = wait_s
-        self._clock_s = clock_s
         self._stuck = False
         for view in views:
             self._free.put(Batch(view[:BATCH_BYTES]))
@@ -102,19 +101,20 @@ class DirectWriter:
         request = _Request(ticket, size)
         error = ENOSPC
         try:
-            if self._writeback.health.may_write(self._clock_s()):
+            if self._writer.may_write():
                 self._pack(request, slot, pages, count)
                 error = 0
         except TierFull:
             pass
-        finally:
-            if error:
-                self._count_refused()
-            request.part_done(error)
-
-    def _count_refused(self) -> None:
-        with self._layer.lock:
-            self._layer.counters.add("failed_write_no_room")
+        except Exception:  # the ticket is answered once, whatever happens
+            log.exception("direct write failed")
+            error = EIO
+        if error:
+            with self._layer.lock:
+                self._layer.counters.add(
+                    "failed_write_no_room" if error == ENOSPC else "handler_errors"
+                )
+        request.part_done(error)
 
     def _pack(self, request: _Request, slot: int, pages: memoryview, count: int) -> None:
         part: _Part | None = None
@@ -127,7 +127,7 @@ class DirectWriter:
                     part = None
                 if part is None:
                     part = self._new_part(request)
-                self._writeback.add(part.batch, slot + index, blob, codec)
+                self._writer.add(part.batch, slot + index, blob, codec)
         except BaseException:
             if part is not None:
                 self._tier.release(part.extent.sector, part.extent.sectors)
@@ -139,13 +139,23 @@ class DirectWriter:
     def _new_part(self, request: _Request) -> _Part:
         batch = self._take_batch()
         try:
-            extent = self._tier.allocate(BATCH_SECTORS)
-        except TierFull:
-            self._writeback.health.full = True
+            extent = self._allocate()
+        except BaseException:
             self._free.put(batch)
             raise
         batch.reset(extent.sectors)
         return _Part(request, extent, batch)
+
+    def _allocate(self) -> Extent:
+        """Allocate for one batch; when there is room but in crumbs, after cleaning."""
+        try:
+            return self._tier.allocate(BATCH_SECTORS)
+        except TierFull:
+            self._writer.health.full = True
+            wait_s = 0.0 if self._stuck else self._wait_s
+            if not self._writeback.wait_for_cleaning(wait_s):
+                raise
+        return self._tier.allocate(BATCH_SECTORS)
 
     def _take_batch(self) -> Batch:
         try:
@@ -181,21 +191,19 @@ class DirectWriter:
 
     def _write(self, part: _Part) -> int:
         layer = self._layer
-        if not self._writeback.write(part.extent, part.batch):
+        if not self._writer.write(part.extent, part.batch):
             with layer.lock:
                 layer.counters.add("failed_write_io")
             return EIO
         error = 0
-        with layer.lock:
-            for item in part.batch.items:
-                try:
-                    self._writeback.publish(part.extent, item, "write_direct")
-                    layer.counters.add("write_direct_pages")
-                except TierFull:  # no page left for the swap table
-                    self._tier.release(
-                        PSector(part.extent.sector + item.start_sector),
-                        item.sectors,
-                    )
-                    layer.counters.add("failed_write_no_room")
-                    error = ENOSPC
+        for items in steps(part.batch.items):
+            with layer.lock:
+                for item in items:
+                    try:
+                        self._writer.publish(part.extent, item, "write_direct")
+                        layer.counters.add("write_direct_pages")
+                    except TierFull:  # no page left for the swap table
+                        self._writer.release(part.extent, item)
+                        layer.counters.add("failed_write_no_room")
+                        error = ENOSPC
         return error

@@ -55,7 +55,6 @@ CHECK_BITS: Final = 13
 CHECK_MASK: Final = (1 << CHECK_BITS) - 1
 _CHECK_SHIFT: Final = 19
 _SECTOR_SHIFT: Final = 32
-SECTORS_MAX: Final = 1 << 32
 
 _DOUBLED: Final = 1 << 5
 _VALUE_SHIFT: Final = 6

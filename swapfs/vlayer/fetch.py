@@ -49,7 +49,8 @@ class _Flight:
 
     waiters: int = 0
     landed: bool = False
-    payload: bytes = b""
+    payload: memoryview = field(default_factory=lambda: memoryview(b""))
+    shared: bytes = b""
     sequence: int = 0
     error: TierError | None = None
 
@@ -67,7 +68,8 @@ class Fetcher:
     """Loads runs of slots, wherever they are.
 
     :param promote: may a blob that was read go back to the pool now? None: never
-    :param recent_blobs: how many demotions ago still counts as a refault
+    :param newest_sequence: the number of the newest blob: one that was written no more than
+        a pool full of pages ago counts as refaulted
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Fetcher:
         self._tier = tier
         self._promote = promote
         self._newest_sequence = newest_sequence
+        self._recent_blobs = layer.pool.limit_bytes // PAGE_SIZE
         self._landing = threading.Condition()
         self._flights: dict[tuple[int, int], _Flight] = {}
 
@@ -161,84 +164,90 @@ class Fetcher:
         return words
 
     def _lead(self, run: _Run, flights: list[_Flight], out: memoryview, scratch: memoryview) -> int:
-        """Read *run*, deliver its pages and land its flights. Returns pages delivered."""
-        failure: TierError | None = None
+        """Read *run*, land its flights and deliver its pages. Returns pages delivered."""
+        landed = 0
         try:
-            view = self._tier.read(file_sector(run.words[0]), run.sectors, scratch)
-        except TierIOError as error:
-            failure, view = error, scratch[:0]
-        self._count_read(run.sectors)
-        good, position = 0, 0
-        first_error: TierError | None = None
-        for index, (word, flight) in enumerate(zip(run.words, flights, strict=True)):
-            slot = run.slot + index
-            end = position + blob_sectors(blob_length(word)) * SECTOR_SIZE
-            error, payload, sequence = failure, view[:0], 0
-            if error is None:
-                try:
-                    payload, sequence = self._check(view[position:end], slot, word)
-                except BlobCorrupt as corrupt:
-                    error = corrupt
-            self._land(slot, word, flight, payload, sequence, error)
-            if error is None and good == index:
-                good += self._deliver(slot, word, payload, sequence, out, index)
-            elif first_error is None:
-                first_error = error
-            position = end
-        if good == 0 and first_error is not None:
-            return self._verdict(run.slot, run.words[0], first_error)
+            view = self._read(run, scratch)
+            for word, flight in zip(run.words, flights, strict=True):
+                view = self._check(view, run.slot + landed, word, flight)
+                self._land(run.slot + landed, word, flight)
+                landed += 1
+        except TierError as error:
+            self._land_all(run, flights, landed, error)
+        except BaseException:  # nobody may wait for this flight for ever
+            self._land_all(run, flights, landed, TierIOError("the read was given up"))
+            raise
+        good = 0
+        for word, flight in zip(run.words, flights, strict=True):
+            try:
+                done = self._arrive(run.slot + good, word, flight, out[good << PAGE_SHIFT :])
+            except TierError:
+                if good == 0:
+                    raise
+                return good
+            if not done:
+                break
+            good += 1
         return good
 
-    def _check(self, blob: memoryview, slot: int, word: int) -> tuple[memoryview, int]:
-        return check_blob(
-            blob, slot, blob_length(word), blob_codec(word), file_check(word), CHECK_MASK
-        )
+    def _read(self, run: _Run, scratch: memoryview) -> memoryview:
+        with self._layer.lock:
+            self._layer.counters.add("file_read_ops")
+            self._layer.counters.add("file_read_bytes", run.sectors * SECTOR_SIZE)
+        return self._tier.read(file_sector(run.words[0]), run.sectors, scratch)
 
-    def _land(
-        self,
-        slot: int,
-        word: int,
-        flight: _Flight,
-        payload: memoryview,
-        sequence: int,
-        error: TierError | None,
-    ) -> None:
+    def _check(self, view: memoryview, slot: int, word: int, flight: _Flight) -> memoryview:
+        """Note in *flight* what *view* starts with; return what follows it."""
+        length = blob_length(word)
+        try:
+            flight.payload, flight.sequence = check_blob(
+                view, slot, length, blob_codec(word), file_check(word), CHECK_MASK
+            )
+        except BlobCorrupt as error:
+            flight.error = error
+        return view[blob_sectors(length) * SECTOR_SIZE :]
+
+    def _land(self, slot: int, word: int, flight: _Flight) -> None:
         with self._landing:
             del self._flights[slot, word & ~PASSING]
-            flight.landed, flight.error, flight.sequence = True, error, sequence
-            if flight.waiters:
-                flight.payload = bytes(payload)
+            flight.landed = True
+            if flight.waiters:  # the leader's scratch is used again before they wake
+                flight.shared = bytes(flight.payload)
                 self._landing.notify_all()
+
+    def _land_all(self, run: _Run, flights: list[_Flight], first: int, error: TierError) -> None:
+        for index in range(first, len(flights)):
+            flights[index].error = error
+            self._land(run.slot + index, run.words[index], flights[index])
 
     def _follow(self, slot: int, flight: _Flight, word: int, out: memoryview) -> int:
         with self._landing:
             while not flight.landed:
                 self._landing.wait()
-        if flight.error is not None:
-            return self._verdict(slot, word, flight.error)
-        return self._deliver(slot, word, memoryview(flight.payload), flight.sequence, out, 0)
+        return self._arrive(slot, word, flight, out, shared=True)
 
     # ---- what becomes of it ----
 
-    def _deliver(
-        self,
-        slot: int,
-        word: int,
-        payload: memoryview,
-        sequence: int,
-        out: memoryview,
-        index: int,
+    def _arrive(
+        self, slot: int, word: int, flight: _Flight, out: memoryview, *, shared: bool = False
     ) -> int:
-        """Put the page of *payload* at page *index* of *out*; 1, or 0 when it is no page."""
+        """Put the page of *flight* at the start of *out*.
+
+        Returns 1, or 0 when it is no page and *slot* has changed, so that another look helps.
+
+        :raises TierError: it is no page, and *slot* is as it was
+        """
+        if flight.error is not None:
+            return self._verdict(slot, word, flight.error)
+        payload = memoryview(flight.shared) if shared else flight.payload
         try:
-            page = decompress(payload, blob_codec(word))
+            out[:PAGE_SIZE] = decompress(payload, blob_codec(word))
         except ValueError as error:
             return self._verdict(slot, word, BlobCorrupt(f"slot {slot}: {error}"))
-        out[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT] = page
         layer = self._layer
         with layer.lock:
             layer.counters.add("read_file_pages")
-            if self._newest_sequence() - sequence <= layer.pool.stats().limit_bytes // PAGE_SIZE:
+            if self._newest_sequence() - flight.sequence <= self._recent_blobs:
                 layer.counters.add("refaulted_pages")
             if self._promote is not None and self._promote():
                 self._bring_back(slot, word, payload)
@@ -256,11 +265,6 @@ class Fetcher:
         new = encode_pool(place, length, blob_codec(word)) | REFERENCED
         layer.free(layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
-
-    def _count_read(self, sectors: int) -> None:
-        with self._layer.lock:
-            self._layer.counters.add("file_read_ops")
-            self._layer.counters.add("file_read_bytes", sectors * SECTOR_SIZE)
 
     def _verdict(self, slot: int, word: int, error: TierError) -> int:
         """Return 0 if *slot* has changed since *word* was read, for another look; else raise."""

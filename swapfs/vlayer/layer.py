@@ -20,7 +20,7 @@ from swapfs.stats import COUNTER_INDEX, Counters
 from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool
-from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.codec import compress, decompress
 from swapfs.vlayer.entry import (
     CODEC_MASK,
@@ -99,8 +99,6 @@ class VirtualSlotLayer:
                 self.tier.mark(file_sector(word), blob_sectors(length))
                 self.file_payload_bytes += length
         self.pool.finish_rebuild()
-        if self.tier is not None:
-            self.tier.finish_rebuild()
 
     # ---- store ----
 
@@ -112,7 +110,6 @@ class VirtualSlotLayer:
         with self.lock:
             for index in range(count):
                 if not self._store(slot + index, source, position + (index << PAGE_SHIFT)):
-                    self.table.release_if_empty(slot + index)
                     return index
         return count
 
@@ -133,6 +130,7 @@ class VirtualSlotLayer:
         length = len(blob)
         place = self.pool.allocate(length)
         if place == NO_PLACE:
+            self.table.release_if_empty(slot)
             return False
         self.put(place, blob)
         word = encode_pool(place, length, codec) | REFERENCED
@@ -235,9 +233,7 @@ class VirtualSlotLayer:
             if self.table.get(slot) & TAG_MASK == Tag.FILE:
                 return None
             view = memoryview(page)
-            index_first = slot & _SLOT_MASK
             assert start + len(data) <= PAGE_SIZE
-            assert index_first < CLUSTER_SLOTS
             self._load_in_cluster(slot, 1, view, 0, first=True)
             view[start : start + len(data)] = data
             return self._store(slot, view, 0)
@@ -265,13 +261,15 @@ class VirtualSlotLayer:
         Costs as much as what was stored, not as much as the range.
         """
         freed, end = 0, slot + count
-        while slot < end:
+        if count <= 0:
+            return 0
+        with self.lock:
+            clusters = self.table.live_between(slot >> CLUSTER_SHIFT, (end - 1) >> CLUSTER_SHIFT)
+        for cluster in clusters:
+            first = max(slot, cluster << CLUSTER_SHIFT)
             with self.lock:
-                slot = self.table.next_occupied(slot, end)
-                stop = min(end, (slot | _SLOT_MASK) + 1)
-                if slot < stop:
-                    freed += self._discard_in_cluster(slot, stop - slot)
-            slot = stop if slot < stop else end
+                stop = min(end, (cluster + 1) << CLUSTER_SHIFT)
+                freed += self._discard_in_cluster(first, stop - first)
         return freed
 
     def _discard_in_cluster(self, slot: int, count: int) -> int:

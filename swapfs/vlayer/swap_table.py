@@ -156,19 +156,15 @@ class SwapTable:
         if cluster in self._live:
             self._live.move_to_end(cluster)
 
-    def next_occupied(self, slot: int, end: int) -> int:
-        """Return the first slot from *slot* on, below *end*, whose cluster is live; else *end*."""
+    def live_between(self, first: int, last: int) -> list[int]:
+        """Return the clusters from *first* to *last* that are live, in order.
+
+        Costs the smaller of what is in use and the range.
+        """
+        if last - first >= len(self._live):
+            return sorted(live for live in self._live if first <= live <= last)
         directory = self._directory
-        cluster, last = slot >> CLUSTER_SHIFT, (end - 1) >> CLUSTER_SHIFT
-        if directory[cluster]:
-            return slot
-        if last - cluster > 2 * len(self._live):  # cost follows use, not size
-            later = [live for live in self._live if cluster < live <= last]
-            return min(later, default=last + 1) << CLUSTER_SHIFT if later else end
-        for later_cluster in range(cluster + 1, last + 1):
-            if directory[later_cluster]:
-                return later_cluster << CLUSTER_SHIFT
-        return end
+        return [cluster for cluster in range(first, last + 1) if directory[cluster]]
 
     # ---- what it holds ----
 

@@ -1,0 +1,50 @@
+# Every target does its own set-up. Start with `make demo` or `make test`; `make help` lists them.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+STAMP := .venv/.swapfs-stamp
+SOURCES := pyproject.toml $(wildcard swapfs/*.c)
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS)
+KERNEL ?= 6.12
+
+.PHONY: help build packages vm-packages demo test test-fast test-vm vm lint bench-floor clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: packages $(STAMP)  ## host part of the set-up: leaves .venv/bin/swapfs ready
+
+packages:
+	@deploy/setup/packages.sh deploy/setup/packages.txt
+
+vm-packages:
+	@deploy/setup/packages.sh deploy/setup/packages.txt deploy/vm/packages.txt
+
+$(STAMP): $(SOURCES)
+	@deploy/setup/venv.sh $@
+
+demo: vm-packages build  ## boot a VM whose kernel swaps on swapfs, and check every page
+	@$(SUDO) $(PYTHON) deploy/vm/demo.py --kernel $(KERNEL)
+
+test: vm-packages build lint  ## all tests: unit, property, fuse, and a VM run
+	@$(SUDO) $(PYTHON) deploy/vm/vm.py build --kernel $(KERNEL)
+	@$(SUDO) $(PYTHON) -m pytest -q tests/unit tests/property tests/fuse tests/vm -m "not bench and not vm_full"
+
+test-fast: build  ## unit and property tests: no root, no mount
+	@$(PYTHON) -m pytest -q tests/unit tests/property
+
+test-vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
+	@$(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
+
+vm: vm-packages build  ## a shell in the VM
+	@$(SUDO) $(PYTHON) deploy/vm/vm.py shell --kernel $(KERNEL) --disk 1024
+
+lint: build  ## ruff and mypy
+	@$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check . && $(PYTHON) -m mypy
+
+bench-floor: build  ## read latency against a C server that does nothing, in one run
+	@$(SUDO) $(PYTHON) tests/bench/bench_floor.py
+
+clean:  ## remove the virtualenv and build leftovers; the VM cache is `deploy/vm/vm.py path`
+	rm -rf .venv build ./*.egg-info swapfs/*.so

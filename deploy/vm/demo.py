@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Show swapfs at work: a VM swaps several times its memory limit on it, and verifies it all.
+
+Prints what happens, then a table of the steps and PASS or FAIL. Exit status 0 means PASS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernel import KERNELS
+from vm import VmError, VmResult, kernel_log_problems, run_job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_JOB = Path(__file__).parent / "demo_job"
+_MEMORY_MIB = 1024
+_DISK_MIB = 1024
+_TIMEOUT_S = 900
+_WIDTH = 100
+_NAME_WIDTH = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo as the command line *argv* says; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kernel", default="6.12", choices=KERNELS, help="default 6.12")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="swapfs-demo-") as folder:
+            result = run_job(
+                _JOB,
+                results_dir=Path(folder),
+                kernel=args.kernel,
+                memory_mib=_MEMORY_MIB,
+                disks_mib=[_DISK_MIB],
+                timeout_s=_TIMEOUT_S,
+            )
+            steps = _steps(result)
+    except (VmError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        print("FAIL")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    failed = _print_table(steps)
+    print(f"took {time.monotonic() - started:.0f} s, {result.wall_s:.0f} s of it in the VM")
+    print(f"FAIL: {', '.join(failed)}" if failed else "PASS")
+    return 1 if failed else 0
+
+
+def _steps(result: VmResult) -> list[dict[str, Any]]:
+    """Return the steps that the guest reported, and what the host has to say of the run."""
+    path = result.results_dir / "out/report.json"
+    steps: list[dict[str, Any]] = json.loads(path.read_text())["steps"] if path.exists() else []
+    ended = "hung: its blocked tasks are above" if result.timed_out else "died before the end"
+    if result.exit_status is None or not path.exists():
+        steps.append({"name": "virtual machine", "ok": False, "detail": ended})
+    problems = kernel_log_problems(result.dmesg)
+    detail = "; ".join(problems) or "no hang, no I/O error, no OOM kill"
+    steps.append({"name": "kernel log", "ok": not problems, "detail": detail})
+    return steps
+
+
+def _print_table(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """Print one row a step; return the names of those that failed."""
+    print(f"\n{'STEP':{_NAME_WIDTH}}  RESULT  FIGURES")
+    indent = " " * (_NAME_WIDTH + 10)
+    for step in steps:
+        row = f"{step['name']:{_NAME_WIDTH}}  {'ok' if step['ok'] else 'FAIL':6}  {step['detail']}"
+        print(textwrap.fill(row, _WIDTH, subsequent_indent=indent, break_long_words=False))
+    return [step["name"] for step in steps if not step["ok"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+#!/usr/bin/python3
+"""Fills memory with pages that it can tell apart, and verifies every byte; for the test VM.
+
+Reads one command a line from stdin and answers each with one line of JSON on stdout:
+
+    fill [PAGES]      write the next PAGES pages (default: all that are left)
+    verify [random]   compare every page written so far, in address order or a random one
+    rewrite PERCENT   give that many of the pages, chosen at random, new contents
+    churn SECONDS     rewrite, and verify, single pages at random places for so long
+    pageout           ask the kernel to swap all of them out (madvise)
+    quit
+
+A page's contents follow from its index and how often it was written, so that any page swapped
+for another, an older version, or part of one, is found. Standard library and swapfs only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import struct
+import sys
+import time
+from array import array
+from typing import Any, Final
+
+from swapfs.testing.pages import mixed_pages
+
+PAGE_BYTES: Final = 4096
+STAMP: Final = struct.Struct("<QQ")
+CORPUS_PAGES: Final = 256
+KIND_PERIOD: Final = 32
+"""Of so many neighbours one is zero and one is a repeated word; the others are stamped."""
+MADV_PAGEOUT: Final = 21  # include/uapi/asm-generic/mman-common.h, Linux 5.4
+DETAILS_MAX: Final = 10
+PROGRESS_EVERY_S: Final = 5.0
+
+
+class Memory:
+    """*pages* anonymous pages; what each must hold is known from its index and version."""
+
+    def __init__(self, pages: int, seed: int) -> None:
+        self.pages = pages
+        self.filled = 0
+        self._seed = seed
+        self._map = mmap.mmap(-1, pages * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map.madvise(mmap.MADV_NOHUGEPAGE)
+        self._versions = array("B", bytes(pages))
+        self._tails = [page[STAMP.size :] for page in mixed_pages(seed, CORPUS_PAGES)]
+
+    def _parts(self, index: int) -> tuple[bytes, bytes]:
+        """Return what page *index* must hold, as its first bytes and the rest."""
+        version, kind = self._versions[index], index % KIND_PERIOD
+        if kind == 0 and version == 0:
+            return bytes(STAMP.size), bytes(PAGE_BYTES - STAMP.size)
+        word = index << 8 | version
+        if kind == 1:
+            page = struct.pack("<Q", word ^ self._seed << 48) * (PAGE_BYTES // 8)
+            return page[: STAMP.size], page[STAMP.size :]
+        tail = self._tails[(index * 7 + version) % CORPUS_PAGES]
+        return STAMP.pack(word, self._seed), tail
+
+    def write(self, index: int) -> None:
+        """Write page *index* in its present version."""
+        start = index * PAGE_BYTES
+        head, tail = self._parts(index)
+        self._map[start : start + STAMP.size] = head
+        self._map[start + STAMP.size : start + PAGE_BYTES] = tail
+
+    def rewrite(self, index: int) -> None:
+        """Give page *index* its next version."""
+        self._versions[index] = (self._versions[index] + 1) % 256
+        self.write(index)
+
+    def wrong(self, index: int) -> str:
+        """Compare page *index*; return what is wrong with it, or nothing."""
+        start = index * PAGE_BYTES
+        head, tail = self._parts(index)
+        # two slices compared as bytes: one memcpy and one memcmp each
+        if (
+            self._map[start + STAMP.size : start + PAGE_BYTES] == tail
+            and self._map[start : start + STAMP.size] == head
+        ):
+            return ""
+        found = self._map[start : start + PAGE_BYTES]
+        differing = [i for i, (a, b) in enumerate(zip(found, head + tail, strict=True)) if a != b]
+        word, seed = STAMP.unpack_from(found)
+        return (
+            f"page {index} version {self._versions[index]}: {len(differing)} bytes differ, from "
+            f"{differing[:1]}; its stamp says page {word >> 8} version {word & 255} seed {seed}"
+        )
+
+    def page_out(self) -> None:
+        """Ask the kernel to reclaim every page."""
+        self._map.madvise(MADV_PAGEOUT)
+
+
+class Progress:
+    """Prints how far a long loop is, to stderr, every few seconds."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self.started_s = self._last_s = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """Note that *done* of the total are done."""
+        if done % 256 == 0 and (now := time.monotonic()) - self._last_s >= PROGRESS_EVERY_S:
+            self._last_s = now
+            print(
+                f"  hog: {self._what}: {done * 100 // self._total} %", file=sys.stderr, flush=True
+            )
+
+
+class Hog:
+    """Carries out the commands; each method returns what is answered."""
+
+    def __init__(self, memory: Memory, seed: int) -> None:
+        self._memory = memory
+        self._rng = random.Random(seed)
+
+    def fill(self, pages: str = "") -> dict[str, Any]:
+        """Write the next *pages* pages."""
+        memory = self._memory
+        end = min(memory.pages, memory.filled + int(pages)) if pages else memory.pages
+        progress = Progress("filling", memory.pages)
+        while memory.filled < end:
+            memory.write(memory.filled)
+            memory.filled += 1
+            progress.at(memory.filled)
+        return {"pages": memory.filled}
+
+    def verify(self, order: str = "") -> dict[str, Any]:
+        """Compare every page written so far."""
+        indexes = list(range(self._memory.filled)) if order else range(self._memory.filled)
+        if isinstance(indexes, list):
+            self._rng.shuffle(indexes)
+        progress = Progress(f"verifying {order}".rstrip(), len(indexes))
+        problems = []
+        for done, index in enumerate(indexes):
+            if problem := self._memory.wrong(index):
+                problems.append(problem)
+            progress.at(done)
+        return _verdict(len(indexes), problems)
+
+    def rewrite(self, percent: str) -> dict[str, Any]:
+        """Give *percent* of the pages new contents."""
+        filled = self._memory.filled
+        chosen = self._rng.sample(range(filled), filled * int(percent) // 100)
+        progress = Progress("rewriting", len(chosen))
+        for done, index in enumerate(chosen):
+            self._memory.rewrite(index)
+            progress.at(done)
+        return {"pages": len(chosen)}
+
+    def churn(self, seconds: str) -> dict[str, Any]:
+        """Verify and rewrite pages at random places until *seconds* have passed."""
+        end_s = time.monotonic() + float(seconds)
+        problems, verified = [], 0
+        while time.monotonic() < end_s:
+            for _ in range(64):
+                index = self._rng.randrange(self._memory.filled)
+                if problem := self._memory.wrong(index):
+                    problems.append(problem)
+                verified += 1
+                if verified % 3 == 0:
+                    self._memory.rewrite(index)
+        return _verdict(verified, problems)
+
+    def pageout(self) -> dict[str, Any]:
+        """Ask the kernel to swap out what it can."""
+        self._memory.page_out()
+        return {}
+
+
+def _verdict(pages: int, problems: list[str]) -> dict[str, Any]:
+    return {"pages": pages, "wrong": len(problems), "details": problems[:DETAILS_MAX]}
+
+
+def main() -> int:
+    """Obey commands until stdin ends."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("mib", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cgroup", help="directory of the cgroup to join before filling")
+    args = parser.parse_args()
+    if args.cgroup:
+        with open(os.path.join(args.cgroup, "cgroup.procs"), "w") as procs:
+            procs.write("0")
+    hog = Hog(Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed), args.seed)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        name, *words = line.split()
+        if name == "quit":
+            break
+        started_s = time.monotonic()
+        answer = getattr(hog, name)(*words)
+        answer["seconds"] = round(time.monotonic() - started_s, 2)
+        print(json.dumps(answer), flush=True)
+    os._exit(0)  # the kernel frees it all at once; Python would touch what is swapped out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

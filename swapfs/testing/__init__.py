@@ -1,0 +1,1 @@
+"""Helpers for tests of swapfs and of programs that swap on it; nothing here runs in service."""

@@ -1,0 +1,78 @@
+"""A lower tier in memory, with the space bookkeeping of the file tier."""
+
+from __future__ import annotations
+
+from swapfs.errors import TierIOError
+from swapfs.tiers.base import Extent, LowerTier, TierStats
+from swapfs.tiers.blob import Batch
+from swapfs.tiers.segments import SEGMENT_BYTES, SegmentMap
+from swapfs.units import SECTOR_SIZE, PSector
+
+
+class MemoryTier(LowerTier):
+    """Sectors in a bytearray; ``data`` and ``map`` are open to tests.
+
+    :param data: the medium of an earlier tier, to model a server that died
+    """
+
+    def __init__(self, segments: int, data: bytearray | None = None) -> None:
+        self.data = bytearray(segments * SEGMENT_BYTES) if data is None else data
+        self.map = SegmentMap(segments)
+        self.reads = 0
+        self.writes = 0
+
+    def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
+        return self.map.allocate(sectors, cleaning=cleaning)
+
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
+        assert batch.sectors <= extent.sectors
+        self.writes += 1
+        start, size = extent.sector * SECTOR_SIZE, batch.sectors * SECTOR_SIZE
+        self.data[start : start + size] = batch.view[:size]
+        if batch.sectors < extent.sectors:
+            self.map.release(extent.sector + batch.sectors, extent.sectors - batch.sectors)
+
+    def mark_bad(self, extent: Extent) -> None:  # noqa: D102
+        self.map.mark_bad(extent.sector, extent.sectors)
+
+    def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:  # noqa: D102
+        self.reads += 1
+        size = sectors * SECTOR_SIZE
+        found = self.data[sector * SECTOR_SIZE :][:size]
+        if len(found) < size:
+            raise TierIOError(f"read at sector {sector}: {len(found)} of {size} bytes")
+        scratch[:size] = found
+        return scratch[:size]
+
+    def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
+        self.map.release(sector, sectors)
+
+    def begin_rebuild(self) -> None:  # noqa: D102
+        self.map.begin_rebuild()
+
+    def mark(self, sector: PSector, sectors: int) -> None:  # noqa: D102
+        self.map.mark(sector, sectors)
+
+    def segments_to_clean(self) -> list[Extent]:  # noqa: D102
+        return self.map.segments_to_clean()
+
+    def pass_over(self, segment: Extent) -> None:  # noqa: D102
+        self.map.pass_over(segment)
+
+    def room_pages(self) -> int:  # noqa: D102
+        return self.map.room_pages()
+
+    def stats(self) -> TierStats:  # noqa: D102
+        return TierStats(
+            name="memory",
+            path="",
+            size_bytes=len(self.data),
+            used_bytes=self.map.taken_bytes,
+            bad_bytes=self.map.bad_bytes,
+            direct_io=False,
+            free_segments=self.map.free_segments,
+            segments=self.map.segments,
+        )
+
+    def close(self) -> None:  # noqa: D102
+        pass

@@ -1,0 +1,50 @@
+"""A tier around a tier that changes nothing: what the other wrappers start from."""
+
+from __future__ import annotations
+
+from swapfs.tiers.base import Extent, LowerTier, TierStats
+from swapfs.tiers.blob import Batch
+from swapfs.units import PSector
+
+
+class TierWrapper(LowerTier):
+    """Hands every call to *inner*."""
+
+    def __init__(self, inner: LowerTier) -> None:
+        self.inner = inner
+
+    def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
+        return self.inner.allocate(sectors, cleaning=cleaning)
+
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
+        self.inner.write(extent, batch)
+
+    def mark_bad(self, extent: Extent) -> None:  # noqa: D102
+        self.inner.mark_bad(extent)
+
+    def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:  # noqa: D102
+        return self.inner.read(sector, sectors, scratch)
+
+    def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
+        self.inner.release(sector, sectors)
+
+    def begin_rebuild(self) -> None:  # noqa: D102
+        self.inner.begin_rebuild()
+
+    def mark(self, sector: PSector, sectors: int) -> None:  # noqa: D102
+        self.inner.mark(sector, sectors)
+
+    def segments_to_clean(self) -> list[Extent]:  # noqa: D102
+        return self.inner.segments_to_clean()
+
+    def pass_over(self, segment: Extent) -> None:  # noqa: D102
+        self.inner.pass_over(segment)
+
+    def room_pages(self) -> int:  # noqa: D102
+        return self.inner.room_pages()
+
+    def stats(self) -> TierStats:  # noqa: D102
+        return self.inner.stats()
+
+    def close(self) -> None:  # noqa: D102
+        self.inner.close()

@@ -1,0 +1,147 @@
+"""Writing batches of blobs down and publishing where they lie.
+
+What demotion, cleaning and direct writes have in common. No disk I/O is done under the
+layer's lock, and the lock is let go every few words so that requests come in between (I5).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from swapfs.errors import TierIOError
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.blob import Batch, BatchItem
+from swapfs.tiers.segments import SEGMENT_SECTORS
+from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.vlayer.entry import MOVING, REFERENCED, encode_file
+from swapfs.vlayer.health import Health
+from swapfs.vlayer.layer import VirtualSlotLayer
+
+log = logging.getLogger(__name__)
+
+BATCH_SECTORS: Final = SEGMENT_SECTORS
+BATCH_BYTES: Final = BATCH_SECTORS * SECTOR_SIZE
+COMMIT_STEP: Final = 64
+"""Words published under one hold of the lock."""
+_PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
+_BREATH_S: Final = 50e-6
+
+
+def let_requests_in() -> None:
+    """Let a thread that waits for the layer's lock have it.
+
+    A lock that is let go and taken again at once goes to the same thread: the one that waits
+    has not even woken up by then.
+    """
+    time.sleep(_BREATH_S)
+
+
+def steps(items: list[BatchItem]) -> Iterator[list[BatchItem]]:
+    """Yield *items* in pieces for one hold of the lock each, with a breath between two."""
+    for start in range(0, len(items), COMMIT_STEP):
+        if start:
+            let_requests_in()
+        yield items[start : start + COMMIT_STEP]
+
+
+class BlobWriter:
+    """Writes batches to *tier* for the slots of *layer*; any thread, each with its own batch."""
+
+    def __init__(
+        self, layer: VirtualSlotLayer, tier: LowerTier, clock_s: Callable[[], float]
+    ) -> None:
+        self.health = Health()
+        self.newest_sequence = 0
+        self._layer = layer
+        self._tier = tier
+        self._clock_s = clock_s
+        # No number is used twice, not even by the server that comes after this one.
+        self._sequence = itertools.count(time.time_ns())
+
+    def may_write(self) -> bool:
+        """Whether a write may be tried now."""
+        return self.health.may_write(self._clock_s())
+
+    def add(
+        self, batch: Batch, slot: int, payload: bytes | memoryview, codec: int, *, expected: int = 0
+    ) -> None:
+        """Append a blob with the next sequence number to *batch*."""
+        self.newest_sequence = next(self._sequence)
+        batch.add(slot, payload, codec, self.newest_sequence, expected=expected)
+
+    def write(self, extent: Extent, batch: Batch) -> bool:
+        """Write *batch* to *extent*; False when the tier failed, which is then noted."""
+        writer = threading.get_ident()
+        self.health.begin(writer, self._clock_s())
+        try:
+            self._tier.write(extent, batch)
+        except TierIOError as error:
+            log.error("file tier: %s", error)
+            self._abandon(extent, batch)
+            self.health.failed(str(error), self._clock_s())
+            return False
+        finally:
+            self.health.end(writer)
+        self.health.succeeded()
+        with self._layer.lock:
+            self._layer.counters.add("file_write_ops")
+            self._layer.counters.add("file_written_bytes", batch.sectors * SECTOR_SIZE)
+        return True
+
+    def _abandon(self, extent: Extent, batch: Batch) -> None:
+        """Keep the sectors of a failed write out of use, and only those."""
+        bad = min(extent.sectors, -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS)
+        self._tier.mark_bad(Extent(extent.sector, bad))
+        if bad < extent.sectors:
+            self._tier.release(PSector(extent.sector + bad), extent.sectors - bad)
+        with self._layer.lock:
+            self._layer.counters.add("bad_sectors", bad)
+
+    def publish(self, extent: Extent, item: BatchItem, cause: str) -> None:
+        """Let *item*'s slot name its written blob; the caller holds the layer's lock.
+
+        :raises TierFull: no room for a page of the swap table; nothing has changed
+        """
+        layer = self._layer
+        sector = extent.sector + item.start_sector
+        word = encode_file(sector, item.length, item.codec, item.checksum)
+        old = layer.table.exchange(item.slot, word, cause)
+        layer.file_payload_bytes += item.length
+        layer.free(old)
+
+    def commit(self, extent: Extent, batch: Batch, cause: str) -> list[BatchItem]:
+        """Publish a written batch of copies; return the items whose slots took theirs."""
+        taken: list[BatchItem] = []
+        for items in steps(batch.items):
+            with self._layer.lock:
+                taken += [item for item in items if self._commit_one(extent, item, cause)]
+        return taken
+
+    def _commit_one(self, extent: Extent, item: BatchItem, cause: str) -> bool:
+        table = self._layer.table
+        current = table.get(item.slot)
+        if current != item.expected | MOVING:
+            # Rewritten or discarded; or read, which makes it warm: then it stays in memory.
+            if current & ~REFERENCED == item.expected | MOVING:
+                table.mark(item.slot, MOVING, on=False)
+            self.release(extent, item)
+            return False
+        self.publish(extent, item, cause)
+        return True
+
+    def release(self, extent: Extent, item: BatchItem) -> None:
+        """Give the sectors of a written blob back that no slot took."""
+        self._tier.release(PSector(extent.sector + item.start_sector), item.sectors)
+
+    def unmark(self, items: list[BatchItem]) -> None:
+        """Let the slots of a batch that was not written go on as before."""
+        for step in steps(items):
+            with self._layer.lock:
+                for item in step:
+                    if self._layer.table.get(item.slot) & ~REFERENCED == item.expected | MOVING:
+                        self._layer.table.mark(item.slot, MOVING, on=False)

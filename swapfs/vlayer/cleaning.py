@@ -1,0 +1,126 @@
+"""Cleaning: moving the live blobs of sparse segments of the file together.
+
+Idea: the cleaner of log-structured file systems (Rosenblum and Ousterhout, 1991). One step
+reads sparse segments until one fresh segment is filled, so each step leaves fewer sparse
+segments than there were and cleaning comes to an end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from swapfs.errors import BlobCorrupt, TierFull, TierIOError
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.blob import Batch, blob_sectors, check_blob, peek
+from swapfs.units import SECTOR_SIZE
+from swapfs.vlayer.blob_writer import BATCH_SECTORS, BlobWriter
+from swapfs.vlayer.entry import (
+    CHECK_MASK,
+    MOVING,
+    TAG_MASK,
+    Tag,
+    blob_codec,
+    blob_length,
+    file_check,
+    file_sector,
+)
+from swapfs.vlayer.layer import VirtualSlotLayer
+
+log = logging.getLogger(__name__)
+
+
+class Cleaner:
+    """Makes free segments; runs in the thread that owns *batch* and *scratch*."""
+
+    def __init__(
+        self,
+        layer: VirtualSlotLayer,
+        tier: LowerTier,
+        writer: BlobWriter,
+        batch: Batch,
+        scratch: memoryview,
+    ) -> None:
+        self._layer = layer
+        self._tier = tier
+        self._writer = writer
+        self._batch = batch
+        self._scratch = scratch
+
+    def run(self, go_on: Callable[[], bool]) -> int:
+        """Clean while free segments are short and *go_on* holds; return the slots moved."""
+        moved = 0
+        while go_on() and self._writer.may_write():
+            sources = self._tier.segments_to_clean()
+            if not sources:
+                break
+            moved += self._step(sources)
+        return moved
+
+    def _step(self, sources: list[Extent]) -> int:
+        try:
+            extent = self._tier.allocate(BATCH_SECTORS, cleaning=True)
+        except TierFull:  # a direct write was faster
+            return 0
+        self._batch.reset(extent.sectors)
+        try:
+            emptied = [source for source in sources if self._gather(source)]
+            written = bool(self._batch.items) and self._writer.write(extent, self._batch)
+        except BaseException:
+            self._writer.unmark(self._batch.items)
+            raise
+        if not self._batch.items:
+            self._tier.release(extent.sector, extent.sectors)
+        moved = 0
+        if written:
+            moved = len(self._writer.commit(extent, self._batch, "clean"))
+            with self._layer.lock:
+                self._layer.counters.add("cleaned_pages", moved)
+        else:
+            self._writer.unmark(self._batch.items)
+        for source in emptied:  # if not really: bad, damaged or busy sectors are in it
+            self._tier.pass_over(source)
+        return moved
+
+    def _gather(self, source: Extent) -> bool:
+        """Copy the live blobs of *source* to the batch; False if they did not all fit."""
+        try:
+            view = self._tier.read(source.sector, source.sectors, self._scratch)
+        except TierIOError as error:
+            log.warning("cleaning the file tier: %s", error)
+            return True
+        for slot, word, blob in self._live_blobs(source, view):
+            length, codec = blob_length(word), blob_codec(word)
+            if not self._batch.fits(length):
+                return False
+            try:
+                payload, _ = check_blob(blob, slot, length, codec, file_check(word), CHECK_MASK)
+            except BlobCorrupt:
+                continue  # its reader will be told; moving it would hide the damage
+            with self._layer.lock:
+                if self._layer.table.get(slot) != word:
+                    continue
+                self._layer.table.mark(slot, MOVING, on=True)
+            self._writer.add(self._batch, slot, payload, codec, expected=word)
+        return True
+
+    def _live_blobs(
+        self, segment: Extent, view: memoryview
+    ) -> Iterator[tuple[int, int, memoryview]]:
+        """Yield (slot, word, blob) of what the table still names in *segment*."""
+        position = 0
+        slots = self._layer.table.slots
+        while position < segment.sectors:
+            found = peek(view[position * SECTOR_SIZE :])
+            step = 1
+            if found is not None and found[0] < slots:
+                slot, sectors = found
+                with self._layer.lock:
+                    word = self._layer.table.get(slot)
+                here = word & TAG_MASK == Tag.FILE and (
+                    file_sector(word) == segment.sector + position
+                )
+                if here and not word & MOVING and sectors == blob_sectors(blob_length(word)):
+                    yield slot, word, view[position * SECTOR_SIZE :][: sectors * SECTOR_SIZE]
+                    step = sectors
+            position += step

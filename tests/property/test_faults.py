@@ -1,0 +1,129 @@
+"""The N-th call of the tier fails, for each N and each way to fail: never a wrong byte (I4)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from swapfs.errors import BlobCorrupt, TierIOError
+from swapfs.testing.faulty import FAULTS, FaultyTier
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.model import SwapModel
+from swapfs.testing.pages import mixed_pages
+from swapfs.testing.rig import Rig
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+
+SLOTS = 2 * CLUSTER_SLOTS
+POOL_BYTES = 8 * 64 * 1024
+STEPS = 60
+PAGES = mixed_pages(seed=11, n=200)
+LASTING = 1 << 30
+
+
+class History:
+    """One fixed random history; a fault may end a request but must not falsify one."""
+
+    def __init__(self, tier: FaultyTier, *, promote: bool = False) -> None:
+        self.tier = tier
+        self.rig = Rig(SLOTS, POOL_BYTES, tier, promote=promote)
+        self.model = SwapModel(SLOTS)
+        self.rng = random.Random(5)
+
+    def run(self) -> None:
+        for _ in range(STEPS):
+            action = self.rng.choices(
+                [self.write, self.read, self.discard, self.demote, self.clean], [8, 6, 1, 3, 1]
+            )[0]
+            action()
+            self.rig.now_s += 100  # every pause after a failure is over
+            self.rig.check()
+
+    def write(self) -> None:
+        first = self.rng.randrange(SLOTS - 60)
+        for slot in range(first, first + self.rng.randrange(1, 60)):
+            data = self.rng.choice(PAGES)
+            if self.rig.write(slot, data) > 0:
+                self.model.write(slot, data)
+
+    def read(self) -> None:
+        slot = self.rng.randrange(SLOTS - 40)
+        self.read_run(slot, self.rng.randrange(1, 40))
+
+    def read_run(self, slot: int, count: int) -> None:
+        """Read as the kernel does after a short answer: again from where it ended."""
+        while count:
+            try:
+                got = self.rig.load(slot, count)
+            except (TierIOError, BlobCorrupt):
+                assert self.tier.failures
+                got = b"?" * PAGE_SIZE
+            else:
+                good = len(got) // PAGE_SIZE
+                assert good
+                assert got == b"".join(self.model.read(s) for s in range(slot, slot + good))
+            slot += len(got) // PAGE_SIZE
+            count -= len(got) // PAGE_SIZE
+
+    def discard(self) -> None:
+        slot, count = self.rng.randrange(SLOTS - 90), self.rng.randrange(90)
+        self.rig.layer.discard_run(slot, count)
+        self.model.discard(slot, count)
+
+    def demote(self) -> None:
+        self.rig.down.demote(self.rng.randrange(1, 150))
+
+    def clean(self) -> None:
+        self.rig.down.clean()
+
+    def lost_slots(self) -> set[int]:
+        """Return the slots that are damaged; every other one must read right."""
+        lost = set()
+        for slot in range(SLOTS):
+            try:
+                assert self.rig.load(slot) == self.model.read(slot)
+            except BlobCorrupt:
+                lost.add(slot)
+        return lost
+
+
+@pytest.mark.parametrize("promote", [False, True], ids=["stay", "promote"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_failing_call_never_falsifies_a_page(fault: str, promote: bool) -> None:
+    hits = 0
+    for number in (1, 2, 4, 8):
+        history = History(FaultyTier(MemoryTier(6), fault, number), promote=promote)
+        history.run()
+        hits += history.tier.failures
+        history.tier.heal()
+        lost = history.lost_slots()
+        assert lost <= history.tier.damaged_slots
+        if "write" not in fault or fault == "write_error":
+            assert not lost
+        history.rig.region.close()
+    assert hits >= 3, "the history has too few such calls to be a test"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lasting_fault_never_falsifies_a_page_and_passes(fault: str) -> None:
+    history = History(FaultyTier(MemoryTier(6), fault, 3, LASTING))
+    history.run()
+    assert history.tier.failures
+    history.tier.heal()
+    assert history.lost_slots() <= history.tier.damaged_slots
+    history.rig.now_s += 1000
+    assert history.rig.down.demote(5) or not history.rig.layer.table.state_counts()["compressed"]
+    history.rig.region.close()
+
+
+@pytest.mark.parametrize("fault", ["lost_write", "flipped_write"])
+def test_a_write_that_lied_is_found_at_the_read(fault: str) -> None:
+    history = History(FaultyTier(MemoryTier(6), fault, 1, LASTING))
+    for slot, data in enumerate(PAGES[:60]):
+        assert history.rig.store(slot, data)
+        history.model.write(slot, data)
+    assert history.rig.down.demote(50) > 40
+    lost = history.lost_slots()
+    assert len(lost) == history.rig.layer.table.state_counts()["file"]
+    assert history.rig.counter("failed_read_checksum") == len(lost)
+    history.rig.region.close()

@@ -1,0 +1,165 @@
+"""Random histories of a swap file against a dict of pages, over every combination of tiers."""
+
+from __future__ import annotations
+
+from errno import ENOSPC
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.model import SwapModel
+from swapfs.testing.pages import KINDS, page
+from swapfs.testing.rig import Rig
+from swapfs.units import CLUSTER_SLOTS, MiB
+
+SLOTS = 6 * CLUSTER_SLOTS
+ROOMY_BYTES, TINY_BYTES = 2 * MiB, 8 * 64 * 1024
+slots_st = st.one_of(
+    st.integers(0, 24),
+    st.integers(CLUSTER_SLOTS - 8, CLUSTER_SLOTS + 8),
+    st.integers(0, SLOTS - 1),
+)
+pages_st = st.builds(page, st.sampled_from(KINDS), st.integers(0, 30))
+counts_st = st.integers(1, 80)
+
+
+class Slots(RuleBasedStateMachine):
+    """Every rule does the same to the rig and to the model."""
+
+    segments = 0
+    pool_bytes = ROOMY_BYTES
+    promote = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = SwapModel(SLOTS)
+        self.rig: Rig
+
+    @initialize()
+    def start(self) -> None:
+        tier = MemoryTier(self.segments) if self.segments else None
+        self.rig = Rig(SLOTS, self.pool_bytes, tier, promote=self.promote)
+
+    def has_file(self) -> bool:
+        return self.segments > 0
+
+    @rule(slot=slots_st, kind=st.sampled_from(KINDS), seed=st.integers(0, 30), count=counts_st)
+    def write(self, slot: int, kind: str, seed: int, count: int) -> None:
+        for at in range(slot, min(slot + count, SLOTS)):
+            data = page(kind, seed * 7 + at % 5)
+            result = self.rig.write(at, data)
+            if result > 0:
+                self.model.write(at, data)
+            else:
+                assert result == -ENOSPC
+                self.refused()
+
+    def refused(self) -> None:
+        """A write is refused only if no tier has room (I6)."""
+        if self.rig.tier is not None:
+            in_file = self.rig.layer.table.state_counts()["file"]
+            assert in_file >= self.rig.tier.room_pages()
+
+    @rule(slot=slots_st, count=counts_st)
+    def read(self, slot: int, count: int) -> None:
+        count = min(count, SLOTS - slot)
+        got = self.rig.load(slot, count)
+        assert got == b"".join(self.model.read(s) for s in range(slot, slot + count))
+
+    @rule(slot=slots_st, count=st.one_of(counts_st, st.integers(1, SLOTS)))
+    def discard(self, slot: int, count: int) -> None:
+        count = min(count, SLOTS - slot)
+        assert self.rig.layer.discard_run(slot, count) == self.model.discard(slot, count)
+
+    @rule(slot=slots_st, start=st.integers(0, 4095), data=st.binary(min_size=1, max_size=600))
+    def patch(self, slot: int, start: int, data: bytes) -> None:
+        data = data[: 4096 - start]
+        layer = self.rig.layer
+        done = layer.patch(slot, start, data, bytearray(4096))
+        if done is None:
+            seen = self.rig.fetcher.file_word(slot)
+            old = bytearray(self.rig.load(slot))
+            old[start : start + len(data)] = data
+            done = layer.replace_file_page(slot, seen, memoryview(old))
+            if done is None:
+                assert self.promote, "nothing else moves a page here"
+                done = layer.patch(slot, start, data, bytearray(4096))
+        if done:
+            self.model.patch(slot, start, data)
+
+    @precondition(has_file)
+    @rule(pages=st.integers(1, 300))
+    def demote(self, pages: int) -> None:
+        assert self.rig.down.demote(pages) <= pages
+
+    @precondition(has_file)
+    @rule()
+    def balance(self) -> None:
+        self.rig.down.balance()
+
+    @precondition(has_file)
+    @rule()
+    def clean(self) -> None:
+        self.rig.down.clean()
+        assert not self.rig.tier.segments_to_clean()  # type: ignore[union-attr]
+
+    @rule()
+    def crash_and_rebuild(self) -> None:
+        tier = None
+        if isinstance(self.rig.tier, MemoryTier):
+            tier = MemoryTier(self.segments, self.rig.tier.data)
+        self.rig = Rig(SLOTS, self.pool_bytes, tier, promote=self.promote, region=self.rig.region)
+
+    @invariant()
+    def region_is_sound(self) -> None:
+        if hasattr(self, "rig"):
+            self.rig.check()
+            if isinstance(self.rig.tier, MemoryTier):
+                self.rig.tier.map.check()
+            empty = self.rig.layer.table.state_counts()["empty"]
+            assert empty == SLOTS - len(self.model.pages)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        for slot, data in self.model.pages.items():
+            assert self.rig.load(slot) == data
+        self.rig.layer.discard_run(0, SLOTS)
+        self.rig.check()
+        assert self.rig.layer.pool.used_bytes == 0
+        self.rig.region.close()
+
+
+@pytest.mark.parametrize(
+    ("pool_bytes", "segments", "promote"),
+    [
+        (ROOMY_BYTES, 0, False),
+        (TINY_BYTES, 0, False),
+        (ROOMY_BYTES, 8, False),
+        (TINY_BYTES, 4, False),
+        (TINY_BYTES, 8, True),
+        (ROOMY_BYTES, 8, True),
+    ],
+    ids=["pool", "tiny pool", "pool + file", "tiny pool + file", "tiny + promote", "promote"],
+)
+def test_slots_behave_like_a_dict_of_pages(pool_bytes: int, segments: int, promote: bool) -> None:
+    attributes: dict[str, Any] = {
+        "pool_bytes": pool_bytes,
+        "segments": segments,
+        "promote": promote,
+    }
+    machine = type("Configured", (Slots,), attributes)
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine, settings=settings(max_examples=40, stateful_step_count=40)
+    )

@@ -173,6 +173,18 @@ def demote(name: str, pages: int, runtime_dir: Path) -> None:
     click.echo(f"{name}: demoted {result.get('demoted', 0)} pages")
 
 
+@cli.command(epilog=EXIT_CODES)
+@_NAME_ARGUMENT
+@_RUNTIME_DIR_OPTION
+def upgrade(name: str, runtime_dir: Path) -> None:
+    """Replace the daemon of instance NAME (swapfs) by this version; swap stays on."""
+    _require_root("upgrade")
+    from swapfs import lifecycle
+
+    before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir.absolute())
+    click.echo(f"{name}: version {before} has handed over to {now}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (sys.argv if None) and return the exit code."""
     try:

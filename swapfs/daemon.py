@@ -15,6 +15,7 @@ from typing import Final
 
 from swapfs.config import Config
 from swapfs.errors import GuardError, OperationError, SwapfsError, UsageError
+from swapfs.handover import Handover
 
 READY: Final = "ready"
 _KINDS: Final[dict[str, type[SwapfsError]]] = {
@@ -53,7 +54,17 @@ def run_foreground(config: Config) -> None:
         raise OperationError(f"the daemon ended with status {status}")
 
 
-def _start(config: Config, *, background: bool) -> subprocess.Popen[bytes]:
+def take_over(config: Config, handover: Handover) -> int:
+    """Start a daemon of this version in the place of a running one; return its pid.
+
+    :raises SwapfsError: it cannot; the running one goes on as before
+    """
+    return _start(config, background=True, handover=handover).pid
+
+
+def _start(
+    config: Config, *, background: bool, handover: Handover | None = None
+) -> subprocess.Popen[bytes]:
     config.runtime_dir.mkdir(parents=True, exist_ok=True)
     log_path = config.runtime_dir / f"{config.name}.log"
     read_end, write_end = os.pipe()
@@ -73,7 +84,7 @@ def _start(config: Config, *, background: bool) -> subprocess.Popen[bytes]:
     os.close(write_end)
     assert process.stdin is not None
     with process.stdin as stdin:
-        stdin.write(pickle.dumps(config))
+        stdin.write(pickle.dumps((config, handover)))
     with os.fdopen(read_end) as answers:
         answer = answers.readline().strip()
     if answer == READY:

@@ -119,6 +119,8 @@ class Namespace(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: object) -> Any:  # noqa: D102
         if inode != SWAP_INODE:
             raise pyfuse3.FUSEError(errno.EISDIR)
+        if flags & os.O_TRUNC:  # the kernel would take the file for empty from then on
+            raise pyfuse3.FUSEError(errno.EPERM)
         # direct_io: the page cache would hold every swapped page a second time.
         return pyfuse3.FileInfo(fh=SWAP_INODE, direct_io=True)
 

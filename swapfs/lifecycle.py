@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from swapfs import control, kernel
-from swapfs.config import default_mountpoint, mount_source
+from swapfs.config import default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
 
 if TYPE_CHECKING:
@@ -102,6 +102,23 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     ):
         stale.unlink(missing_ok=True)
     return done
+
+
+def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
+    """Put this version in the place of the running daemon; swap stays on.
+
+    Returns the version that ran before and this one.
+
+    :raises OperationError: it does not run, or cannot be replaced; it goes on as before
+    """
+    from swapfs import __version__, daemon
+    from swapfs.handover import Handover
+
+    path = control.socket_path(runtime_dir, name)
+    status = control.request(path, "status", STOP_TIMEOUT_S)
+    given = {key: value for key, value in status["config"].items() if value is not False}
+    daemon.take_over(load(given), Handover.from_status(status))
+    return str(status["version"]), __version__
 
 
 def daemon_lives(name: str, runtime_dir: Path) -> bool:

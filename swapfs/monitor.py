@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from swapfs import kernel, syscalls
@@ -27,6 +28,7 @@ from swapfs.control import snapshot_path
 from swapfs.daemon import READY, describe
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.guards import Guards
+from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor
 from swapfs.region import Region
 from swapfs.room import geometry_of, guaranteed_bytes
 from swapfs.server import Server
@@ -48,17 +50,34 @@ class Held:
     region: Region
     tier: FileTier | None
     fuse_fd: int
+    lock_fd: int
+
+    def handover(self) -> Handover:
+        """Return where another monitor finds it."""
+        tier_fd = self.tier.fd if self.tier else None
+        return Handover(os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd)
+
+
+class Outcome(Enum):
+    """How a watch ended."""
+
+    UNMOUNTED = "unmounted"
+    NEVER_SERVED = "never served"
+    HANDED_OVER = "handed over"
 
 
 def main() -> int:
-    """Be the monitor: read the configuration from stdin, report on the descriptor argv[1]."""
+    """Be the monitor: read what to do from stdin, report on the descriptor argv[1]."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s swapfs[%(process)d] %(levelname)s %(message)s"
     )
-    config: Config = pickle.loads(sys.stdin.buffer.read())  # from our own parent
+    config: Config
+    handover: Handover | None
+    config, handover = pickle.loads(sys.stdin.buffer.read())  # from our own parent
     answer_fd = int(sys.argv[1])
     try:
-        return _Monitor(config, answer_fd).run()
+        monitor = _Monitor(config, answer_fd)
+        return monitor.run() if handover is None else monitor.take_over(handover)
     except SwapfsError as error:
         announce(answer_fd, describe(error))
     except Exception as error:
@@ -80,38 +99,74 @@ class _Monitor:
     def __init__(self, config: Config, answer_fd: int) -> None:
         self._config = config
         self._answer_fd = answer_fd
+        self._guards = Guards(config.unsafe)
+        self._retiring = False
         # Shared with the servers: monotonic seconds at which the present one began to serve.
         self._ready_at = ctypes.c_double.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
-        self._signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        self._signals = {
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            RETIRE_SIGNAL,
+        }
 
     def run(self) -> int:
         """Make what is held, serve until unmounted, and take it all down again."""
         config = self._config
         check_room(config, guaranteed_bytes(config))
         lock_fd = self._lock()
-        guards = Guards(config.unsafe)
-        guards.set_io_flusher()
-        guards.set_oom_score()
+        self._set_guards()
         region = Region.create(geometry_of(config))
-        guards.set_mlock(region.geometry.total_bytes)
-        guards.require()
+        self._lock_memory(region)
         made = config.file is not None and not config.file.path.exists()
-        tier = None
-        if config.file is not None:
-            tier = FileTier(config.file.path, config.file.size_bytes, config.file.direct_io)
-        served = False
+        outcome = Outcome.NEVER_SERVED
         try:
-            held = Held(region, tier, self._mount())
-            try:
-                served = self._watch(held)
-            finally:
-                self._unmount()
+            tier = self._open_tier()
+            outcome = self._watch_mounted(Held(region, tier, self._mount(), lock_fd))
         finally:
-            if made and not served and config.file is not None:
+            if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
                 config.file.path.unlink(missing_ok=True)
-            snapshot_path(config.runtime_dir, config.name).unlink(missing_ok=True)
-            os.close(lock_fd)
-        return 0 if served else 1
+        return 0 if outcome is not Outcome.NEVER_SERVED else 1
+
+    def take_over(self, handover: Handover) -> int:
+        """Take what another monitor holds, retire it, and go on in its place.
+
+        :raises SwapfsError: that is not possible; the other one goes on
+        """
+        predecessor = Predecessor(handover)
+        taken = predecessor.descriptors()
+        self._set_guards()
+        region = Region.attach(taken.region_fd)
+        region.populate()
+        self._lock_memory(region)
+        tier = self._open_tier(taken.tier_fd)
+        predecessor.retire()
+        held = Held(region, tier, taken.fuse_fd, taken.lock_fd)
+        outcome = self._watch_mounted(held, resume=True)
+        return 0 if outcome is not Outcome.NEVER_SERVED else 1
+
+    def _watch_mounted(self, held: Held, *, resume: bool = False) -> Outcome:
+        outcome = Outcome.NEVER_SERVED
+        try:
+            outcome = self._watch(held, resume=resume)
+        finally:
+            if outcome is not Outcome.HANDED_OVER:
+                self._unmount()
+                snapshot_path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
+        return outcome
+
+    def _set_guards(self) -> None:
+        self._guards.set_io_flusher()
+        self._guards.set_oom_score()
+
+    def _lock_memory(self, region: Region) -> None:
+        self._guards.set_mlock(region.geometry.total_bytes)
+        self._guards.require()
+
+    def _open_tier(self, fd: int | None = None) -> FileTier | None:
+        file = self._config.file
+        return FileTier(file.path, file.size_bytes, file.direct_io, fd=fd) if file else None
 
     def _lock(self) -> int:
         path = self._config.runtime_dir / f"{self._config.name}.lock"
@@ -147,27 +202,27 @@ class _Monitor:
 
     # ---- watching ----
 
-    def _watch(self, held: Held) -> bool:
-        """Fork servers until one ends in good order; False if none ever served."""
+    def _watch(self, held: Held, *, resume: bool) -> Outcome:
+        """Fork servers until one ends in good order."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        rapid, ever_served = 0, False
+        rapid, ever_served, first = 0, resume, True
         while True:
             self._ready_at.value = 0.0
-            pid = self._fork(held, recover=ever_served)
+            pid = self._fork(held, recover=ever_served, first=first)
             status = self._wait(pid)
             ready_at_s = self._ready_at.value
-            if os.waitstatus_to_exitcode(status) == 0:
-                return True
             ever_served = ever_served or ready_at_s > 0
+            first = first and not ready_at_s
+            if self._retiring:
+                log.info("handed over to another monitor")
+                return Outcome.HANDED_OVER
+            if os.waitstatus_to_exitcode(status) == 0:
+                return Outcome.UNMOUNTED
             if not ever_served:
-                return False
+                return Outcome.NEVER_SERVED
             served_s = time.monotonic() - ready_at_s if ready_at_s else 0.0
-            log.error(
-                "server %d died (%s) after serving %.1f s; its pages are safe",
-                pid,
-                _how_it_died(status),
-                served_s,
-            )
+            how = _how_it_died(status)
+            log.error("server %d died (%s) after serving %.1f s", pid, how, served_s)
             rapid = rapid + 1 if served_s < RAPID_LIFE_S else 0
             if rapid >= RAPID_DEATHS_MAX:
                 self._hold()
@@ -175,13 +230,13 @@ class _Monitor:
             elif rapid > 1:
                 time.sleep(min(RESTART_PAUSE_MAX_S, 0.05 * 2**rapid))
 
-    def _fork(self, held: Held, *, recover: bool) -> int:
+    def _fork(self, held: Held, *, recover: bool, first: bool) -> int:
         pid = os.fork()
         if pid:
             return pid
         status = 1
         try:
-            self._serve(held, recover=recover)
+            self._serve(held, recover=recover, first=first)
             status = 0
         except SwapfsError as error:
             log.error("%s", error)
@@ -193,13 +248,12 @@ class _Monitor:
             logging.shutdown()
             os._exit(status)
 
-    def _serve(self, held: Held, *, recover: bool) -> None:
+    def _serve(self, held: Held, *, recover: bool, first: bool) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the monitor's to handle
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
-        server = Server(
-            self._config, held.region, held.tier, held.fuse_fd, os.getppid(), recover=recover
-        )
-        server.run(lambda: self._on_ready(first=not recover))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals - {RETIRE_SIGNAL})
+        handover = replace(held.handover(), pid=os.getppid())
+        server = Server(self._config, held.region, held.tier, handover, recover=recover)
+        server.run(lambda: self._on_ready(first=first))
 
     def _on_ready(self, *, first: bool) -> None:
         self._ready_at.value = time.monotonic()
@@ -212,6 +266,9 @@ class _Monitor:
             number = signal.sigwait(self._signals)
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._take_down()
+            if number == RETIRE_SIGNAL:
+                self._retiring = True
+                os.kill(pid, RETIRE_SIGNAL)
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return status

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from swapfs.config import Config
 from swapfs.errors import OperationError
 from swapfs.fs import SWAP_INODE, Namespace
 from swapfs.guards import Guards
+from swapfs.handover import RETIRE_SIGNAL, Handover
 from swapfs.hotpath import SwapFile
 from swapfs.region import Region
 from swapfs.session import pyfuse3
@@ -51,9 +53,8 @@ STOP_WAIT_S: Final = 10.0
 class Server:
     """Serves one region on one FUSE connection.
 
-    :param fuse_fd: the mounted /dev/fuse descriptor
-    :param recover: another server died on this region and connection: rebuild and resume
-    :param monitor_pid: the process that restarts this one
+    :param handover: where the monitor holds the mounted /dev/fuse descriptor and the rest
+    :param recover: another server served this region and connection: rebuild and resume
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class Server:
         config: Config,
         region: Region,
         tier: LowerTier | None,
-        fuse_fd: int,
-        monitor_pid: int,
+        handover: Handover,
         *,
         recover: bool = False,
     ) -> None:
@@ -96,10 +96,10 @@ class Server:
             stored=self._writeback.kick_if_needed if self._writeback else lambda: None,
         )
         self._snapshots = SnapshotMaker(
-            config, region, self._layer, self._guards, self._writeback, monitor_pid
+            config, region, self._layer, self._guards, self._writeback, handover
         )
         namespace = Namespace(config.size_bytes, self._free_bytes, self._count_bug)
-        pyfuse3.init(namespace, f"/dev/fd/{fuse_fd}", set())
+        pyfuse3.init(namespace, f"/dev/fd/{handover.fuse_fd}", set())
         self._region_bytes = region.geometry.total_bytes
         self._metrics: metrics.MetricsServer | None = None
         self._loop_error: BaseException | None = None
@@ -145,6 +145,7 @@ class Server:
         except BaseExceptionGroup as group:
             raise _first_cause(group) from None
         finally:
+            self._finish_deferred()
             self._stop_threads()
         if self._loop_error is not None:
             raise self._loop_error
@@ -164,6 +165,7 @@ class Server:
             self._start_threads()
             self._set_guards()
             nursery.start_soon(self._publish_state)
+            nursery.start_soon(self._retire_when_asked)
             nursery.start_soon(self._serve_names, nursery.cancel_scope)
             on_ready()
 
@@ -211,8 +213,22 @@ class Server:
 
     async def _serve_names(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
-        log.info("unmounted")
+        log.info("the session has ended")
         scope.cancel()
+
+    async def _retire_when_asked(self) -> None:
+        """Serve what was begun, then end the session without unmounting: another goes on."""
+        with trio.open_signal_receiver(RETIRE_SIGNAL) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {RETIRE_SIGNAL})
+            async for _ in signals:
+                log.info("retiring")
+                await trio.to_thread.run_sync(session.stop)
+
+    def _finish_deferred(self) -> None:
+        """Wait until every request that was taken is answered: nobody else will."""
+        deadline_s = time.monotonic() + STOP_WAIT_S
+        while session.counts()["in_flight"] and time.monotonic() < deadline_s:
+            time.sleep(0.005)
 
     def _stop_threads(self) -> None:
         if self._metrics is not None:

@@ -5,6 +5,7 @@ Costs the same whatever is stored: only counters are read, never the table.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from swapfs import __version__, kernel, session
-from swapfs.config import Config
+from swapfs.config import Config, describe
 from swapfs.guards import Guards
+from swapfs.handover import Handover
 from swapfs.region import Region
 from swapfs.room import guaranteed_bytes
 from swapfs.tiers.base import LowerTier
@@ -26,7 +28,7 @@ from swapfs.vlayer.writeback import Writeback
 class SnapshotMaker:
     """Makes snapshots of one server; any thread may call it.
 
-    :param monitor_pid: the process whose end is the end of the instance
+    :param handover: of the monitor, whose end is the end of the instance
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class SnapshotMaker:
         layer: VirtualSlotLayer,
         guards: Guards,
         writeback: Writeback | None,
-        monitor_pid: int,
+        handover: Handover,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -44,7 +46,9 @@ class SnapshotMaker:
         self._fixed_bytes = _fixed_bytes(region)
         self._guards = guards
         self._writeback = writeback
-        self._monitor_pid = monitor_pid
+        self._monitor_pid = handover.pid
+        self._handover = handover.as_dict()
+        self._described = json.loads(describe(config, as_json=True))
         self._clock_s = clock_s
         self._started_s = clock_s()
         self._room_bytes = guaranteed_bytes(config)
@@ -68,6 +72,8 @@ class SnapshotMaker:
             "requests_in_flight": session.counts()["in_flight"],
             "guards": [guard.as_dict() for guard in self._guards.verify()],
             **self._attached(),
+            "config": self._described,
+            "handover": self._handover,
         }
         answer["degraded"] = self._degraded(answer)
         return answer

@@ -37,6 +37,8 @@ MS_NOEXEC: Final = 8
 """mount(2) flags, include/uapi/linux/mount.h."""
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
+
+_SYS_PIDFD_GETFD: Final = 438  # the same number on every architecture
 UMOUNT_NOFOLLOW: Final = 8
 """umount2(2) flags, include/linux/fs.h."""
 
@@ -50,6 +52,8 @@ _libc.malloc.restype = ctypes.c_void_p
 _libc.free.argtypes = [ctypes.c_void_p]
 _libc.free.restype = None
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint]
+_libc.syscall.restype = ctypes.c_long
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
 
@@ -129,3 +133,13 @@ def umount2(target: str, flags: int = 0) -> None:
     :raises OSError: with *target* as its filename; EBUSY while it is in use
     """
     _raise_if(_libc.umount2(os.fsencode(target), flags) != 0, "umount2", target)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a copy, close-on-exec, of descriptor *number* of the process behind *pidfd*.
+
+    :raises OSError: EPERM without ptrace access, EBADF no such descriptor, ENOSYS before 5.6
+    """
+    fd = int(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0))
+    _raise_if(fd < 0, "pidfd_getfd")
+    return fd

@@ -38,10 +38,10 @@ def _text(rng: random.Random) -> bytes:
 
 def _numbers(rng: random.Random) -> bytes:
     value, words = rng.randrange(1 << 30), []
-    for _ in range(PAGE_SIZE // 4):
-        value = (value + rng.randrange(1000)) & 0xFFFFFFFF
+    for _ in range(PAGE_SIZE // 8):
+        value += rng.randrange(1000)
         words.append(value)
-    return struct.pack(f"<{len(words)}I", *words)
+    return struct.pack(f"<{len(words)}Q", *words)
 
 
 def _heap(rng: random.Random) -> bytes:

@@ -40,9 +40,10 @@ def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool
     :raises OperationError: the system refused to open or allocate it
     """
     existed = path.exists()
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    # O_EXCL on a block device: refuse one that is mounted or otherwise in use.
-    flags |= os.O_EXCL if path.is_block_device() else os.O_CREAT
+    flags = os.O_RDWR | os.O_CLOEXEC
+    # O_EXCL on a block device: refuse one that is mounted or otherwise in use. Its lasting
+    # names (/dev/disk/by-id, LVM) are links; a file's name must not be one.
+    flags |= os.O_EXCL if path.is_block_device() else os.O_CREAT | os.O_NOFOLLOW
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
@@ -129,17 +130,23 @@ class FileTier(LowerTier):
     """Blobs on a file or block device.
 
     :param size_bytes: how much of it to use; rounded down to whole segments
+    :param fd: a descriptor that another FileTier opened for the same place and size
     """
 
-    def __init__(self, path: Path, size_bytes: int, direct_io: str = "auto") -> None:
+    def __init__(
+        self, path: Path, size_bytes: int, direct_io: str = "auto", *, fd: int | None = None
+    ) -> None:
         segments = size_bytes // SEGMENT_BYTES
         if segments <= CLEANING_RESERVE:
             least = (CLEANING_RESERVE + 1) * SEGMENT_BYTES
             raise ConfigError("file", f"{size_bytes} bytes are too few; at least {least}")
         if size_bytes > SIZE_BYTES_MAX:
             raise ConfigError("file", f"{size_bytes} bytes are too many; at most {SIZE_BYTES_MAX}")
-        self._fd, self._direct = open_backing(path, size_bytes, direct_io)
-        self._block_sectors = _block_sectors(self._fd) if self._direct else 1
+        if fd is None:
+            self.fd, self._direct = open_backing(path, size_bytes, direct_io)
+        else:
+            self.fd, self._direct = fd, bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        self._block_sectors = _block_sectors(self.fd) if self._direct else 1
         self._path = path
         self._map = SegmentMap(segments)
 
@@ -152,7 +159,7 @@ class FileTier(LowerTier):
         size = sectors * SECTOR_SIZE
         batch.view[batch.sectors * SECTOR_SIZE : size] = bytes(size - batch.sectors * SECTOR_SIZE)
         try:
-            written = os.pwritev(self._fd, [batch.view[:size]], extent.sector * SECTOR_SIZE)
+            written = os.pwritev(self.fd, [batch.view[:size]], extent.sector * SECTOR_SIZE)
         except OSError as error:
             raise TierIOError(f"write at sector {extent.sector}: {error.strerror}") from error
         if written != size:
@@ -169,7 +176,7 @@ class FileTier(LowerTier):
         block = self._block_sectors
         window = -(-(lead + sectors) // block) * block * SECTOR_SIZE
         try:
-            got = os.preadv(self._fd, [scratch[:window]], (sector - lead) * SECTOR_SIZE)
+            got = os.preadv(self.fd, [scratch[:window]], (sector - lead) * SECTOR_SIZE)
         except OSError as error:
             raise TierIOError(f"read at sector {sector}: {error.strerror}") from error
         if got != window:
@@ -207,4 +214,4 @@ class FileTier(LowerTier):
         )
 
     def close(self) -> None:  # noqa: D102
-        os.close(self._fd)
+        os.close(self.fd)

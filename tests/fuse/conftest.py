@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from instance import Instance
 
 Start = Callable[..., Instance]
 
+_numbers = itertools.count(1)  # an instance's name is its own on the whole machine
 _TOOLS = ("losetup", "mkswap", "blkid", "fio")
 
 
@@ -39,35 +42,51 @@ def machine() -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture
-def make_instance(tmp_path: Path) -> Iterator[Start]:
-    """Make instances that are not mounted yet; whatever becomes of them is taken down."""
+@contextlib.contextmanager
+def _makers(directory: Path) -> Iterator[tuple[Start, Start]]:
+    """Give a function that makes instances and one that mounts them; all are taken down."""
     made: list[Instance] = []
 
-    def make(name: str = "t") -> Instance:
-        made.append(Instance(tmp_path, name))
+    def make() -> Instance:
+        made.append(Instance(directory, f"t{os.getpid()}-{next(_numbers)}"))
         return made[-1]
-
-    yield make
-    for instance in reversed(made):
-        instance.close()
-
-
-@pytest.fixture
-def start(make_instance: Start) -> Start:
-    """Mount an instance in the background: size, pool, file (None: no file tier), more options."""
 
     def start(
         size: str = "64M", pool: str = "96M", file: str | None = None, *options: object
     ) -> Instance:
-        instance = make_instance()
+        instance = make()
         words: list[object] = ["--size", size, "--pool", pool, *options]
         if file is not None:
-            words += ["--file", f"{instance.directory / 'backing'}:{file}"]
+            words += ["--file", f"{instance.backing}:{file}"]
         instance.mount(*words)
         return instance
 
-    return start
+    try:
+        yield make, start
+    finally:
+        for instance in reversed(made):
+            instance.close()
+
+
+@pytest.fixture
+def make_instance(tmp_path: Path) -> Iterator[Start]:
+    """Make instances that are not mounted yet."""
+    with _makers(tmp_path) as (make, _):
+        yield make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Mount an instance in the background: size, pool, file (None: no file tier), more options."""
+    with _makers(tmp_path) as (_, start):
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Mount an instance for all tests of a module."""
+    with _makers(tmp_path_factory.mktemp("module")) as (_, start):
+        yield start
 
 
 @pytest.fixture

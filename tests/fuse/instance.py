@@ -98,6 +98,7 @@ class Instance:
         self.mountpoint = directory / f"{name}.mnt"
         self.mountpoint.mkdir(parents=True)
         self.swap = self.mountpoint / "swap"
+        self.backing = directory / f"{name}.backing"
         self.foreground: subprocess.Popen[str] | None = None
         self.command = [sys.executable, "-m", "swapfs"]
         self._pids: set[int] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -100,60 +101,67 @@ ACTIONS = st.lists(
 )
 
 
+class Handed:
+    """A pool, and what it has handed out; every byte of a place is filled with its mark."""
+
+    def __init__(self) -> None:
+        self.region = Region.create(Geometry(MiB, ZSPAGES * ZSPAGE_BYTES))
+        self.pool = Pool(self.region)
+        self.held: dict[int, tuple[int, bool]] = {}
+        self.used = bytearray(ZSPAGES * ZSPAGE_BYTES)
+
+    def take(self, size: int, count: int, *, table: bool) -> None:
+        for _ in range(count):
+            place = self.pool.allocate_page() if table else self.pool.allocate(size)
+            if place == NO_PLACE:
+                return
+            assert not any(self.used[place : place + size]), "handed out twice"
+            self.used[place : place + size] = b"\1" * size
+            self.region.arena[place : place + size] = bytes([place >> 4 & 0xFF]) * size
+            self.held[place] = (size, table)
+
+    def free(self, seed: int, count: int) -> None:
+        order = sorted(self.held)
+        random.Random(seed).shuffle(order)
+        for place in order[:count]:
+            size, table = self.held.pop(place)
+            mark = bytes([place >> 4 & 0xFF])
+            assert self.region.arena[place : place + size] == mark * size, "overwritten"
+            self.used[place : place + size] = bytes(size)
+            if table:
+                self.pool.free_page(place)
+            else:
+                self.pool.free(place, size)
+
+    def rebuild(self) -> None:
+        before = self.pool.stats()
+        self.pool = Pool(self.region)
+        self.pool.begin_rebuild()
+        for place, (size, table) in self.held.items():
+            self.pool.mark(place, size, table=table)
+        self.pool.finish_rebuild()
+        assert replace(self.pool.stats(), peak_bytes=before.peak_bytes) == before
+
+
 @given(actions=ACTIONS)
 def test_places_never_overlap_and_all_come_back(actions: list[tuple[str, int, int]]) -> None:
-    region = Region.create(Geometry(MiB, ZSPAGES * ZSPAGE_BYTES))
-    pool = Pool(region)
-    held: dict[int, tuple[int, bool]] = {}
-    used = bytearray(ZSPAGES * ZSPAGE_BYTES)
-
-    def give_back(place: int) -> None:
-        size, table = held.pop(place)
-        assert region.arena[place : place + size] == bytes([place >> 4 & 0xFF]) * size
-        used[place : place + size] = bytes(size)
-        if table:
-            pool.free_page(place)
-        else:
-            pool.free(place, size)
-
+    handed = Handed()
     for action, value, count in actions:
-        if action in ("fill", "table"):
-            table = action == "table"
-            size = PAGE_SIZE if table else value
-            for _ in range(count):
-                place = pool.allocate_page() if table else pool.allocate(size)
-                if place == NO_PLACE:
-                    break
-                assert not any(used[place : place + size]), "handed out twice"
-                used[place : place + size] = b"\1" * size
-                region.arena[place : place + size] = bytes([place >> 4 & 0xFF]) * size
-                held[place] = (size, table)
+        if action == "rebuild":
+            handed.rebuild()
         elif action == "free":
-            order = sorted(held)
-            random.Random(value).shuffle(order)
-            for place in order[:count]:
-                give_back(place)
+            handed.free(value, count)
         else:
-            before = pool.stats()
-            pool = Pool(region)
-            pool.begin_rebuild()
-            for place, (size, table) in held.items():
-                pool.mark(place, size, table=table)
-            pool.finish_rebuild()
-            after = pool.stats()
-            assert (after.used_bytes, after.object_bytes) == (before.used_bytes, before.object_bytes)
-            assert (after.payload_bytes, after.table_bytes) == (
-                before.payload_bytes,
-                before.table_bytes,
-            )
-        pool.check()
-        assert pool.stats().payload_bytes == sum(s for s, table in held.values() if not table)
-    for place in list(held):
-        give_back(place)
-    pool.check()
-    assert pool.used_bytes == 0
-    assert pool.stats().zspages_free == ZSPAGES
-    region.close()
+            size = PAGE_SIZE if action == "table" else value
+            handed.take(size, count, table=action == "table")
+        handed.pool.check()
+        payload = sum(size for size, table in handed.held.values() if not table)
+        assert handed.pool.stats().payload_bytes == payload
+    handed.free(1, len(handed.held))
+    handed.pool.check()
+    assert handed.pool.used_bytes == 0
+    assert handed.pool.stats().zspages_free == ZSPAGES
+    handed.region.close()
 
 
 @pytest.mark.parametrize("damage", ["twice", "inside", "free zspage"])

@@ -93,11 +93,12 @@ def _print_evidence() -> None:
         print(f"--- {snapshot}")
         for key in ("slots", "pool", "tiers", "counters", "degraded", "swap", "loop"):
             print(f"{key}: {status.get(key)}")
-    for path in ("/proc/swaps", "/proc/meminfo", "/proc/loadavg"):
-        print(f"--- {path}\n{Path(path).read_text()}")
-    for command in (["ps", "-eLo", "pid,tid,stat,cls,wchan:24,rss,args"], ["dmesg"]):
-        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        print(f"--- {' '.join(command)}\n" + "\n".join(text.splitlines()[-40:]), flush=True)
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    print("--- memory\n" + "  ".join(" ".join(line.split()) for line in meminfo[:18]))
+    print("--- /proc/swaps\n" + Path("/proc/swaps").read_text())
+    listed = run("ps", "-eLo", "pid,ppid,tid,stat,cls,wchan:24,rss,args").stdout.splitlines()
+    print("--- processes\n" + "\n".join(line for line in listed if not line.endswith("]")))
+    print("--- dmesg\n" + "\n".join(run("dmesg").stdout.splitlines()[-30:]), flush=True)
 
 
 # ---- commands ----

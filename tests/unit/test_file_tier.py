@@ -1,0 +1,172 @@
+"""The file tier on real files."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from swapfs.errors import ConfigError, OperationError, TierIOError
+from swapfs.testing.pages import page
+from swapfs.tiers import file as file_tier
+from swapfs.tiers.blob import Batch, check_blob
+from swapfs.tiers.file import SIZE_BYTES_MAX, FileTier
+from swapfs.tiers.segments import SEGMENT_SECTORS
+from swapfs.units import SECTOR_SIZE, MiB, PSector
+
+SIZE = 4 * MiB
+
+
+def _aligned(size: int = MiB + 8192) -> memoryview:
+    return memoryview(mmap.mmap(-1, size))
+
+
+def _batch(seed: int, count: int) -> Batch:
+    batch = Batch(_aligned(MiB))
+    for number in range(count):
+        payload = page("random", seed + number)[: 100 + number * 397 % 3997]
+        batch.add(number, payload, 1, seed + number)
+    return batch
+
+
+@pytest.mark.parametrize("direct_io", ["auto", "off"])
+def test_what_is_written_is_read_back(tmp_path: Path, direct_io: str) -> None:
+    tier = FileTier(tmp_path / "back", SIZE, direct_io)
+    assert os.stat(tmp_path / "back").st_mode & 0o777 == 0o600
+    scratch = _aligned()
+    for seed in (0, 1000):
+        batch = _batch(seed, 100)
+        extent = tier.allocate(SEGMENT_SECTORS)
+        tier.write(extent, batch)
+        for item in batch.items:
+            view = tier.read(PSector(extent.sector + item.start_sector), item.sectors, scratch)
+            payload, sequence = check_blob(
+                view, item.slot, item.length, 1, item.checksum & 0x1FFF, 0x1FFF
+            )
+            assert sequence == seed + item.slot
+            assert payload == page("random", seed + item.slot)[: item.length]
+        whole = tier.read(extent.sector, batch.sectors, scratch)
+        assert whole == batch.view[: batch.sectors * SECTOR_SIZE]
+    assert tier.stats().used_bytes == 2 * batch.sectors * SECTOR_SIZE
+    tier.close()
+
+
+def test_blocks_of_4_kib_are_read_whole(tmp_path: Path) -> None:
+    tier = FileTier(tmp_path / "back", SIZE, "off")
+    batch = _batch(3, 60)
+    extent = tier.allocate(SEGMENT_SECTORS)
+    tier.write(extent, batch)
+    tier._block_sectors = 8
+    scratch = _aligned()
+    for item in batch.items:
+        view = tier.read(PSector(extent.sector + item.start_sector), item.sectors, scratch)
+        start = item.start_sector * SECTOR_SIZE
+        assert view == batch.view[start : start + item.sectors * SECTOR_SIZE]
+    tier.close()
+
+
+def test_the_file_is_allocated_and_reused(tmp_path: Path) -> None:
+    path = tmp_path / "back"
+    tier = FileTier(path, SIZE)
+    assert path.stat().st_size == SIZE
+    assert path.stat().st_blocks * 512 >= SIZE
+    tier.write(tier.allocate(SEGMENT_SECTORS), _batch(1, 3))
+    tier.close()
+    again = FileTier(path, 6 * MiB)
+    assert path.stat().st_size == 6 * MiB
+    again.close()
+
+
+@pytest.mark.parametrize("where", [0, 1024, 32 * 1024, 64 * 1024 + 64])
+def test_foreign_data_is_refused_and_kept(tmp_path: Path, where: int) -> None:
+    path = tmp_path / "photos"
+    content = bytes(where) + b"precious" + bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="holds data that is not swapfs's"):
+        FileTier(path, SIZE)
+    assert path.read_bytes() == content
+
+
+def test_a_file_in_use_is_refused(tmp_path: Path) -> None:
+    tier = FileTier(tmp_path / "back", SIZE)
+    with pytest.raises(OperationError, match="in use by another swapfs"):
+        FileTier(tmp_path / "back", SIZE)
+    tier.close()
+    FileTier(tmp_path / "back", SIZE).close()
+
+
+def test_a_failure_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(fd: int, offset: int, length: int) -> None:
+        os.ftruncate(fd, 123)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(OperationError, match="No space left"):
+        FileTier(tmp_path / "new", SIZE)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").write_bytes(bytes(4096))
+    with pytest.raises(OperationError, match="No space left"):
+        FileTier(tmp_path / "old", SIZE)
+    assert (tmp_path / "old").read_bytes() == bytes(4096)
+
+
+def test_sizes_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    for size in (2 * MiB, SIZE_BYTES_MAX + MiB):
+        with pytest.raises(ConfigError, match="bytes are too"):
+            FileTier(tmp_path / "back", size)
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "missing", "symlink", "fifo"])
+def test_places_that_are_no_file_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "back"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "missing":
+        path = tmp_path / "nowhere" / "back"
+    elif kind == "symlink":
+        path.symlink_to(tmp_path / "target")
+    else:
+        os.mkfifo(path)
+    with pytest.raises((OperationError, ConfigError)):
+        FileTier(path, SIZE)
+
+
+def test_direct_io_that_is_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_tier, "_set_direct", lambda fd: False)
+    with pytest.raises(OperationError, match="no direct I/O"):
+        FileTier(tmp_path / "back", SIZE, "on")
+    assert not (tmp_path / "back").exists()
+    tier = FileTier(tmp_path / "back", SIZE, "auto")
+    assert not tier.stats().direct_io
+    tier.close()
+
+
+def test_short_and_failed_transfers_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = FileTier(tmp_path / "back", SIZE, "off")
+    extent = tier.allocate(SEGMENT_SECTORS)
+    os.truncate(tmp_path / "back", 1000)
+    with pytest.raises(TierIOError, match="1000 of 4096 bytes"):
+        tier.read(PSector(0), 8, _aligned())
+    monkeypatch.setattr(os, "pwritev", lambda *_: 512)
+    with pytest.raises(TierIOError, match="512 of"):
+        tier.write(extent, _batch(1, 5))
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwritev", broken)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(TierIOError, match="Input/output error"):
+        tier.write(extent, _batch(1, 5))
+    with pytest.raises(TierIOError, match="Input/output error"):
+        tier.read(PSector(0), 8, _aligned())
+    assert tier.stats().used_bytes == extent.sectors * SECTOR_SIZE, "it is still the caller's"
+    tier.mark_bad(extent)
+    assert tier.stats().bad_bytes == extent.sectors * SECTOR_SIZE
+    tier.close()

@@ -1,0 +1,213 @@
+"""Pages in and out of slots, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from swapfs.region import ZSPAGE_BYTES
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import KINDS, mixed_pages, page
+from swapfs.testing.rig import Rig
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
+from swapfs.vlayer.entry import Tag
+from swapfs.vlayer.layer import SlotDamaged
+
+STATE_OF = {"zero": "same", "text": "compressed", "numbers": "compressed", "random": "raw"}
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig(8 * CLUSTER_SLOTS, 4 * MiB)
+    yield rig
+    rig.region.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_page_round_trips(rig: Rig, kind: str) -> None:
+    pages = [page(kind, seed) for seed in range(6)]
+    assert rig.store(1000, *pages) == 6
+    assert rig.load(1000, 6) == b"".join(pages)
+    assert rig.load(999) == bytes(PAGE_SIZE)
+    rig.check()
+    if kind in STATE_OF:
+        assert rig.layer.table.state_counts()[STATE_OF[kind]] == 6
+
+
+def test_a_repeated_word_that_fits_no_entry_is_compressed(rig: Rig) -> None:
+    data = 0x123456789ABCDEF0.to_bytes(8, "little") * 512
+    rig.store(0, data)
+    assert rig.layer.table.state_counts()["compressed"] == 1
+    assert rig.load(0) == data
+
+
+def test_runs_cross_clusters(rig: Rig) -> None:
+    pages = mixed_pages(1, 40)
+    first = 2 * CLUSTER_SLOTS - 20
+    assert rig.store(first, *pages) == 40
+    assert rig.load(first, 40) == b"".join(pages)
+    assert rig.load(0, 3 * CLUSTER_SLOTS)[first * PAGE_SIZE :][: 40 * PAGE_SIZE] == b"".join(pages)
+    rig.check()
+
+
+def test_a_rewrite_frees_what_it_replaces(rig: Rig) -> None:
+    for kind in (*KINDS, *reversed(KINDS)):
+        rig.store(7, page(kind, 1))
+        rig.check()
+        assert rig.load(7) == page(kind, 1)
+    assert rig.layer.pool.used_bytes <= 2 * ZSPAGE_BYTES
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 1), (4095, 1), (0, 4096), (100, 512), (7, 3000)])
+@pytest.mark.parametrize("kind", [None, "text", "random", "zero"])
+def test_patch(rig: Rig, kind: str | None, start: int, size: int) -> None:
+    old = bytes(PAGE_SIZE)
+    if kind:
+        old = page(kind, 2)
+        rig.store(3, old)
+    data = page("random", 9)[:size]
+    assert rig.layer.patch(3, start, data, bytearray(PAGE_SIZE)) is True
+    assert rig.load(3) == old[:start] + data + old[start + size :]
+    rig.check()
+
+
+@pytest.mark.parametrize(
+    ("slot", "count"), [(0, 4096), (5, 1), (500, 30), (CLUSTER_SLOTS, CLUSTER_SLOTS), (4090, 6)]
+)
+def test_discard_empties_exactly_its_range(rig: Rig, slot: int, count: int) -> None:
+    pages = mixed_pages(5, 30)
+    firsts = [0, 490, CLUSTER_SLOTS, 2 * CLUSTER_SLOTS - 10, 4066]
+    held: dict[int, bytes] = {}
+    for first in firsts:
+        rig.store(first, *pages)
+        held |= {first + index: data for index, data in enumerate(pages)}
+    expected = sum(slot <= at < slot + count for at in held)
+    assert rig.layer.discard_run(slot, count) == expected
+    assert rig.layer.discard_run(slot, count) == 0
+    rig.check()
+    for at, data in held.items():
+        inside = slot <= at < slot + count
+        assert rig.load(at) == (bytes(PAGE_SIZE) if inside else data)
+
+
+def test_a_discarded_terabyte_costs_what_was_stored() -> None:
+    rig = Rig(TiB // PAGE_SIZE, 4 * MiB)
+    slots = [number * 1_000_003 for number in range(250)]
+    for slot in slots:
+        rig.store(slot, page("same", slot))
+    assert rig.layer.table.live_clusters == 250
+    assert rig.layer.discard_run(0, TiB // PAGE_SIZE) == 250
+    assert rig.layer.pool.used_bytes == 0
+    assert rig.layer.discard_run(0, TiB // PAGE_SIZE) == 0
+    rig.region.close()
+
+
+def test_a_full_pool_keeps_everything_readable() -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
+    stored = 0
+    while rig.store(stored, page("random", stored)):
+        stored += 1
+    assert stored >= 40
+    assert rig.store(0, page("random", 999)) == 0
+    assert rig.layer.patch(1, 0, b"new", bytearray(PAGE_SIZE)) is False
+    assert rig.store(stored, page("zero", 0)) == 1, "a repeated word needs no room"
+    rig.check()
+    for slot in range(stored):
+        assert rig.load(slot) == page("random", slot)
+    rig.layer.discard_run(3, 1)
+    assert rig.store(0, page("random", 999)) == 1
+    rig.region.close()
+
+
+def test_a_store_that_stops_half_way_says_where() -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
+    pages = [page("random", seed) for seed in range(100)]
+    stored = rig.store(0, *pages)
+    assert 40 <= stored < 100
+    assert rig.load(0, stored) == b"".join(pages[:stored])
+    assert rig.load(stored) == bytes(PAGE_SIZE)
+    rig.region.close()
+
+
+@pytest.mark.parametrize("how", ["store", "patch", "replace"])
+def test_a_refused_first_page_of_a_cluster_leaves_no_table_page(how: str) -> None:
+    rig = Rig(20 * CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, MemoryTier(4))
+    slot = 0
+    while rig.store(slot, page("random", slot)):
+        slot += 1
+    data, far = page("random", 5000), 5 * CLUSTER_SLOTS
+    if how == "store":
+        assert rig.store(far, data) == 0
+    elif how == "patch":
+        assert rig.layer.patch(far, 0, data, bytearray(PAGE_SIZE)) is False
+    else:
+        assert rig.layer.replace_file_page(far, 0, memoryview(data)) is False
+    rig.check()
+    assert rig.layer.table.live_clusters == 1
+    rig.region.close()
+
+
+def test_damage_in_memory_is_one_slot_only(rig: Rig) -> None:
+    pages = [page("text", seed) for seed in range(4)]
+    rig.store(0, *pages)
+    blob = rig.layer.blob(rig.layer.table.get(2))
+    blob[:] = b"\xff" * len(blob)
+    assert rig.load(0, 4) == b"".join(pages[:2])
+    with pytest.raises(SlotDamaged, match="slot 2"):
+        rig.load(2)
+    with pytest.raises(SlotDamaged):
+        rig.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE))
+    assert rig.load(3) == pages[3]
+    rig.store(2, pages[0])
+    assert rig.load(2) == pages[0]
+
+
+def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    pages = [page("text", seed) for seed in range(4)]
+    rig.store(0, *pages)
+    rig.write_direct(2, pages[2])
+    assert rig.tag(2) == Tag.FILE
+    out = memoryview(bytearray(4 * PAGE_SIZE))
+    assert rig.layer.load_run(0, 4, out, 0) == 2
+    assert rig.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE)) is None
+    seen = rig.fetcher.file_word(2)
+    assert rig.layer.replace_file_page(2, seen ^ 1 << 40, memoryview(pages[0])) is None
+    assert rig.layer.replace_file_page(2, seen, memoryview(pages[0])) is True
+    assert rig.load(0, 4) == b"".join([*pages[:2], pages[0], pages[3]])
+    assert rig.fetcher.file_word(2) == 0
+    rig.check()
+    rig.region.close()
+
+
+def test_counters_say_what_happened(rig: Rig) -> None:
+    rig.store(0, page("zero", 0), page("text", 0), page("random", 0))
+    rig.load(0, 4)
+    rig.load(4 * CLUSTER_SLOTS, 3)
+    names = ["write_same_pages", "write_compressed_pages", "write_raw_pages"]
+    names += ["read_same_pages", "read_pool_pages", "read_empty_pages"]
+    assert [rig.counter(name) for name in names] == [1, 1, 1, 1, 2, 4]
+
+
+def test_metadata_costs_little_per_slot() -> None:
+    rig = Rig(64 * CLUSTER_SLOTS, 64 * MiB)
+    pages = mixed_pages(2, 64)
+    for first in range(0, 16 * CLUSTER_SLOTS, 64):
+        assert rig.store(first, *pages) == 64
+    table = rig.layer.table
+    occupied = table.slots - table.state_counts()["empty"]
+    assert table.table_bytes / occupied <= 16
+    rig.region.close()
+
+
+def test_a_new_server_finds_every_page() -> None:
+    rig = Rig(8 * CLUSTER_SLOTS, 4 * MiB)
+    pages = mixed_pages(8, 300)
+    rig.store(400, *pages)
+    again = Rig(8 * CLUSTER_SLOTS, 4 * MiB, region=rig.region)
+    again.check()
+    assert again.load(400, 300) == b"".join(pages)
+    before, after = rig.layer.pool.stats(), again.layer.pool.stats()
+    assert (before.used_bytes, before.payload_bytes) == (after.used_bytes, after.payload_bytes)
+    rig.region.close()

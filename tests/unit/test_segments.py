@@ -1,0 +1,232 @@
+"""Free space of a backing file."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swapfs.errors import TierFull
+from swapfs.tiers.base import Extent
+from swapfs.tiers.rings import Rings
+from swapfs.tiers.segments import (
+    CLEANING_RESERVE,
+    SEGMENT_SECTORS,
+    SegmentMap,
+    guaranteed_pages,
+    segments_for_pages,
+)
+from swapfs.units import PSector
+
+
+def _drain(space: SegmentMap) -> list[Extent]:
+    got = []
+    try:
+        while True:
+            got.append(space.allocate(SEGMENT_SECTORS))
+    except TierFull:
+        return got
+
+
+def test_fresh_segments_come_whole_and_in_order() -> None:
+    space = SegmentMap(5)
+    assert [extent.sector for extent in _drain(space)] == [0, SEGMENT_SECTORS, 2 * SEGMENT_SECTORS]
+    assert space.free_segments == CLEANING_RESERVE
+    assert space.allocate(SEGMENT_SECTORS, cleaning=True).sectors == SEGMENT_SECTORS
+    space.check()
+
+
+def test_a_hole_serves_when_no_segment_is_free() -> None:
+    space = SegmentMap(3)
+    (extent,) = _drain(space)
+    space.release(extent.sector + 100, 15)
+    with pytest.raises(TierFull):
+        space.allocate(SEGMENT_SECTORS)  # 15 sectors, but not 16 from a byte of the bitmap on
+    space.release(extent.sector + 115, 60)
+    hole = space.allocate(SEGMENT_SECTORS)
+    assert (hole.sector, hole.sectors) == (104, 64)
+    assert hole.sector % 8 == 0, "direct I/O on 4 KiB blocks needs whole pages"
+    space.check()
+
+
+def test_what_was_tried_in_vain_does_not_hide_other_holes() -> None:
+    space = SegmentMap(40)
+    segments = _drain(space)
+    for extent in segments[:30]:  # many sparse segments without one usable hole
+        for start in range(0, SEGMENT_SECTORS, 8):
+            space.release(extent.sector + start, 7)
+    space.release(segments[35].sector, 64)
+    found = None
+    for _ in range(10):
+        try:
+            found = space.allocate(SEGMENT_SECTORS)
+            break
+        except TierFull:
+            for extent in space.segments_to_clean():
+                space.pass_over(extent)
+    assert found == Extent(segments[35].sector, 64)
+
+
+def test_bad_sectors_stay_out_of_use() -> None:
+    space = SegmentMap(4)
+    extent = space.allocate(SEGMENT_SECTORS)
+    assert space.mark_bad(extent.sector, 24) == 24
+    assert space.mark_bad(extent.sector, 24) == 0
+    space.release(extent.sector, extent.sectors)
+    assert space.bad_bytes == 24 * 512
+    assert space.taken_bytes == 0
+    space.check()
+    space.begin_rebuild()
+    space.check()
+    assert space.bad_bytes == 24 * 512
+    seen = set()
+    for got in _drain(space):
+        seen |= set(range(got.sector, got.sector + got.sectors))
+    assert not seen & set(range(24))
+    assert space.room_pages() == guaranteed_pages(3)
+
+
+def test_rebuild_takes_what_is_marked() -> None:
+    space = SegmentMap(4)
+    _drain(space)
+    space.begin_rebuild()
+    space.mark(PSector(2048 + 5), 9)
+    space.check()
+    assert space.taken_bytes == 9 * 512
+    assert space.free_segments == 3
+    with pytest.raises(AssertionError):
+        space.mark(PSector(2048 + 13), 1)
+
+
+def test_misuse_is_refused() -> None:
+    space = SegmentMap(4)
+    with pytest.raises(AssertionError, match="were free"):
+        space.release(0, 1)
+    with pytest.raises(AssertionError):
+        SegmentMap(CLEANING_RESERVE)
+
+
+def _sparse(space: SegmentMap, shares: list[float]) -> list[Extent]:
+    extents = _drain(space)
+    for extent, share in zip(extents, shares, strict=True):
+        live = int(SEGMENT_SECTORS * share)
+        if live < SEGMENT_SECTORS:
+            space.release(extent.sector + live, SEGMENT_SECTORS - live)
+    return extents
+
+
+def test_cleaning_takes_the_emptiest_until_one_segment_is_full() -> None:
+    space = SegmentMap(8)
+    extents = _sparse(space, [0.8, 0.1, 1.0, 0.5, 0.6, 0.8])
+    picked = [segment.sector for segment in space.segments_to_clean()]
+    assert picked == [extents[1].sector, extents[3].sector, extents[4].sector]
+
+
+@pytest.mark.parametrize("shares", [[1.0, 1.0, 1.0], [0.5, 1.0, 1.0], [0.97, 0.97, 0.97]])
+def test_cleaning_that_gains_nothing_is_not_done(shares: list[float]) -> None:
+    space = SegmentMap(5)
+    _sparse(space, shares)
+    assert space.segments_to_clean() == []
+
+
+def test_no_cleaning_while_segments_are_free() -> None:
+    space = SegmentMap(9)
+    _sparse(space, [0.1] * 7)
+    assert space.segments_to_clean()
+    space.release(0, 204)
+    assert space.free_segments == 3
+    assert space.segments_to_clean() == []
+
+
+def test_a_segment_full_of_crumbs_is_cleaned_alone_when_space_is_short() -> None:
+    space = SegmentMap(3)
+    (extent,) = _drain(space)
+    for start in range(0, SEGMENT_SECTORS, 8):
+        space.release(extent.sector + start, 4)
+    assert [found.sector for found in space.segments_to_clean()] == [extent.sector]
+
+
+def test_a_segment_that_was_passed_over_returns_when_it_changes() -> None:
+    space = SegmentMap(6)
+    extents = _sparse(space, [0.1, 0.1, 1.0, 1.0])
+    for extent in extents[:2]:
+        space.pass_over(Extent(extent.sector, SEGMENT_SECTORS))
+    space.check()
+    assert space.segments_to_clean() == []
+    space.release(extents[0].sector, 1)
+    space.release(extents[1].sector, 1)
+    space.check()
+    assert len(space.segments_to_clean()) == 2
+
+
+def test_room_and_its_inverse() -> None:
+    for pages in (1, 213, 214, 10_000):
+        segments = segments_for_pages(pages)
+        assert guaranteed_pages(segments) >= pages
+        assert guaranteed_pages(segments - 1) < pages
+    assert guaranteed_pages(10, bad_sectors=1) == guaranteed_pages(9)
+    assert guaranteed_pages(2) == 0
+
+
+def test_a_full_terabyte_file_answers_at_once() -> None:
+    space = SegmentMap(1 << 18)  # 256 GiB, almost all taken
+    for segment in range(space.segments - 4):
+        space.mark(PSector(segment * SEGMENT_SECTORS), SEGMENT_SECTORS)
+    space.release(500 * SEGMENT_SECTORS, 64)
+    start = time.process_time()
+    for _ in range(100):
+        extent = space.allocate(64)
+        space.segments_to_clean()
+        space.release(extent.sector, extent.sectors)
+    # Looking at each segment took 5 ms a call or more.
+    assert time.process_time() - start < 0.25
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2048), st.integers(0, 99)), max_size=60)
+)
+def test_bookkeeping_agrees_with_itself(actions: list[tuple[int, int, int]]) -> None:
+    space = SegmentMap(4)
+    held: list[Extent] = []
+    for action, sectors, seed in actions:
+        rng = random.Random(seed)
+        if action <= 1:
+            try:
+                got = space.allocate(sectors, cleaning=bool(seed % 7 == 0))
+            except TierFull:
+                continue
+            assert 0 < got.sectors <= sectors
+            assert all(
+                got.sector + got.sectors <= other.sector
+                or other.sector + other.sectors <= got.sector
+                for other in held
+            ), "handed out twice"
+            held.append(got)
+        elif held and action == 2:
+            got = held.pop(rng.randrange(len(held)))
+            keep = rng.randrange(got.sectors)
+            if keep:
+                held.append(Extent(got.sector, keep))
+            space.release(got.sector + keep, got.sectors - keep)
+        elif held:
+            got = held.pop(rng.randrange(len(held)))
+            space.mark_bad(got.sector, got.sectors)
+        space.check()
+    assert space.taken_bytes == sum(extent.sectors for extent in held) * 512
+
+
+def test_rings() -> None:
+    rings = Rings(5, 3)
+    assert rings.numbers(0, 9) == [0, 1, 2, 3, 4]
+    rings.move(3, 1)
+    rings.move(1, 1)
+    rings.move(4, 1, last=True)
+    rings.move(0, 0, last=True)
+    assert rings.numbers(0, 9) == [2, 0]
+    assert rings.numbers(1, 2) == [1, 3]
+    assert [rings.length(ring) for ring in range(3)] == [2, 3, 0]
+    assert (rings.first(1), rings.first(2)) == (1, -1)
+    assert [rings.where(number) for number in range(5)] == [0, 1, 0, 1, 1]

@@ -1,0 +1,103 @@
+"""Runs jobs in the test VM: one boot a job, each on every kernel of $SWAPFS_TEST_KERNELS."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+HERE: Final = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
+
+import vm  # noqa: E402  (found through the line above)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    RunVm = Callable[..., "JobRun"]
+
+KERNELS: Final = tuple(os.environ.get("SWAPFS_TEST_KERNELS", "6.12").split(","))
+_RUN: Final = "#!/bin/sh\nPYTHONPATH=/opt/swapfs exec python3 {script}\n"
+_TAIL_LINES: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """A job that ended: the steps it reported, its figures, and the kernel's log."""
+
+    failed: tuple[str, ...]
+    steps: tuple[str, ...]
+    figures: dict[str, Any]
+    dmesg: str
+
+    def problems(self, *, expected: str = "", allow_memcg_oom: bool = False) -> list[str]:
+        """Return the bad lines of the kernel log but those that match *expected* (a regex)."""
+        found = vm.kernel_log_problems(self.dmesg, allow_memcg_oom=allow_memcg_oom)
+        return [line for line in found if not (expected and re.search(expected, line))]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test of this directory once for each kernel."""
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", KERNELS)
+
+
+@pytest.fixture(autouse=True)
+def _no_traceback_dump() -> None:
+    """Take the suite's traceback dump back: a VM may take longer, and has a bound of its own."""
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def run_vm(kernel: str, tmp_path: Path) -> RunVm:
+    """Return a function that runs jobs/NAME.py in a VM of its own and reads its report."""
+
+    def run(
+        name: str,
+        *,
+        timeout_s: float,
+        memory_mib: int = 1024,
+        disks_mib: Sequence[int] = (),
+    ) -> JobRun:
+        job = tmp_path / "job"
+        job.mkdir()
+        script = shutil.copy(HERE / "jobs" / f"{name}.py", job)
+        (job / "run").write_text(_RUN.format(script=Path(script).name))
+        (job / "run").chmod(0o755)
+        result = vm.run_job(
+            job,
+            results_dir=tmp_path / "results",
+            kernel=kernel,
+            memory_mib=memory_mib,
+            disks_mib=disks_mib,
+            timeout_s=timeout_s,
+        )
+        return _read(result)
+
+    return run
+
+
+def _read(result: vm.VmResult) -> JobRun:
+    """Return what the job reported; fails the test if the VM hung or died."""
+    path = result.results_dir / "out/report.json"
+    if result.exit_status is None or not path.is_file():
+        how = "hung; blocked tasks" if result.timed_out else "died without a report; its end"
+        tail = "\n".join(result.console.splitlines()[-_TAIL_LINES:])
+        log = result.results_dir / "console.log"
+        pytest.fail(f"the VM {how} (all in {log}):\n{tail}", pytrace=False)
+    report = json.loads(path.read_text())
+    steps = report["steps"]
+    failed = [f"{step['name']}: {step['detail']}" for step in steps if not step["ok"]]
+    if result.exit_status != 0 and not failed:
+        failed = [f"the job exited with {result.exit_status}"]
+    return JobRun(
+        tuple(failed), tuple(step["name"] for step in steps), report["figures"], result.dmesg
+    )

@@ -1,0 +1,48 @@
+"""What happens when something is full, fails or dies. `make test-vm` runs these."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.vm.conftest import RunVm
+
+TIMEOUT_S = 900
+REFUSED = r"Write-error on swap-device|I/O error, dev loop\d+, sector \d+ op 0x1:\(WRITE\)"
+"""What the kernel says when a swap device refuses a write for lack of room."""
+
+pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(TIMEOUT_S + 300)]
+
+
+def _resends(kernel: str) -> bool:
+    """Whether the kernel sends a dead server's requests again (Linux 6.9)."""
+    major, minor = kernel.split(".")[:2]
+    return (int(major), int(minor)) >= (6, 9)
+
+
+def test_full_pool_refuses_and_keeps(run_vm: RunVm) -> None:
+    run = run_vm("full", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems(allow_memcg_oom=True, expected=REFUSED) == []
+
+
+def test_failed_up_leaves_nothing(run_vm: RunVm) -> None:
+    run = run_vm("failed_up", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems() == []
+
+
+def test_server_kills_lose_nothing(run_vm: RunVm, kernel: str) -> None:
+    if not _resends(kernel):
+        pytest.skip(f"kernel {kernel} does not resend requests (needs 6.9)")
+    run = run_vm("kills", timeout_s=TIMEOUT_S, disks_mib=[768])
+    assert run.failed == ()
+    assert run.problems() == []
+
+
+def test_whole_system_pressure(run_vm: RunVm) -> None:
+    run = run_vm("pressure", timeout_s=TIMEOUT_S, memory_mib=512, disks_mib=[1536])
+    assert run.failed == ()
+    assert run.problems() == []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from swapfs import __version__, config, control, kernel, values
+from swapfs import __version__, config, control, leftovers, values
 from swapfs import status as status_of
 from swapfs.errors import ConfigError, OperationError, SwapfsError, UsageError
 
@@ -38,6 +38,7 @@ _CONFIG_OPTIONS: Final = [
     click.option("--low-watermark", metavar="PERCENT", help="Pool use that ends demotion (80)."),
     click.option("--promote/--no-promote", default=None, help="Reads bring pages back to memory."),
     click.option("--priority", metavar="N", help="Swap priority (100)."),
+    click.option("--min-free", metavar="SIZE", help="vm.min_free_kbytes, auto or off (auto)."),
     click.option("--unsafe", is_flag=True, default=None, help="Go on though a guard failed."),
     click.option("--runtime-dir", metavar="DIR", help="Sockets and locks (/run/swapfs)."),
 ]
@@ -85,7 +86,7 @@ def mount(foreground: bool, **options: Any) -> None:
     settings = _load(options)
     pid = lifecycle.mount(settings, foreground)
     if pid is not None:
-        click.echo(f"{settings.mountpoint / lifecycle.SWAP_FILE_NAME}: served by process {pid}")
+        click.echo(f"{settings.mountpoint / leftovers.SWAP_FILE_NAME}: served by process {pid}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -135,7 +136,7 @@ def status(
     columns = _columns(output)
     names = None if name is None else [values.parse_name("NAME", name)]
     statuses = status_of.collect(runtime_dir, names)
-    ghosts = kernel.ghost_swaps()
+    ghosts = leftovers.ghost_swaps(status_of.dead_mounts(statuses))
     if name is not None and not statuses:
         raise OperationError(f"no instance {name} in {runtime_dir}")
     if as_json:
@@ -222,7 +223,7 @@ def _columns(output: str | None) -> Sequence[str]:
     return columns
 
 
-def _ghost_json(ghost: kernel.GhostSwap) -> dict[str, str]:
+def _ghost_json(ghost: leftovers.GhostSwap) -> dict[str, str]:
     return {
         "device": str(ghost.device),
         "backing_file": ghost.backing_file,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import stat
 import tomllib
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from swapfs import kernel, values
+from swapfs.config_file import FileTierConfig, parse_file
 from swapfs.errors import ConfigError
 from swapfs.units import PAGE_SIZE, KiB, MiB, format_size
 
@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 POOL_BYTES_MIN: Final = 4 * MiB
 POOL_GRAIN_BYTES: Final = 64 * KiB
-FILE_BYTES_MIN: Final = 1 * MiB
+MIN_FREE_SHARE_MAX: Final = 4
+"""A reserve above one part in so many of the memory would starve the machine at once."""
 KEYS: Final = (
     "name",
     "mountpoint",
@@ -45,23 +46,18 @@ KEYS: Final = (
     "low-watermark",
     "promote",
     "priority",
+    "min-free",
     "unsafe",
     "runtime-dir",
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FileTierConfig:
-    """The backing file or block device of the file tier."""
-
-    path: Path
-    size_bytes: int
-    direct_io: str = "auto"  # "auto" | "on" | "off"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One instance, all values checked; sizes in bytes."""
+    """One instance, all values checked; sizes in bytes.
+
+    ``min_free_bytes`` is 0 for "off" and None for "auto", which ``up`` resolves (reserve.py).
+    """
 
     name: str = "swapfs"
     mountpoint: Path
@@ -74,6 +70,7 @@ class Config:
     low_watermark_percent: int = 80
     promote: bool = False
     priority: int = 100
+    min_free_bytes: int | None = None
     unsafe: bool = False
     runtime_dir: Path = Path("/run/swapfs")
 
@@ -90,11 +87,11 @@ def load(
     given = _merge(cli_values, config_file)
     name = _take(given, "name", values.parse_name, "swapfs")
     runtime_dir = _take(given, "runtime-dir", values.parse_path, Path("/run/swapfs"))
-    if "mountpoint" in given:
-        mountpoint = _mountpoint(*given["mountpoint"], name, root)
+    mountpoint = default_mountpoint(runtime_dir, name)
+    if _take(given, "mountpoint", values.parse_path, mountpoint) == mountpoint:
+        _is_busy("mountpoint", mountpoint, name, root)  # `up` makes it
     else:
-        mountpoint = default_mountpoint(runtime_dir, name)
-        _is_busy("mountpoint", mountpoint, name, root)
+        mountpoint = _mountpoint(*given["mountpoint"], name, root)
     size_bytes = _take(given, "size", values.parse_virtual_size, None)
     pool_bytes = _take(given, "pool", lambda where, value: _pool_size(where, value, root), None)
     if size_bytes is None or pool_bytes is None:
@@ -102,6 +99,9 @@ def load(
         raise ConfigError(
             key, f"missing: give --{key} {example}, or {key} = {json.dumps(example)} in --config"
         )
+    reserve_bytes = _take(
+        given, "min-free", lambda where, value: _reserve(where, value, root), None
+    )
     high = _take(given, "high-watermark", values.parse_percent, 90)
     low = _take(given, "low-watermark", values.parse_percent, 80)
     if low >= high:
@@ -119,6 +119,7 @@ def load(
         low_watermark_percent=low,
         promote=_take(given, "promote", values.parse_flag, False),
         priority=_take(given, "priority", values.parse_priority, 100),
+        min_free_bytes=reserve_bytes,
         unsafe=_take(given, "unsafe", values.parse_flag, False),
         runtime_dir=runtime_dir,
     )
@@ -174,6 +175,7 @@ def describe(config: Config, as_json: bool = False) -> str:
         "low-watermark": config.low_watermark_percent,
         "promote": config.promote,
         "priority": config.priority,
+        "min-free": values.format_reserve(config.min_free_bytes, shown),
         "unsafe": config.unsafe,
         "runtime-dir": str(config.runtime_dir),
     }
@@ -209,6 +211,10 @@ def _read_toml(config_file: Path | None) -> dict[str, Any]:
         return tomllib.loads(config_file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(str(config_file), error.strerror or str(error)) from error
+    except RecursionError as error:
+        raise ConfigError(
+            str(config_file), "not TOML that anybody wrote: nested too deep"
+        ) from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
         raise ConfigError(str(config_file), f"not TOML: {values.one_line(str(error))}") from error
 
@@ -228,6 +234,16 @@ def _pool_size(where: str, value: object, root: Path) -> int:
         problem = f"{format_size(pool_bytes)} is more than this machine's memory of {has}"
         raise ConfigError(where, problem)
     return pool_bytes
+
+
+def _reserve(where: str, value: object, root: Path) -> int | None:
+    reserve_bytes = values.parse_reserve(where, value)
+    if reserve_bytes:
+        most_bytes = kernel.memory_total_bytes(root) // MIN_FREE_SHARE_MAX
+        if reserve_bytes > most_bytes:
+            wants, most = format_size(reserve_bytes), format_size(most_bytes)
+            raise ConfigError(where, f"{wants} is too much for this machine (most: {most})")
+    return reserve_bytes
 
 
 def _mountpoint(where: str, value: object, name: str, root: Path) -> Path:
@@ -258,74 +274,8 @@ def _is_busy(where: str, path: Path, name: str, root: Path) -> bool:
 
 def _file_tier(given: Given) -> FileTierConfig | None:
     direct_io = _take(given, "file-direct-io", values.parse_direct_io, "auto")
-    if "file" not in given:
-        if "file-direct-io" in given:
-            raise ConfigError(given["file-direct-io"][0], "there is no file to use it on")
-        return None
-    where, value = given["file"]
-    path, size_bytes = _split_file(where, values.parse_text(where, value))
-    present_bytes, missing_bytes = _measure(where, path, size_bytes)
-    if size_bytes is None:
-        size_bytes = present_bytes // PAGE_SIZE * PAGE_SIZE
-    if size_bytes < FILE_BYTES_MIN:
-        least = format_size(FILE_BYTES_MIN)
-        raise ConfigError(where, f"{path}: {format_size(size_bytes)} is too small (least: {least})")
-    if missing_bytes > 0:
-        free_bytes = _free_bytes(where, path)
-        if missing_bytes > free_bytes:
-            wants, has = format_size(missing_bytes), format_size(free_bytes)
-            raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
-    return FileTierConfig(path, size_bytes, direct_io)
-
-
-def _split_file(where: str, text: str) -> tuple[Path, int | None]:
-    """Split ``PATH:SIZE``; colons in PATH are fine, and so is a missing size."""
-    head, colon, tail = text.rpartition(":")
-    if not colon or os.path.exists(text) or "/" in tail:
-        return values.parse_path(where, text), None
-    return values.parse_path(where, head), values.parse_paged_size(where, tail, 0)
-
-
-def _measure(where: str, path: Path, size_bytes: int | None) -> tuple[int, int]:
-    """Return the bytes that *path* has now and those that its file system must still give.
-
-    :raises ConfigError: *path* cannot be the backing store
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise ConfigError(where, f"{path}: there is no directory {path.parent}") from None
-        if size_bytes is None:
-            raise ConfigError(where, f"{path} does not exist: write {path}:SIZE") from None
-        return 0, size_bytes
-    except OSError as error:
-        raise ConfigError(where, f"{path}: {error.strerror}") from error
-    if stat.S_ISREG(found.st_mode):
-        return found.st_size, (size_bytes or found.st_size) - found.st_blocks * 512
-    if not stat.S_ISBLK(found.st_mode):
-        raise ConfigError(where, f"{path} is neither a file nor a block device")
-    device_bytes = _block_device_bytes(where, path)
-    if size_bytes is not None and size_bytes > device_bytes:
-        has = format_size(device_bytes)
-        raise ConfigError(where, f"{path} has only {has}, {format_size(size_bytes)} asked for")
-    return device_bytes, 0
-
-
-def _block_device_bytes(where: str, path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.lseek(descriptor, 0, os.SEEK_END)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(where, f"{path}: {error.strerror}") from error
-
-
-def _free_bytes(where: str, path: Path) -> int:
-    try:
-        found = os.statvfs(path.parent)
-    except OSError as error:
-        raise ConfigError(where, f"{path}: {error.strerror}") from error
-    return found.f_bavail * found.f_frsize
+    if "file" in given:
+        return parse_file(*given["file"], direct_io)
+    if "file-direct-io" in given:
+        raise ConfigError(given["file-direct-io"][0], "there is no file to use it on")
+    return None

@@ -65,6 +65,18 @@ def read_snapshot(runtime_dir: Path, name: str) -> tuple[float, dict[str, Any]] 
     return (written_s, status) if isinstance(status, dict) else None
 
 
+def write_snapshot(runtime_dir: Path, name: str, status: dict[str, Any]) -> None:
+    """Replace the status snapshot of instance *name*; everybody may read it.
+
+    :raises OSError: it cannot be written; the one before is still there
+    """
+    path = snapshot_path(runtime_dir, name)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"written_unix_s": time.time(), "status": status}))
+    scratch.chmod(0o644)
+    scratch.rename(path)
+
+
 def request(sock: Path, command: str, timeout_s: float, **args: object) -> dict[str, Any]:
     """Send *command* with *args* to the server on *sock* and return its result.
 

@@ -62,15 +62,6 @@ class LoopDevice:
     sector_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class GhostSwap:
-    """A swap area whose backing file is out of reach; *reason* says why, in one line."""
-
-    device: Path
-    backing_file: str
-    reason: str
-
-
 def unescape(text: str) -> str:
     r"""Return *text* with the kernel's octal escapes undone (``\040`` is a space)."""
     return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), text)
@@ -158,27 +149,6 @@ def loops(root: Path = ROOT) -> list[LoopDevice]:
 def find_loop(backing: Path, root: Path = ROOT) -> LoopDevice | None:
     """Return the first loop device on *backing*, or None."""
     return next((loop for loop in loops(root) if loop.backing_file == str(backing)), None)
-
-
-def ghost_swaps(root: Path = ROOT) -> list[GhostSwap]:
-    """Return the swap areas on loop devices whose backing file is deleted or not mounted.
-
-    Their pages may be lost, and swapoff may fail on them; only a reboot is sure to help.
-    """
-    active = {entry.path for entry in swaps(root)}
-    mounted = mounts(root)
-    ghosts = []
-    for loop in loops(root):
-        if str(loop.device) not in active:
-            continue
-        if loop.deleted:
-            reason = f"its backing file {loop.backing_file} is deleted"
-        elif not _reachable(loop.backing_file, mounted, root):
-            reason = f"nothing is mounted that holds its backing file {loop.backing_file}"
-        else:
-            continue
-        ghosts.append(GhostSwap(loop.device, loop.backing_file, reason))
-    return ghosts
 
 
 def attach_loop(
@@ -293,13 +263,3 @@ def _loop_problem(loop: LoopDevice | None, sector_size: int, direct_io: bool) ->
     if loop.sector_bytes != sector_size:
         return f"its sectors have {loop.sector_bytes} bytes instead of {sector_size}"
     return None
-
-
-def _reachable(backing_file: str, mounted: list[MountEntry], root: Path) -> bool:
-    """Whether *backing_file* still has a place; never asks a FUSE server."""
-    path = Path(backing_file)
-    holders = [entry for entry in mounted if path.is_relative_to(entry.mountpoint)]
-    holder = max(holders, key=lambda entry: len(entry.mountpoint.parts), default=None)
-    if holder is not None and holder.fstype.startswith("fuse"):
-        return True
-    return os.path.lexists(root / backing_file.lstrip("/"))

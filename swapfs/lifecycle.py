@@ -7,16 +7,17 @@ active swap area is ever taken away (I7). No step here kills anything.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
+import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from swapfs import control, kernel
+from swapfs import control, kernel, leftovers, reserve, systemd
 from swapfs.config import default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
+from swapfs.leftovers import daemon_lives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
-SWAP_FILE_NAME: Final = "swap"
 EXIT_WAIT_S: Final = 60.0
 """Longest wait for a daemon to exit after its unmount; it has a pool of memory to give back."""
 STOP_TIMEOUT_S: Final = 10.0
@@ -40,7 +40,7 @@ def mount(config: Config, foreground: bool) -> int | None:
     # Imported here: down and status must not pay for FUSE, compression and metrics.
     from swapfs import daemon
 
-    _refuse_leftovers(config)
+    leftovers.refuse(config)
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         if not foreground:
@@ -58,8 +58,8 @@ def up(config: Config) -> Path:
     """
     from swapfs import daemon
 
-    _refuse_leftovers(config)
-    swap_file = config.mountpoint / SWAP_FILE_NAME
+    leftovers.refuse(config)
+    swap_file = config.mountpoint / leftovers.SWAP_FILE_NAME
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         pid = daemon.launch(config)
@@ -68,6 +68,8 @@ def up(config: Config) -> Path:
         undo.append(("detach loop device", lambda: _detach_all(swap_file)))
         device = kernel.attach_loop(swap_file).device
         kernel.mkswap(device, config.name)
+        undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
+        _hold_reserve(config)
         undo.append(("swapoff", lambda: _swapoff_if_on(device)))
         kernel.swapon(device, config.priority)
         _check_swap(device, config.priority)
@@ -85,8 +87,10 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
     pid = last.get("pid")
-    done: list[str] = []
     devices = _loops_of(name, last)
+    done: list[str] = []
+    if last.get("held") and isinstance(pid, int) and daemon_lives(name, runtime_dir):
+        _end_held(name, runtime_dir, pid, devices)
     for device in devices:
         if kernel.find_swap(device) is not None:
             _swapoff_or_explain(device)
@@ -95,6 +99,9 @@ def down(name: str, runtime_dir: Path) -> list[str]:
         kernel.detach_loop(device)
         done.append(f"detached {device}")
     done += _unmount(name, runtime_dir, pid if isinstance(pid, int) else None)
+    former_kib = reserve.release(runtime_dir, name, lambda other: daemon_lives(other, runtime_dir))
+    if former_kib is not None:
+        done.append(f"vm.min_free_kbytes is {former_kib} again")
     _remove_mountpoint(runtime_dir, name)
     for stale in (
         control.socket_path(runtime_dir, name),
@@ -114,26 +121,22 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
     from swapfs import __version__, daemon
     from swapfs.handover import Handover
 
-    path = control.socket_path(runtime_dir, name)
-    status = control.request(path, "status", STOP_TIMEOUT_S)
+    status = _status_to_upgrade(name, runtime_dir)
+    systemd.refuse_other_unit(status["pid"])
     given = {key: value for key, value in status["config"].items() if value is not False}
     daemon.take_over(load(given), Handover.from_status(status))
     return str(status["version"]), __version__
 
 
-def daemon_lives(name: str, runtime_dir: Path) -> bool:
-    """Whether a process holds the lock of instance *name*; the one test that no pid can fool."""
+def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
+    """Return the status of the running daemon, which may be one that has given up restarting."""
     try:
-        descriptor = os.open(runtime_dir / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        return control.request(control.socket_path(runtime_dir, name), "status", STOP_TIMEOUT_S)
+    except OperationError:
+        written = control.read_snapshot(runtime_dir, name)
+        if written and written[1].get("held") and daemon_lives(name, runtime_dir):
+            return written[1]
+        raise
 
 
 @contextlib.contextmanager
@@ -153,27 +156,6 @@ def _undone_on_failure() -> Iterator[UndoSteps]:
                 error.add_note(f"and undoing it stopped at {what}: {failed}")
                 break
         raise
-
-
-def _refuse_leftovers(config: Config) -> None:
-    """Refuse to start beside an instance of the same name, or a swap area without a server."""
-    name = config.name
-    cure = f"run swapfs down {name} first"
-    for mounted in kernel.mounts():
-        if mounted.source == mount_source(name):
-            raise OperationError(f"{name} is already mounted on {mounted.mountpoint}: {cure}")
-    if daemon_lives(name, config.runtime_dir):
-        raise OperationError(f"a daemon of {name} is running: {cure}")
-    loop = kernel.find_loop(config.mountpoint / SWAP_FILE_NAME)
-    if loop is not None:
-        raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
-    ghosts = kernel.ghost_swaps()
-    if ghosts and not config.unsafe:
-        ghost = ghosts[0]
-        raise OperationError(
-            f"{ghost.device} is swap but {ghost.reason}: try swapoff {ghost.device}, else reboot"
-            " (--unsafe goes on beside it)"
-        )
 
 
 def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
@@ -202,15 +184,47 @@ def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
     places = {m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)}
     if isinstance(last.get("mountpoint"), str):
         places.add(Path(str(last["mountpoint"])))
-    files = {str(place / SWAP_FILE_NAME) for place in places}
+    files = {str(place / leftovers.SWAP_FILE_NAME) for place in places}
     # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
-    ghosts = {str(ghost.device) for ghost in kernel.ghost_swaps()}
+    ghosts = {str(ghost.device) for ghost in leftovers.ghost_swaps()}
     return [
         loop.device
         for loop in kernel.loops()
         if loop.backing_file in files
         or (str(loop.device) in ghosts and str(loop.device) == last.get("loop"))
     ]
+
+
+def _hold_reserve(config: Config) -> None:
+    needed_bytes = reserve.wanted_bytes(config.min_free_bytes)
+    if needed_bytes:
+        reserve.hold(config.runtime_dir, config.name, needed_bytes)
+
+
+def _release_reserve(config: Config) -> None:
+    runtime_dir = config.runtime_dir
+    reserve.release(runtime_dir, config.name, lambda other: daemon_lives(other, runtime_dir))
+
+
+def _end_held(name: str, runtime_dir: Path, pid: int, devices: list[Path]) -> None:
+    """End a monitor that has given up restarting its server.
+
+    :raises OperationError: a loop device needs a server first; nothing was touched
+    """
+    if devices:
+        raise OperationError(
+            f"{name} has no server, so {devices[0]} cannot be taken down, but its pages are in"
+            f" memory: mend the cause, then 'kill -HUP {pid}' or 'swapfs upgrade {name}'"
+        )
+    pidfd = _open_process(pid)
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        _wait_until_gone(name, runtime_dir, pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def _swapoff_or_explain(device: Path) -> None:

@@ -123,6 +123,11 @@ METRICS: Final = (
     _gauge("start_time_seconds", "Unix time at which the server started.", _at("started_unix_s")),
     _gauge("health", "1 if a guard or tier holds, 0 if not.", _health, "check"),
     _gauge("degraded_reasons", "Reasons why the instance is degraded; 0 is fine.", _degraded),
+    _gauge(
+        "resend_supported",
+        "1 if a new server can go on with the requests of a dead one; absent before the mount.",
+        _at("kernel", "resend"),
+    ),
     _gauge("inflight_requests", "Requests being served now.", _at("requests_in_flight")),
     # size and content
     _gauge("size_bytes", "Virtual size that the kernel sees.", _at("size_bytes")),

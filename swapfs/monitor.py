@@ -15,23 +15,25 @@ import mmap
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
-from swapfs import kernel, syscalls
+from swapfs import kernel, syscalls, systemd
 from swapfs.config import Config, check_room, mount_source
-from swapfs.control import snapshot_path
+from swapfs.control import read_snapshot, snapshot_path, write_snapshot
 from swapfs.daemon import READY, describe
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.guards import Guards
 from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor
+from swapfs.leftovers import SWAP_FILE_NAME
 from swapfs.region import Region
 from swapfs.room import geometry_of, guaranteed_bytes
 from swapfs.server import Server
+from swapfs.stats import Counters
+from swapfs.takedown import TakeDown
 from swapfs.tiers.file import FileTier
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class _Monitor:
         self._answer_fd = answer_fd
         self._guards = Guards(config.unsafe)
         self._retiring = False
+        self._take_down = TakeDown(config.name, config.runtime_dir)
         # Shared with the servers: monotonic seconds at which the present one began to serve.
         self._ready_at = ctypes.c_double.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
         self._signals = {
@@ -141,6 +144,7 @@ class _Monitor:
         region.populate()
         self._lock_memory(region)
         tier = self._open_tier(taken.tier_fd)
+        systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire()
         held = Held(region, tier, taken.fuse_fd, taken.lock_fd)
         outcome = self._watch_mounted(held, resume=True)
@@ -225,7 +229,9 @@ class _Monitor:
             log.error("server %d died (%s) after serving %.1f s", pid, how, served_s)
             rapid = rapid + 1 if served_s < RAPID_LIFE_S else 0
             if rapid >= RAPID_DEATHS_MAX:
-                self._hold()
+                end = self._hold(held)
+                if end is not None:
+                    return end
                 rapid = 0
             elif rapid > 1:
                 time.sleep(min(RESTART_PAUSE_MAX_S, 0.05 * 2**rapid))
@@ -264,8 +270,9 @@ class _Monitor:
         """Return the server's wait status; stop requests are handled meanwhile."""
         while True:
             number = signal.sigwait(self._signals)
+            self._take_down.reap()
             if number in (signal.SIGTERM, signal.SIGINT):
-                self._take_down()
+                self._take_down.start()
             if number == RETIRE_SIGNAL:
                 self._retiring = True
                 os.kill(pid, RETIRE_SIGNAL)
@@ -273,26 +280,50 @@ class _Monitor:
             if done:
                 return status
 
-    def _take_down(self) -> None:
-        """Stop as a service does: swapoff first. If it fails, go on serving (I7)."""
-        name, runtime_dir = self._config.name, self._config.runtime_dir
-        log.warning("asked to stop: taking %s down, swapoff first", name)
-        subprocess.Popen(
-            [sys.executable, "-m", "swapfs", "down", name, "--runtime-dir", str(runtime_dir)],
-            stdin=subprocess.DEVNULL,
-        )
+    def _hold(self, held: Held) -> Outcome | None:
+        """Keep the data and wait: restarting has no sense, but an operator may have.
 
-    def _hold(self) -> None:
-        """Keep the data and wait: restarting has no sense, but an operator may have."""
-        log.critical(
-            "the server died %d times in a row; %s stays down with its pages in memory; "
-            "mend the cause and send SIGHUP to %d to try again",
-            RAPID_DEATHS_MAX,
-            self._config.name,
-            os.getpid(),
+        Returns how the watch ends, or None to try another server.
+        """
+        reason = (
+            f"the server died {RAPID_DEATHS_MAX} times in a row and is not started again; its "
+            f"pages are safe in memory, but processes that need one wait; mend the cause (see "
+            f"the log), then 'kill -HUP {os.getpid()}' or 'swapfs upgrade {self._config.name}'"
         )
-        while signal.sigwait(self._signals) != signal.SIGHUP:
-            pass
+        log.critical("%s", reason)
+        self._publish_held(held, reason)
+        while True:
+            number = signal.sigwait(self._signals)
+            self._take_down.reap()
+            if number == signal.SIGHUP:
+                return None
+            if number == RETIRE_SIGNAL:
+                return Outcome.HANDED_OVER
+            if number in (signal.SIGTERM, signal.SIGINT):
+                loop = kernel.find_loop(self._config.mountpoint / SWAP_FILE_NAME)
+                if loop is None:
+                    return Outcome.UNMOUNTED
+                log.critical("asked to stop, but %s needs a server first", loop.device)
+
+    def _publish_held(self, held: Held, reason: str) -> None:
+        """Put into the state file what no server is there to tell."""
+        config = self._config
+        written = read_snapshot(config.runtime_dir, config.name)
+        status: dict[str, Any] = written[1] if written else {}
+        known: list[str] = [] if status.get("held") else status.get("degraded", [])
+        status |= {
+            "held": True,
+            "mountpoint": str(config.mountpoint),
+            "pid": os.getpid(),
+            "server_pid": None,
+            "handover": held.handover().as_dict(),
+            "degraded": [reason, *known],
+            "counters": Counters(held.region.counter_words).snapshot(),
+        }
+        try:
+            write_snapshot(config.runtime_dir, config.name, status)
+        except OSError as error:
+            log.error("state file of %s: %s", config.name, error.strerror)
 
 
 def _how_it_died(status: int) -> str:

@@ -8,7 +8,6 @@ first request is taken.
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -242,17 +241,13 @@ class Server:
 
     async def _publish_state(self) -> None:
         """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
-        path = control.snapshot_path(self._config.runtime_dir, self._config.name)
-        scratch = path.with_suffix(".tmp")
+        config = self._config
         while True:
             status = self._snapshots.make()
-            text = json.dumps({"written_unix_s": time.time(), "status": status})
             try:
-                scratch.write_text(text)
-                scratch.chmod(0o644)
-                scratch.rename(path)
+                control.write_snapshot(config.runtime_dir, config.name, status)
             except OSError as error:
-                log.warning("state file %s: %s", path, error.strerror)
+                log.warning("state file of %s: %s", config.name, error.strerror)
             await trio.sleep(STATE_EVERY_S)
 
     async def _on_status(self, request: dict[str, object]) -> object:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swapfs import __version__, kernel, session
+from swapfs import __version__, fuse_init, kernel, session
 from swapfs.config import Config, describe
 from swapfs.guards import Guards
 from swapfs.handover import Handover
@@ -43,6 +43,7 @@ class SnapshotMaker:
     ) -> None:
         self._config = config
         self._layer = layer
+        self._region = region
         self._fixed_bytes = _fixed_bytes(region)
         self._guards = guards
         self._writeback = writeback
@@ -75,6 +76,9 @@ class SnapshotMaker:
             "config": self._described,
             "handover": self._handover,
         }
+        opened = fuse_init.decode(self._region.session_init)
+        answer["kernel"] = opened.as_dict() if opened else None
+        answer["limits"] = [fuse_init.CANNOT_RESEND] if opened and not opened.can_resend else []
         answer["degraded"] = self._degraded(answer)
         return answer
 

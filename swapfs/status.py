@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs import control
@@ -16,9 +17,8 @@ from swapfs.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
-    from swapfs.kernel import GhostSwap
+    from swapfs.leftovers import GhostSwap
 
     Status = dict[str, Any]
 
@@ -26,6 +26,7 @@ CONTROL_TIMEOUT_S: Final = 2.0
 SILENT_AFTER_S: Final = 10.0
 """A server that lives writes its snapshot about once a second."""
 ALGORITHM: Final = "lz4"
+GHOST_CURE: Final = "only swapoff or a reboot ends it, and programs with pages there may be killed"
 COLUMNS: Final = (
     "NAME",
     "ALGORITHM",
@@ -48,7 +49,8 @@ def collect(runtime_dir: Path, names: Iterable[str] | None = None) -> list[Statu
     """Return the status of each instance in *runtime_dir*, or of those in *names*, by name.
 
     Adds to the server's own snapshot: ``state`` ("running"; "silent", it does not answer;
-    "dead", its process is gone) and ``age_s``, how old the values are.
+    "held", its server died again and again and is not started any more; "dead", its process
+    is gone) and ``age_s``, how old the values are.
     """
     found = {path.stem for path in runtime_dir.glob("*.json")}
     found |= {path.stem for path in runtime_dir.glob("*.sock")}
@@ -82,8 +84,14 @@ def format_table(
 def format_details(statuses: Sequence[Status], ghosts: Sequence[GhostSwap] = ()) -> str:
     """Return what the table has no room for: slots, metadata, guards, what is wrong."""
     lines = [line for status in statuses for line in _details(status)]
-    lines += [f"ghost {ghost.device}: {ghost.reason}" for ghost in ghosts]
+    lines += [f"ghost {ghost.device}: {ghost.reason}; {GHOST_CURE}" for ghost in ghosts]
     return "\n".join(lines)
+
+
+def dead_mounts(statuses: Iterable[Status]) -> set[Path]:
+    """Return where the dead of *statuses* were mounted."""
+    places = (_get(status, "mountpoint") for status in statuses if status["state"] == "dead")
+    return {Path(place) for place in places if isinstance(place, str)}
 
 
 def column_names() -> list[str]:
@@ -106,6 +114,8 @@ def _status_of(runtime_dir: Path, name: str) -> Status:
     written_s, status = written
     age_s = max(0.0, time.time() - written_s)
     state = "running" if age_s < SILENT_AFTER_S else "silent"
+    if status.get("held"):
+        state = "held"  # its monitor has said so, and says no more
     if not _is_alive(status.get("pid")):
         state = "dead"
     return {**status, "name": name, "state": state, "age_s": round(age_s, 1)}
@@ -213,7 +223,11 @@ def _details(status: Status) -> list[str]:
         held = [str(guard["name"]) for guard in guards if guard["ok"]]
         lines.append("guards    " + (" ".join(held) or "none"))
         lines += [f"NOT HELD  {g['name']}: {g['detail']}" for g in guards if not g["ok"]]
+    starts = _get(status, "counters", "server_starts") or 0
+    if starts > 1:
+        lines.append(f"restarts  the server was started {starts} times")
     lines += [f"DEGRADED  {reason}" for reason in _get(status, "degraded") or []]
+    lines += [f"limit     {limit}" for limit in _get(status, "limits") or []]
     return lines
 
 
@@ -226,6 +240,8 @@ def _state(status: Status) -> str:
     if swap:
         used, has = format_size(swap["used_bytes"]), format_size(swap["size_bytes"])
         on = f"swap on {swap['device']}, {used} of {has} used"
+    if status.get("state") == "held":
+        return f"HELD (process {pid} keeps its pages, nobody serves them), {on}"
     if status.get("state") == "silent":
         return f"silent (process {pid} has said nothing for {age_s:.0f} s), {on}"
     return f"running (process {pid}), {on}"

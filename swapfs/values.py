@@ -11,11 +11,16 @@ import os
 import re
 from math import isfinite
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from swapfs import units
 from swapfs.errors import ConfigError
-from swapfs.units import PAGE_SIZE, MiB, TiB, format_size
+from swapfs.units import PAGE_SIZE, KiB, MiB, TiB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 SIZE_BYTES_MIN: Final = 1 * MiB
 SIZE_BYTES_MAX: Final = 1 * TiB
@@ -102,6 +107,16 @@ def parse_paged_size(where: str, value: object, least_bytes: int) -> int:
     return size_bytes
 
 
+def parse_reserve(where: str, value: object) -> int | None:
+    """Return the bytes of a reserve of free memory, whole KiB; 0 for ``off``, None for ``auto``."""
+    if value in ("auto", "off"):
+        return None if value == "auto" else 0
+    try:
+        return parse_size(where, value) // KiB * KiB
+    except ConfigError as error:
+        raise ConfigError(where, f"{error.problem}, auto or off") from error
+
+
 def parse_virtual_size(where: str, value: object) -> int:
     """Return the bytes of a swap file."""
     size_bytes = parse_paged_size(where, value, SIZE_BYTES_MIN)
@@ -144,6 +159,13 @@ def exact_size(size_bytes: int) -> str:
         if size_bytes and size_bytes % (1 << shift) == 0:
             return f"{size_bytes >> shift}{suffix}"
     return str(size_bytes)
+
+
+def format_reserve(size_bytes: int | None, show: Callable[[int], T]) -> T | str:
+    """Return what :func:`parse_reserve` reads; *show* writes a size."""
+    if size_bytes is None:
+        return "auto"
+    return show(size_bytes) if size_bytes else "off"
 
 
 def format_address(address: tuple[str, int]) -> str:

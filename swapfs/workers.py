@@ -68,10 +68,14 @@ class Workers:
         self._jobs.put(job)
 
     def stop(self, timeout_s: float) -> None:
-        """Let the threads end after the jobs they have; give up waiting after *timeout_s*."""
-        for _ in self._threads:
+        """Let the threads end after the jobs they have; give up waiting after *timeout_s*.
+
+        Safe if ``start`` was never reached.
+        """
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for _ in started:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in started:
             thread.join(timeout_s)
 
     def _run(self, buffers: Buffers) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _JOB = Path(__file__).parent / "demo_job"
 _MEMORY_MIB = 1024
-_DISK_MIB = 1024
+_DISK_MIB = 1280
 _TIMEOUT_S = 900
 _WIDTH = 100
 _NAME_WIDTH = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from errno import ENOSPC
 from itertools import pairwise
@@ -63,7 +64,7 @@ class Rig:
         self.layer = VirtualSlotLayer(self.region, tier)
         if recover:
             self.layer.rebuild()
-        self._scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
+        self._local = threading.local()
         if tier is None:
             return
         self.down = Writeback(
@@ -121,8 +122,9 @@ class Rig:
         if self.tier is None:
             good = self.layer.load_run(slot, count, memoryview(out), 0)
         else:
-            scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
-            good = self.fetcher.load(slot, count, memoryview(out), scratch)
+            if not hasattr(self._local, "scratch"):
+                self._local.scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
+            good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
         return bytes(out[: good * PAGE_SIZE])
 
     def tag(self, slot: int) -> Tag:

@@ -69,15 +69,16 @@ class Cleaner:
         except BaseException:
             self._writer.unmark(self._batch.items)
             raise
-        if not self._batch.items:
-            self._tier.release(extent.sector, extent.sectors)
         moved = 0
         if written:
             moved = len(self._writer.commit(extent, self._batch, "clean"))
             with self._layer.lock:
                 self._layer.counters.add("cleaned_pages", moved)
-        else:
+        elif self._batch.items:
             self._writer.unmark(self._batch.items)
+            return 0
+        else:
+            self._tier.release(extent.sector, extent.sectors)
         for source in emptied:  # if not really: bad, damaged or busy sectors are in it
             self._tier.pass_over(source)
         return moved

@@ -179,15 +179,13 @@ class Fetcher:
             raise
         good = 0
         for word, flight in zip(run.words, flights, strict=True):
-            try:
-                done = self._arrive(run.slot + good, word, flight, out[good << PAGE_SHIFT :])
-            except TierError:
-                if good == 0:
-                    raise
-                return good
-            if not done:
-                break
-            good += 1
+            problem = self._arrive(run.slot + good, word, flight, flight.payload, out, good)
+            if problem is None:
+                good += 1
+            elif good:
+                break  # what is good goes out; the next round decides about this one
+            else:
+                return self._verdict(run.slot, word, problem)
         return good
 
     def _read(self, run: _Run, scratch: memoryview) -> memoryview:
@@ -224,26 +222,29 @@ class Fetcher:
         with self._landing:
             while not flight.landed:
                 self._landing.wait()
-        return self._arrive(slot, word, flight, out, shared=True)
+        payload = memoryview(flight.shared)
+        problem = self._arrive(slot, word, flight, payload, out, 0)
+        return 1 if problem is None else self._verdict(slot, word, problem)
 
     # ---- what becomes of it ----
 
     def _arrive(
-        self, slot: int, word: int, flight: _Flight, out: memoryview, *, shared: bool = False
-    ) -> int:
-        """Put the page of *flight* at the start of *out*.
-
-        Returns 1, or 0 when it is no page and *slot* has changed, so that another look helps.
-
-        :raises TierError: it is no page, and *slot* is as it was
-        """
+        self,
+        slot: int,
+        word: int,
+        flight: _Flight,
+        payload: memoryview,
+        out: memoryview,
+        index: int,
+    ) -> TierError | None:
+        """Put the page of *flight* at page *index* of *out*; return why that cannot be."""
         if flight.error is not None:
-            return self._verdict(slot, word, flight.error)
-        payload = memoryview(flight.shared) if shared else flight.payload
+            return flight.error
         try:
-            out[:PAGE_SIZE] = decompress(payload, blob_codec(word))
+            page = decompress(payload, blob_codec(word))
         except ValueError as error:
-            return self._verdict(slot, word, BlobCorrupt(f"slot {slot}: {error}"))
+            return BlobCorrupt(f"slot {slot}: {error}")
+        out[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT] = page
         layer = self._layer
         with layer.lock:
             layer.counters.add("read_file_pages")
@@ -251,7 +252,7 @@ class Fetcher:
                 layer.counters.add("refaulted_pages")
             if self._promote is not None and self._promote():
                 self._bring_back(slot, word, payload)
-        return 1
+        return None
 
     def _bring_back(self, slot: int, word: int, payload: memoryview) -> None:
         layer = self._layer

@@ -127,9 +127,13 @@ class Instance:
             stderr=subprocess.PIPE,
             text=True,
         )
+        process = self.foreground
         path = control.snapshot_path(self.runtime_dir, self.name)
-        wait_until(lambda: path.exists() or self.foreground.poll() is not None, "mount")  # type: ignore[union-attr]
-        assert self.foreground.poll() is None, self.foreground.communicate()
+        wait_until(lambda: path.exists() or process.poll() is not None, "mount")
+        assert process.poll() is None, process.communicate()
+        # Until it has read the daemon's answer, a signal to the command goes nowhere.
+        fds = Path(f"/proc/{process.pid}/fd")
+        wait_until(lambda: len(list(fds.iterdir())) == 3, "the answer to be read")
         self._note_pids()
 
     def cli(self, command: str, *options: object) -> subprocess.CompletedProcess[str]:
@@ -198,7 +202,8 @@ class Instance:
         """Check that the instance left no mount, loop device, lock or process."""
         assert kernel.mount_at(self.mountpoint) is None, "still mounted"
         assert kernel.find_loop(self.swap) is None, "a loop device is left"
-        assert processes_of(self.runtime_dir) == [], "a process is left"
+        # A swapfs down that the monitor started ends just after the monitor.
+        wait_until(lambda: processes_of(self.runtime_dir) == [], "the end of every process", 5)
 
     def close(self) -> None:
         """Take down whatever is left, with force if need be."""

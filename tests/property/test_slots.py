@@ -160,6 +160,4 @@ def test_slots_behave_like_a_dict_of_pages(pool_bytes: int, segments: int, promo
         "promote": promote,
     }
     machine = type("Configured", (Slots,), attributes)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine, settings=settings(max_examples=40, stateful_step_count=40)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

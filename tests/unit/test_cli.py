@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from swapfs import __version__, cli, control, kernel, lifecycle
+from swapfs import __version__, cli, control, leftovers, lifecycle
 from swapfs.errors import GuardError, OperationError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(kernel, "ghost_swaps", list)
+    monkeypatch.setattr(leftovers, "ghost_swaps", list)
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:

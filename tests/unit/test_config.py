@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swapfs.config import KEYS, Config, FileTierConfig, check_room, describe, load
+from swapfs.config import KEYS, Config, check_room, describe, load
+from swapfs.config_file import FileTierConfig
 from swapfs.errors import ConfigError
 from swapfs.units import GiB, MiB
 
@@ -88,6 +89,9 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("high-watermark", "101", "whole number from 1 to 100"),
         ("low-watermark", "90", "--low-watermark: the low watermark (90) must be below"),
         ("high-watermark", 60, "--high-watermark: the low watermark (80) must be below"),
+        ("min-free", "lots", "--min-free: 'lots' is not a size"),
+        ("min-free", "512M", "--min-free: 512M is too much for this machine (most: 256M)"),
+        ("min-free", True, "is not text"),
         ("priority", "-2", "whole number from 0 to 32767"),
         ("priority", "1.5", "whole number"),
         ("priority", True, "whole number"),
@@ -143,6 +147,8 @@ def test_unreadable_files(root: Path, tmp_path: Path) -> None:
     assert "No such file" in problem({}, root, tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
     assert "not TOML" in problem({}, root, tmp_path / "latin.toml")
+    (tmp_path / "deep.toml").write_text("size = " + "[" * 100_000)
+    assert "nested too deep" in problem({}, root, tmp_path / "deep.toml")
 
 
 def test_busy_mount_point(root: Path, tmp_path: Path) -> None:
@@ -157,6 +163,15 @@ def test_our_own_mount_is_left_for_up_to_refuse(root: Path, tmp_path: Path) -> N
     own = tmp_path / "own"
     assert load({**BASE, "mountpoint": str(own)}, None, root).mountpoint == own
     assert "is busy" in problem({"mountpoint": str(own), "name": "other"}, root)
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("auto", None), ("off", 0), ("0", 0), ("1500", 1024), ("8M", 8 << 20)]
+)
+def test_reserve(root: Path, text: str, size_bytes: int | None) -> None:
+    config = load({**BASE, "min-free": text}, None, root)
+    assert config.min_free_bytes == size_bytes
+    assert load(json.loads(describe(config, as_json=True)), None, root) == config
 
 
 def test_pool_is_rounded_down(root: Path) -> None:
@@ -178,7 +193,7 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
 ) -> None:
     backing = tmp_path / "backing"
     backing.write_bytes(b"x" * 2 * MiB)
-    monkeypatch.setattr("swapfs.config._free_bytes", lambda where, path: 0)
+    monkeypatch.setattr("swapfs.config_file._free_bytes", lambda where, path: 0)
     assert load({**BASE, "file": f"{backing}:1M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
 
@@ -262,6 +277,7 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
             "low-watermark": "60",
             "promote": True,
             "priority": "5",
+            "min-free": "20M",
             "unsafe": True,
             "runtime-dir": str(tmp_path / "run"),
         },
@@ -273,3 +289,48 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
     assert load({}, file, root) == config
     assert set(json.loads(describe(config, as_json=True))) == set(KEYS)
     assert load(json.loads(describe(config, as_json=True)), None, root) == config
+
+
+# whatever is in the file: a configuration, or one line
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["64M", "auto", "off", "/tmp/x:1M", "/tmp", "\x00", "[::1]:1", "1e400", "-1"]),
+    st.text(alphabet="/:.KMGT0123456789", max_size=400),
+)
+LEAVES = st.one_of(
+    TEXTS, st.integers(), st.floats(), st.booleans(), st.datetimes(), st.dates(), st.times()
+)
+TOML_VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+PER_KEY = st.dictionaries(st.sampled_from(KEYS), TOML_VALUES, max_size=6)
+FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def loads_or_says_why(given: dict[str, object], root: Path, file: Path | None) -> None:
+    try:
+        config = load(given, file, root)
+    except ConfigError as error:
+        assert str(error).isprintable()
+    else:
+        assert load(json.loads(describe(config, as_json=True)), None, root) == config
+
+
+@FUZZ
+@given(changes=PER_KEY)
+def test_any_values_load_or_are_one_line(root: Path, changes: dict[str, object]) -> None:
+    loads_or_says_why({**BASE, **changes}, root, None)
+
+
+@FUZZ
+@given(content=st.binary(max_size=60) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
+def test_any_bytes_in_the_file_load_or_are_one_line(
+    root: Path, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "fuzz.toml"
+    for start in (b"", b"promote = ", b"size = '", b"[file]\n"):
+        file.write_bytes(start + content)
+        loads_or_says_why(dict(BASE), root, file)

@@ -104,26 +104,6 @@ def test_memory_total(root: Path) -> None:
         kernel.memory_total_bytes(root)
 
 
-def test_ghosts(root: Path) -> None:
-    with (root / "proc/self/mountinfo").open("a") as mountinfo:
-        mountinfo.write("40 27 0:9 / /run/live rw - fuse.swapfs swapfs:x rw\n")
-    (root / "var").mkdir()
-    (root / "var/swap").touch()
-    add_loop(root, 0, "/run/live/swap")  # fine: mounted, and not looked at
-    add_loop(root, 1, "/run/gone/swap")
-    add_loop(root, 2, "/var/old (deleted)")
-    add_loop(root, 3, "/var/swap")  # fine: a file
-    add_loop(root, 4, "/run/gone/idle")  # no swap on it
-    add_swap(root, *(f"/dev/loop{number} partition 4 0 1" for number in range(4)))
-    ghosts = kernel.ghost_swaps(root)
-    assert [(str(ghost.device), ghost.backing_file) for ghost in ghosts] == [
-        ("/dev/loop1", "/run/gone/swap"),
-        ("/dev/loop2", "/var/old"),
-    ]
-    assert "mounted" in ghosts[0].reason
-    assert "deleted" in ghosts[1].reason
-
-
 class Tools:
     """Stands in for subprocess.run; *fail* names the tool that fails."""
 
@@ -229,4 +209,3 @@ def test_the_real_machine_can_be_read() -> None:
     assert kernel.mounts()
     kernel.swaps()
     kernel.loops()
-    kernel.ghost_swaps()

@@ -11,7 +11,7 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, mixed_pages, page
 from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
-from swapfs.vlayer.entry import Tag
+from swapfs.vlayer.entry import MOVING, Tag
 from swapfs.vlayer.layer import SlotDamaged
 
 STATE_OF = {"zero": "same", "text": "compressed", "numbers": "compressed", "random": "raw"}
@@ -210,4 +210,15 @@ def test_a_new_server_finds_every_page() -> None:
     assert again.load(400, 300) == b"".join(pages)
     before, after = rig.layer.pool.stats(), again.layer.pool.stats()
     assert (before.used_bytes, before.payload_bytes) == (after.used_bytes, after.payload_bytes)
+    rig.region.close()
+
+
+def test_a_copy_that_was_under_way_is_forgotten_by_a_new_server() -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    rig.store(0, *[page("text", seed) for seed in range(3)])
+    rig.layer.table.mark(1, MOVING, on=True)
+    again = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4), region=rig.region)
+    again.check()
+    assert again.down.demote(3) == 3
+    assert again.load(1) == page("text", 1)
     rig.region.close()

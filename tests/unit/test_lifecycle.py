@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs
-from swapfs import control, kernel, lifecycle
+from swapfs import control, kernel, leftovers, lifecycle, reserve
 from swapfs.config import Config
 from swapfs.errors import OperationError
-from swapfs.kernel import GhostSwap, LoopDevice, MountEntry, SwapEntry
+from swapfs.kernel import LoopDevice, MountEntry, SwapEntry
+from swapfs.leftovers import GhostSwap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +79,7 @@ class Machine:
             return None
         return SwapEntry(str(LOOP), "partition", 4096, 0, self.swap_priority, False)
 
-    def ghost_swaps(self) -> list[GhostSwap]:
+    def ghost_swaps(self, dead: object = ()) -> list[GhostSwap]:
         return self.ghosts
 
     def attach_loop(self, backing: Path) -> LoopDevice:
@@ -108,6 +111,18 @@ class Machine:
         self.mounted = False
 
 
+def fake_proc(tmp_path: Path) -> Path:
+    """Return the root of a machine with 256 MiB of memory, 1 MiB of it in reserve."""
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    (tmp_path / "proc/sys/vm/min_free_kbytes").write_text("1024\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  262144 kB\n")
+    return tmp_path
+
+
+def reserve_kib(tmp_path: Path) -> int:
+    return int((tmp_path / "proc/sys/vm/min_free_kbytes").read_text())
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     config = Config(
@@ -118,11 +133,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         runtime_dir=tmp_path / "run",
     )
     machine = Machine(config)
+    root = fake_proc(tmp_path)
     for name in (
-        *("mounts", "loops", "find_loop", "find_swap", "ghost_swaps", "attach_loop"),
+        *("mounts", "loops", "find_loop", "find_swap", "attach_loop"),
         *("mkswap", "swapon", "swapoff", "detach_loop", "umount"),
     ):
         monkeypatch.setattr(kernel, name, getattr(machine, name))
+    monkeypatch.setattr(leftovers, "ghost_swaps", machine.ghost_swaps)
+    monkeypatch.setattr(reserve, "wanted_bytes", functools.partial(reserve.wanted_bytes, root=root))
+    monkeypatch.setattr(reserve, "hold", functools.partial(reserve.hold, root=root))
+    monkeypatch.setattr(reserve, "release", functools.partial(reserve.release, root=root))
     daemon = types.ModuleType("swapfs.daemon")
     daemon.launch = machine.launch  # type: ignore[attr-defined]
     daemon.run_foreground = machine.run_foreground  # type: ignore[attr-defined]
@@ -131,23 +151,28 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def test_up_then_down(machine: Machine) -> None:
+def test_up_then_down(machine: Machine, tmp_path: Path) -> None:
     assert lifecycle.up(machine.config) == LOOP
+    assert reserve_kib(tmp_path) == 16384
     assert machine.state == (True, True, True)
     done = lifecycle.down("one", machine.config.runtime_dir)
     assert done == [
         f"swapoff {LOOP}",
         f"detached {LOOP}",
         f"unmounted {machine.config.mountpoint}",
+        "vm.min_free_kbytes is 1024 again",
     ]
     assert machine.state == (False, False, False)
+    assert reserve_kib(tmp_path) == 1024
     assert machine.log == [*STEPS, "swapoff", "detach", "umount"]
     assert not machine.config.mountpoint.parent.exists()
     assert lifecycle.down("one", machine.config.runtime_dir) == []
 
 
 @pytest.mark.parametrize("failing", STEPS)
-def test_failed_step_undoes_all_before_it_in_reverse(machine: Machine, failing: str) -> None:
+def test_failed_step_undoes_all_before_it_in_reverse(
+    machine: Machine, tmp_path: Path, failing: str
+) -> None:
     machine.fail = {failing}
     with pytest.raises(OperationError, match=f"^{failing} failed$") as caught:
         lifecycle.up(machine.config)
@@ -161,6 +186,7 @@ def test_failed_step_undoes_all_before_it_in_reverse(machine: Machine, failing: 
         "swapon": ["detach", "umount"],
     }
     assert machine.log == done + undone[failing]
+    assert reserve_kib(tmp_path) == 1024
     assert not machine.config.mountpoint.parent.exists()
 
 
@@ -221,7 +247,7 @@ def test_second_start_is_refused_and_harms_nothing(
 ) -> None:
     lifecycle.up(machine.config)
     before = machine.state, list(machine.log)
-    with pytest.raises(OperationError, match=r"already mounted on .*: run swapfs down one first"):
+    with pytest.raises(OperationError, match=r"daemon is gone, on .*: run swapfs down one first"):
         start(machine.config)
     assert (machine.state, machine.log) == before
 
@@ -242,12 +268,13 @@ def test_ghost_is_refused_unless_unsafe(machine: Machine) -> None:
     assert machine.state == (True, True, True)
 
 
-def test_down_leaves_everything_when_swapoff_fails(machine: Machine) -> None:
+def test_down_leaves_everything_when_swapoff_fails(machine: Machine, tmp_path: Path) -> None:
     lifecycle.up(machine.config)
     machine.fail = {"swapoff"}
     with pytest.raises(OperationError, match="nothing was detached or unmounted"):
         lifecycle.down("one", machine.config.runtime_dir)
     assert machine.state == (True, True, True)
+    assert reserve_kib(tmp_path) == 16384
     machine.fail = set()
     lifecycle.down("one", machine.config.runtime_dir)
     assert machine.state == (False, False, False)
@@ -297,13 +324,42 @@ def test_a_mount_point_of_the_user_is_kept(machine: Machine, tmp_path: Path) -> 
     assert mine.is_dir()
 
 
-def test_daemon_lives_while_its_lock_is_held(tmp_path: Path) -> None:
-    assert not lifecycle.daemon_lives("one", tmp_path)
-    with (tmp_path / "one.lock").open("w") as lock:
-        assert not lifecycle.daemon_lives("one", tmp_path)
+def test_reserve_off_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    lifecycle.up(dataclasses.replace(machine.config, min_free_bytes=0))
+    assert reserve_kib(tmp_path) == 1024
+    done = lifecycle.down("one", machine.config.runtime_dir)
+    assert not any("min_free" in line for line in done)
+
+
+def hold(machine: Machine, **changes: object) -> Path:
+    """Leave the state file of a monitor that has given up restarting its server."""
+    run = machine.config.runtime_dir
+    run.mkdir(exist_ok=True)
+    place = str(machine.config.mountpoint)
+    control.write_snapshot(run, "one", {"held": True, "mountpoint": place, **changes})
+    return run
+
+
+def test_down_of_a_held_instance_touches_nothing_while_a_loop_is_on_it(machine: Machine) -> None:
+    run = hold(machine, pid=4711)
+    machine.mounted = machine.loop = True
+    with (run / "one.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert lifecycle.daemon_lives("one", tmp_path)
-    assert not lifecycle.daemon_lives("one", tmp_path)
+        with pytest.raises(OperationError, match=r"no server.*kill -HUP 4711"):
+            lifecycle.down("one", run)
+    assert machine.log == []
+
+
+def test_down_asks_a_held_monitor_to_end(machine: Machine) -> None:
+    machine.config.runtime_dir.mkdir()
+    command = [sys.executable, "-c", HOLDER, str(machine.config.runtime_dir / "one.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as monitor:
+        assert monitor.stdout is not None
+        assert monitor.stdout.readline() == b"held\n"
+        run = hold(machine, pid=monitor.pid)
+        lifecycle.down("one", run)
+        assert monitor.wait(timeout=10) == -signal.SIGTERM
+    assert not control.snapshot_path(run, "one").exists()
 
 
 HOLDER = """

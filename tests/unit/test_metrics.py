@@ -83,6 +83,7 @@ def make_snapshot() -> dict[str, Any]:
             {"name": "io_flusher", "ok": False, "required": True, "detail": "refused"},
         ],
         "requests_in_flight": 2,
+        "kernel": {"fuse_minor": 45, "resend": True},
         "swap": {"device": "/dev/loop0", "size_bytes": 4097, "used_bytes": 4098, "priority": 100},
         "loop": "/dev/loop0",
     }

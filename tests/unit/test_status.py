@@ -12,7 +12,7 @@ import pytest
 
 from swapfs import control, status
 from swapfs.errors import OperationError
-from swapfs.kernel import GhostSwap
+from swapfs.leftovers import GhostSwap
 
 NO_PROCESS = 1 << 30  # beyond every pid_max
 MIB = 1 << 20
@@ -155,7 +155,7 @@ def test_details() -> None:
         "guards    mlock",
         "NOT HELD  fifo: no permission",
         "DEGRADED  pool is full",
-        "ghost /dev/loop3: its backing file /x is deleted",
+        f"ghost /dev/loop3: its backing file /x is deleted; {status.GHOST_CURE}",
     ]
 
 

@@ -140,10 +140,10 @@ def test_the_ring_turns(huge: tuple[Region, Pool, SwapTable]) -> None:
         table.exchange(cluster * CLUSTER_SLOTS, WORD, "write")
     seen = []
     for _ in range(4):
-        cluster = table.oldest_cluster()
-        assert cluster is not None
-        seen.append(cluster)
-        table.rotate(cluster)
+        oldest = table.oldest_cluster()
+        assert oldest is not None
+        seen.append(oldest)
+        table.rotate(oldest)
     assert seen == [5, 2, 9, 5]
     table.rotate(1234)
     assert table.live_clusters == 3

@@ -10,7 +10,7 @@ from guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
 METRICS: Final = "127.0.0.1:9809"
-UP: Final = ("--size", "512M", "--pool", "64M", "--file", DISK, "--metrics", METRICS)
+UP: Final = ("--size", "1G", "--pool", "112M", "--file", DISK, "--metrics", METRICS)
 LIMIT_MIB: Final = 96
 DATA_MIB: Final = 448
 SHOWN_METRICS: Final = (

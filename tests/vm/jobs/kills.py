@@ -12,9 +12,9 @@ from typing import Final
 from guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
-UP: Final = ("--size", "384M", "--pool", "40M", "--file", f"{DISK}:512M")
-LIMIT_MIB: Final = 64
-DATA_MIB: Final = 224
+UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M")
+LIMIT_MIB: Final = 48
+DATA_MIB: Final = 128
 KILLS: Final = 15
 PAUSE_S: Final = (0.5, 1.5)
 NEW_SERVER_BOUND_S: Final = 60

@@ -1,0 +1,204 @@
+"""A server that dies is replaced and nobody notices; a stop never loses pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Start
+from instance import Instance, check, is_alive, wait_until
+from load import Load, fill
+
+PAGE = 4096
+KILLS = 10
+
+
+def kill_server(instance: Instance) -> int:
+    """Kill the server of this moment as the OOM killer would; return its pid."""
+    pid: int = instance.status()["server_pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def keep_killing(instance: Instance, times: int, seed: int, pids: list[int]) -> None:
+    rng = random.Random(seed)
+    for _ in range(times):
+        time.sleep(rng.uniform(0.1, 0.5))  # at any moment of a request: that is the point
+        pids.append(kill_server(instance))
+        wait_until(lambda: recovered(instance, pids[-1]), "another server")
+
+
+def recovered(instance: Instance, dead: int) -> bool:
+    try:
+        return bool(instance.status()["server_pid"] != dead)
+    except Exception:  # noqa: BLE001 - its socket is gone too, for the moment
+        return False
+
+
+@pytest.mark.timeout(200)
+def test_servers_die_under_readers_writers_and_discarders(start: Start) -> None:
+    instance = start("64M", "4M", "160M")
+    fill(instance, 8192, 4096)
+    monitor = instance.status()["pid"]
+    load = Load(instance, 2048)
+    pids: list[int] = []
+    killer = threading.Thread(target=keep_killing, args=(instance, KILLS, 1, pids))
+    killer.start()
+    rounds = 0
+    while killer.is_alive():
+        load.run(100, seed=rounds)
+        rounds += 1
+    killer.join()
+    load.verify()
+    status = instance.status()
+    assert len(set(pids)) == KILLS
+    assert status["pid"] == monitor
+    assert status["counters"]["server_starts"] == KILLS + 1
+    assert status["counters"]["failed_read_checksum"] == status["counters"]["failed_read_io"] == 0
+    assert status["counters"]["demoted_pages"] > 0
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.timeout(200)
+def test_servers_die_under_fio(start: Start) -> None:
+    instance = start("64M", "8M", "160M")
+    loop = instance.attach_loop()
+    pids: list[int] = []
+    killer = threading.Thread(target=keep_killing, args=(instance, KILLS, 2, pids))
+    killer.start()
+    runs = 0
+    while killer.is_alive() or runs == 0:
+        out = check(
+            "fio", "--name=kill", f"--filename={loop}", f"--aux-path={instance.directory}",
+            "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k",
+            "--size=32M", "--io_size=64M", "--verify=crc32c", "--verify_fatal=1",
+            "--verify_backlog=256", "--buffer_compress_percentage=60", "--refill_buffers",
+            f"--randseed={runs}", "--output-format=json", timeout_s=100,
+        )  # fmt: skip
+        assert json.loads(out[out.index("{") :])["jobs"][0]["error"] == 0
+        runs += 1
+    killer.join()
+    assert instance.counters()["server_starts"] == KILLS + 1
+
+
+def test_everything_is_there_after_the_server_died(start: Start) -> None:
+    """Every state of a slot survives, and the figures are the same as before."""
+    instance = start("64M", "16M", "128M")
+    fill(instance, 0, 8192)
+    fd = instance.open()
+    try:
+        before = os.pread(fd, 1 << 20, 0), os.pread(fd, 1 << 20, 16 << 20)
+        kept = ("slots", "orig_bytes", "compr_bytes", "metadata_bytes", "clusters")
+        instance.demote(1000)
+        was = instance.status()
+        dead = kill_server(instance)
+        wait_until(lambda: recovered(instance, dead), "another server")
+        now = instance.status()
+        assert {key: now[key] for key in kept} == {key: was[key] for key in kept}
+        assert now["pool"]["payload_bytes"] == was["pool"]["payload_bytes"]
+        assert now["tiers"][0]["used_bytes"] == was["tiers"][0]["used_bytes"]
+        assert now["counters"]["demoted_pages"] == was["counters"]["demoted_pages"]
+        assert (os.pread(fd, 1 << 20, 0), os.pread(fd, 1 << 20, 16 << 20)) == before
+        assert os.pwrite(fd, b"still" * 1000, 0) == 5000
+    finally:
+        os.close(fd)
+    instance.down()
+
+
+def test_names_work_after_the_server_died(start: Start) -> None:
+    """The namespace of the new server answers too, which needs the FUSE_INIT of the first."""
+    instance = start("64M", "96M")
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+    check("sync", "--file-system", instance.swap)
+    assert os.statvfs(instance.mountpoint).f_bsize == PAGE
+    assert os.listdir(instance.mountpoint) == ["swap"]
+    loop = instance.attach_loop()
+    check("mkswap", loop)
+    instance.down()
+
+
+# ---- SIGTERM to the monitor ----
+
+
+def test_sigterm_takes_an_idle_instance_down_in_order(start: Start) -> None:
+    instance = start("64M", "96M")
+    instance.attach_loop()
+    status = instance.status()
+    os.kill(status["pid"], signal.SIGTERM)
+    wait_until(lambda: not is_alive(status["pid"]), "the end of the monitor")
+    assert not is_alive(status["server_pid"])
+    instance.assert_gone()
+
+
+def test_sigterm_with_the_file_in_use_keeps_serving(start: Start) -> None:
+    instance = start("64M", "96M")
+    fill(instance, 0, 256)
+    fd = instance.open()
+    try:
+        before = os.pread(fd, 1 << 20, 0)
+        monitor = instance.status()["pid"]
+        os.kill(monitor, signal.SIGTERM)
+        wait_until(lambda: "busy" in instance.log(), "a refusal in the log")
+        assert is_alive(monitor)
+        assert os.pread(fd, 1 << 20, 0) == before
+        assert os.pwrite(fd, b"x" * PAGE, 0) == PAGE
+    finally:
+        os.close(fd)
+    os.kill(monitor, signal.SIGTERM)
+    wait_until(lambda: not is_alive(monitor), "the end of the monitor")
+    instance.assert_gone()
+
+
+def test_sigterm_with_the_loop_device_in_use_keeps_serving(start: Start) -> None:
+    instance = start("64M", "96M")
+    fill(instance, 0, 256)
+    loop = instance.attach_loop()
+    fd = os.open(loop, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        before = os.pread(fd, 1 << 20, 0)
+        monitor = instance.status()["pid"]
+        os.kill(monitor, signal.SIGTERM)
+        wait_until(lambda: "holds it open" in instance.log(), "a refusal in the log")
+        assert is_alive(monitor)
+        assert os.pread(fd, 1 << 20, 0) == before
+    finally:
+        os.close(fd)
+
+
+def test_a_foreground_instance_stops_on_sigterm(make_instance: Start) -> None:
+    instance = make_instance()
+    instance.mount_in_foreground("--size", "64M", "--pool", "96M")
+    assert instance.foreground is not None
+    instance.foreground.send_signal(signal.SIGTERM)
+    out, err = instance.foreground.communicate(timeout=30)
+    assert instance.foreground.returncode == 0, (out, err)
+    instance.assert_gone()
+
+
+def test_the_server_outlives_its_monitor(start: Start) -> None:
+    """Nobody restarts it any more, which the status says; the pages are served on."""
+    instance = start("64M", "96M")
+    fill(instance, 0, 256)
+    fd = instance.open()
+    try:
+        before = os.pread(fd, 1 << 20, 0)
+        status = instance.status()
+        os.kill(status["pid"], signal.SIGKILL)
+        wait_until(lambda: not is_alive(status["pid"]), "the monitor's end")
+        assert os.pread(fd, 1 << 20, 0) == before
+        now = instance.status()
+        assert now["server_pid"] == status["server_pid"]
+        assert any("monitor" in reason for reason in now["degraded"])
+    finally:
+        os.close(fd)
+    done = instance.cli("down")
+    assert done.returncode == 0, done.stderr
+    assert not is_alive(status["server_pid"])
+    assert not Path(instance.runtime_dir / f"{instance.name}.sock").exists()

@@ -1,0 +1,93 @@
+"""The Markdown files: every key, command, option and guard is in them, and every link resolves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from swapfs import config, guards
+from swapfs.cli import cli
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+CONFIGURATION = (DOCS / "configuration.md").read_text()
+OPERATING = (DOCS / "operating.md").read_text()
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+CODE_BLOCK = re.compile(r"^(?: {4}.*|```[\s\S]*?^```)$", re.MULTILINE)
+
+
+def headings(text: str) -> list[str]:
+    return HEADING.findall(CODE_BLOCK.sub("", text))
+
+
+def anchor(heading: str) -> str:
+    """Return what GitHub makes of *heading*: lower case, no punctuation, dashes for blanks."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def links(text: str) -> list[str]:
+    return [link for link in LINK.findall(CODE_BLOCK.sub("", text)) if "://" not in link]
+
+
+def options() -> list[str]:
+    return sorted(
+        {
+            option
+            for command in cli.commands.values()
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for option in [*parameter.opts, *parameter.secondary_opts]
+            if option.removeprefix("--") not in config.KEYS
+        }
+    )
+
+
+def resolves(page: Path, link: str) -> bool:
+    path, _, fragment = link.partition("#")
+    target = page.parent / path if path else page
+    if not target.exists():
+        return False
+    return not fragment or fragment in map(anchor, headings(target.read_text()))
+
+
+@pytest.mark.parametrize("key", config.KEYS)
+def test_every_key_has_its_section_and_its_row(key: str) -> None:
+    sections = re.findall(r"`([^`]+)`", "\n".join(headings(CONFIGURATION)))
+    assert key in sections
+    assert re.search(rf"^\| \[`{key}`\]", CONFIGURATION, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_other_option_is_described(option: str) -> None:
+    assert f"`{option}`" in CONFIGURATION or f"`{option} " in CONFIGURATION
+
+
+@pytest.mark.parametrize("command", cli.commands)
+def test_every_command_is_shown(command: str) -> None:
+    shown = re.compile(rf"\bswapfs {command}\b")
+    assert shown.search((ROOT / "README.md").read_text() + OPERATING)
+
+
+@pytest.mark.parametrize("guard", guards.CURES)
+def test_every_guard_has_its_cure(guard: str) -> None:
+    assert re.search(rf"^\| `{guard}` \|", OPERATING, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert [link for link in links(page.read_text()) if not resolves(page, link)] == []
+
+
+def test_a_wrong_link_would_be_noticed() -> None:
+    page = DOCS / "configuration.md"
+    assert resolves(page, "configuration.md#pool")
+    assert not resolves(page, "configuration.md#pools")
+    assert not resolves(page, "nothing.md")
+    assert len(PAGES) >= 6
+    assert sum(len(links(page.read_text())) for page in PAGES) > 20

@@ -1,0 +1,330 @@
+"""Reading what lies in the file tier."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from swapfs.errors import BlobCorrupt, TierIOError
+from swapfs.testing.faulty import FaultyTier
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import mixed_pages, page
+from swapfs.testing.rig import Rig
+from swapfs.testing.slow import SlowTier
+from swapfs.tiers.base import LowerTier
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
+from swapfs.vlayer.entry import Tag, file_sector
+from swapfs.vlayer.layer import SlotDamaged
+
+TEXT = [page("text", seed) for seed in range(40)]
+
+
+def _demoted(tier: LowerTier, pages: list[bytes], *, promote: bool = False) -> Rig:
+    rig = Rig(4 * CLUSTER_SLOTS, 4 * MiB, tier, promote=promote)
+    rig.store(0, *pages)
+    assert rig.down.demote(len(pages))
+    return rig
+
+
+def _damage_in_memory(rig: Rig, slot: int) -> None:
+    blob = rig.layer.blob(rig.layer.table.get(slot))
+    blob[:] = b"\xff" * len(blob)
+
+
+class Reader(threading.Thread):
+    """Loads slots in a thread of its own."""
+
+    def __init__(self, rig: Rig, slot: int, count: int = 1) -> None:
+        super().__init__(daemon=True)
+        self._what = (rig, slot, count)
+        self.result: bytes | Exception = b""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            rig, slot, count = self._what
+            self.result = rig.load(slot, count)
+        except (BlobCorrupt, TierIOError, AssertionError) as error:
+            self.result = error
+
+    def finish(self) -> bytes | Exception:
+        self.join(30)
+        assert not self.is_alive(), "a reader hangs"
+        return self.result
+
+
+@pytest.fixture
+def slow() -> Iterator[tuple[Rig, SlowTier, MemoryTier]]:
+    memory = MemoryTier(6)
+    tier = SlowTier(memory)
+    rig = _demoted(tier, TEXT)
+    yield rig, tier, memory
+    tier.read_gate.open()
+    rig.region.close()
+
+
+def test_blobs_that_lie_side_by_side_are_one_disk_read() -> None:
+    memory = MemoryTier(4)
+    rig = _demoted(memory, TEXT)
+    assert rig.load(0, 40) == b"".join(TEXT)
+    assert memory.reads == 1
+    assert rig.load(39) == TEXT[39]
+    assert rig.counter("file_read_ops") == 2
+    assert rig.counter("read_file_pages") == 41
+    rig.check()
+    rig.region.close()
+
+
+def test_a_run_mixes_memory_file_and_nothing() -> None:
+    pages = mixed_pages(4, 300)
+    rig = _demoted(MemoryTier(8), pages)
+    for slot in range(0, 300, 7):
+        rig.store(slot, TEXT[1])
+        pages[slot] = TEXT[1]
+    rig.layer.discard_run(100, 20)
+    pages[100:120] = [bytes(PAGE_SIZE)] * 20
+    assert rig.load(0, 300) == b"".join(pages)
+    assert rig.load(90, 600)[: 210 * PAGE_SIZE] == b"".join(pages[90:])
+    rig.region.close()
+
+
+def test_concurrent_reads_of_one_slot_share_one_disk_read(
+    slow: tuple[Rig, SlowTier, MemoryTier],
+) -> None:
+    rig, tier, memory = slow
+    tier.read_gate.shut()
+    leader = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    followers = [Reader(rig, 5) for _ in range(4)]
+    flights = rig.fetcher._flights
+    with rig.fetcher._landing:
+        assert rig.fetcher._landing.wait_for(
+            lambda: next(iter(flights.values())).waiters == 4, timeout=0
+        ) or _until(lambda: next(iter(flights.values())).waiters == 4, rig)
+    tier.read_gate.open()
+    assert [reader.finish() for reader in (leader, *followers)] == [TEXT[5]] * 5
+    assert memory.reads == 1
+    assert not flights
+
+
+def _until(holds: Callable[[], bool], rig: Rig) -> bool:
+    """Let the other threads run until *holds*; the landing lock is held around this."""
+    for _ in range(3000):
+        rig.fetcher._landing.wait(0.01)
+        if holds():
+            return True
+    return False
+
+
+def test_a_run_ends_where_another_read_is_under_way(
+    slow: tuple[Rig, SlowTier, MemoryTier],
+) -> None:
+    rig, tier, memory = slow
+    tier.read_gate.shut()
+    first = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    second = Reader(rig, 3, 4)
+    tier.read_gate.wait_for_arrival(2)
+    tier.read_gate.open()
+    assert first.finish() == TEXT[5]
+    assert second.finish() == b"".join(TEXT[3:7])
+    assert memory.reads == 3 or memory.reads == 4
+
+
+def _rewrite(rig: Rig) -> bytes:
+    rig.store(5, TEXT[20])
+    return TEXT[20]
+
+
+def _rewrite_below(rig: Rig) -> bytes:
+    rig.write_direct(5, TEXT[21])
+    return TEXT[21]
+
+
+def _discard(rig: Rig) -> bytes:
+    rig.layer.discard_run(5, 1)
+    return bytes(PAGE_SIZE)
+
+
+EVENTS = [_rewrite, _rewrite_below, _discard]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("overwritten", [False, True], ids=["old bytes", "torn bytes"])
+def test_a_slot_that_changes_during_its_read_is_looked_at_again(
+    slow: tuple[Rig, SlowTier, MemoryTier], event: Callable[[Rig], bytes], overwritten: bool
+) -> None:
+    rig, tier, memory = slow
+    sector = file_sector(rig.layer.table.get(5))
+    if overwritten:  # its sectors went to somebody else before the disk was read
+        memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
+    tier.read_gate.shut()
+    reader = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    new = event(rig)
+    tier.read_gate.open()
+    got = reader.finish()
+    assert got == new or (got == TEXT[5] and not overwritten)
+    assert rig.counter("failed_read_checksum") == 0
+    assert rig.load(5) == new
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_follower_looks_again_too(
+    slow: tuple[Rig, SlowTier, MemoryTier], event: Callable[[Rig], bytes]
+) -> None:
+    rig, tier, memory = slow
+    sector = file_sector(rig.layer.table.get(5))
+    memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
+    tier.read_gate.shut()
+    readers = [Reader(rig, 5)]
+    tier.read_gate.wait_for_arrival()
+    readers.append(Reader(rig, 5))
+    with rig.fetcher._landing:
+        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    new = event(rig)
+    tier.read_gate.open()
+    assert [reader.finish() for reader in readers] == [new, new]
+
+
+def test_damage_is_that_slot_only() -> None:
+    memory = MemoryTier(4)
+    rig = _demoted(memory, TEXT)
+    sector = file_sector(rig.layer.table.get(7))
+    memory.data[sector * SECTOR_SIZE + 200] ^= 4
+    assert rig.load(0, 40) == b"".join(TEXT[:7]), "what comes before it is delivered"
+    with pytest.raises(BlobCorrupt, match="slot 7"):
+        rig.load(7, 10)
+    assert rig.load(8, 32) == b"".join(TEXT[8:])
+    assert rig.counter("failed_read_checksum") == 2
+    assert rig.counter("failed_read_io") == 0
+    with pytest.raises(BlobCorrupt):
+        rig.load(7)
+    rig.store(7, TEXT[0])
+    assert rig.load(7) == TEXT[0]
+    rig.region.close()
+
+
+def test_damage_in_memory_in_the_middle_of_a_run() -> None:
+    rig = _demoted(MemoryTier(4), TEXT)
+    rig.store(3, TEXT[3])
+    _damage_in_memory(rig, 3)
+    assert rig.load(0, 10) == b"".join(TEXT[:3])
+    with pytest.raises(SlotDamaged):
+        rig.load(3, 5)
+    rig.region.close()
+
+
+def test_a_failed_read_is_an_error_once() -> None:
+    tier = FaultyTier(MemoryTier(4), "read_error", 1)
+    rig = _demoted(tier, TEXT)
+    with pytest.raises(TierIOError):
+        rig.load(0, 40)
+    assert rig.counter("failed_read_io") == 1
+    assert not rig.fetcher._flights
+    assert rig.load(0, 40) == b"".join(TEXT)
+    rig.region.close()
+
+
+def test_followers_learn_of_the_leaders_failure() -> None:
+    tier = SlowTier(FaultyTier(MemoryTier(4), "flipped_read", 1))
+    rig = _demoted(tier, TEXT)
+    tier.read_gate.shut()
+    leader = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    follower = Reader(rig, 5)
+    with rig.fetcher._landing:
+        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    tier.read_gate.open()
+    assert isinstance(leader.finish(), BlobCorrupt)
+    assert isinstance(follower.finish(), BlobCorrupt)
+    assert rig.load(5) == TEXT[5]
+    rig.region.close()
+
+
+def test_a_bug_in_the_tier_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = MemoryTier(4)
+    rig = _demoted(tier, TEXT)
+
+    def buggy(*_: object) -> memoryview:
+        raise RuntimeError("bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tier, "read", buggy)
+        with pytest.raises(RuntimeError):
+            rig.load(0, 8)
+    assert not rig.fetcher._flights
+    assert rig.load(0, 8) == b"".join(TEXT[:8])
+    rig.region.close()
+
+
+def test_a_blob_that_is_no_page_leaves_nobody_waiting() -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    rig.store(0, *TEXT[:3])
+    _damage_in_memory(rig, 1)
+    rig.down.demote(3)
+    assert rig.load(0, 3) == TEXT[0]
+    with pytest.raises(BlobCorrupt):
+        rig.load(1, 2)
+    assert rig.load(2) == TEXT[2]
+    assert not rig.fetcher._flights
+    rig.region.close()
+
+
+def test_promotion_brings_pages_back_and_frees_the_file() -> None:
+    memory = MemoryTier(4)
+    rig = _demoted(memory, TEXT, promote=True)
+    assert rig.load(0, 40) == b"".join(TEXT)
+    assert {rig.tag(slot) for slot in range(40)} == {Tag.POOL}
+    assert memory.map.taken_bytes == 0
+    assert rig.counter("promoted_pages") == 40
+    rig.check()
+    assert rig.load(0, 40) == b"".join(TEXT)
+    assert memory.reads == 1
+    rig.region.close()
+
+
+def test_without_promotion_a_page_stays_where_it_is() -> None:
+    rig = _demoted(MemoryTier(4), TEXT)
+    rig.load(0, 40)
+    assert {rig.tag(slot) for slot in range(40)} == {Tag.FILE}
+    rig.region.close()
+
+
+def test_promotion_of_a_slot_that_changed_does_nothing() -> None:
+    tier = SlowTier(MemoryTier(4))
+    rig = _demoted(tier, TEXT, promote=True)
+    tier.read_gate.shut()
+    reader = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    rig.store(5, TEXT[9])
+    tier.read_gate.open()
+    reader.finish()
+    assert rig.load(5) == TEXT[9]
+    assert rig.counter("promoted_pages") == 0
+    rig.check()
+    rig.region.close()
+
+
+def test_promotion_into_a_full_pool_does_nothing() -> None:
+    rig = _demoted(MemoryTier(6), [page("random", seed) for seed in range(20)], promote=True)
+    slot = 20
+    while rig.store(slot, page("random", slot)):
+        slot += 1
+    assert rig.load(3) == page("random", 3)
+    assert rig.tag(3) == Tag.FILE
+    rig.check()
+    rig.region.close()
+
+
+def test_reads_of_young_blobs_are_refaults() -> None:
+    rig = _demoted(MemoryTier(4), TEXT)
+    rig.load(0, 10)
+    assert rig.counter("refaulted_pages") == 10
+    rig.down.writer._sequence = iter(range(1 << 62, (1 << 62) + 10))  # type: ignore[assignment]
+    rig.write_direct(50, TEXT[0])
+    rig.load(0, 10)
+    assert rig.counter("refaulted_pages") == 10
+    rig.region.close()

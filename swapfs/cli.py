@@ -33,6 +33,9 @@ _CONFIG_OPTIONS: Final = [
     click.option("--overcommit", metavar="RATIO", help="Most size per guaranteed room (1.0)."),
     click.option("--file", metavar="PATH[:SIZE]", help="Backing file or block device."),
     click.option("--file-direct-io", metavar="auto|on|off", help="O_DIRECT on it (auto)."),
+    click.option(
+        "--file-encryption/--no-file-encryption", default=None, help="Encrypt what goes there (on)."
+    ),
     click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics, or off (off)."),
     click.option("--high-watermark", metavar="PERCENT", help="Pool use that starts demotion (90)."),
     click.option("--low-watermark", metavar="PERCENT", help="Pool use that ends demotion (80)."),

@@ -41,6 +41,7 @@ KEYS: Final = (
     "overcommit",
     "file",
     "file-direct-io",
+    "file-encryption",
     "metrics",
     "high-watermark",
     "low-watermark",
@@ -182,6 +183,7 @@ def describe(config: Config, as_json: bool = False) -> str:
     if config.file:
         by_key["file"] = f"{config.file.path}:{shown(config.file.size_bytes)}"
         by_key["file-direct-io"] = config.file.direct_io
+        by_key["file-encryption"] = config.file.encryption
     if as_json:
         return json.dumps(by_key, indent=2)
     # JSON's strings, numbers and booleans are TOML's too.
@@ -274,8 +276,10 @@ def _is_busy(where: str, path: Path, name: str, root: Path) -> bool:
 
 def _file_tier(given: Given) -> FileTierConfig | None:
     direct_io = _take(given, "file-direct-io", values.parse_direct_io, "auto")
+    encryption = _take(given, "file-encryption", values.parse_flag, True)
     if "file" in given:
-        return parse_file(*given["file"], direct_io)
-    if "file-direct-io" in given:
-        raise ConfigError(given["file-direct-io"][0], "there is no file to use it on")
+        return parse_file(*given["file"], direct_io, encryption=encryption)
+    for key in ("file-direct-io", "file-encryption"):
+        if key in given:
+            raise ConfigError(given[key][0], "there is no file to use it on")
     return None

@@ -25,9 +25,12 @@ class FileTierConfig:
     path: Path
     size_bytes: int
     direct_io: str = "auto"  # "auto" | "on" | "off"
+    encryption: bool = True
 
 
-def parse_file(where: str, value: object, direct_io: str) -> FileTierConfig:
+def parse_file(
+    where: str, value: object, direct_io: str, *, encryption: bool = True
+) -> FileTierConfig:
     """Return the file tier ``PATH[:SIZE]`` that *value* describes; it fits on this machine.
 
     :raises ConfigError: it cannot be the backing store, or there is no room for it
@@ -44,7 +47,7 @@ def parse_file(where: str, value: object, direct_io: str) -> FileTierConfig:
         if missing_bytes > free_bytes:
             wants, has = format_size(missing_bytes), format_size(free_bytes)
             raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
-    return FileTierConfig(path, size_bytes, direct_io)
+    return FileTierConfig(path, size_bytes, direct_io, encryption)
 
 
 def _split_file(where: str, text: str) -> tuple[Path, int | None]:

@@ -35,6 +35,7 @@ from swapfs.server import Server
 from swapfs.stats import Counters
 from swapfs.takedown import TakeDown
 from swapfs.tiers.file import FileTier
+from swapfs.tiers.seal import AeadSeal, ChecksumSeal
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +122,14 @@ class _Monitor:
         lock_fd = self._lock()
         self._set_guards()
         region = Region.create(geometry_of(config))
+        region.blob_key[:] = os.urandom(len(region.blob_key))
         self._lock_memory(region)
         made = config.file is not None and not config.file.path.exists()
         outcome = Outcome.NEVER_SERVED
         try:
-            tier = self._open_tier()
+            tier = self._open_tier(region)
+            # From here on a signal must not leave a mount behind.
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             outcome = self._watch_mounted(Held(region, tier, self._mount(), lock_fd))
         finally:
             if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
@@ -143,7 +147,8 @@ class _Monitor:
         region = Region.attach(taken.region_fd)
         region.populate()
         self._lock_memory(region)
-        tier = self._open_tier(taken.tier_fd)
+        tier = self._open_tier(region, taken.tier_fd)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire()
         held = Held(region, tier, taken.fuse_fd, taken.lock_fd)
@@ -168,9 +173,12 @@ class _Monitor:
         self._guards.set_mlock(region.geometry.total_bytes)
         self._guards.require()
 
-    def _open_tier(self, fd: int | None = None) -> FileTier | None:
+    def _open_tier(self, region: Region, fd: int | None = None) -> FileTier | None:
         file = self._config.file
-        return FileTier(file.path, file.size_bytes, file.direct_io, fd=fd) if file else None
+        if file is None:
+            return None
+        seal = AeadSeal(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
+        return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 
     def _lock(self) -> int:
         path = self._config.runtime_dir / f"{self._config.name}.lock"
@@ -208,7 +216,6 @@ class _Monitor:
 
     def _watch(self, held: Held, *, resume: bool) -> Outcome:
         """Fork servers until one ends in good order."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         rapid, ever_served, first = 0, resume, True
         while True:
             self._ready_at.value = 0.0

@@ -2,7 +2,8 @@
 
 Layout, each part starting on a page::
 
-    header     magic, format version, geometry; from byte 512 on the FUSE_INIT request that
+    header     magic, format version, geometry; from byte 256 on the key of the file
+               tier's blobs; from byte 512 on the FUSE_INIT request that
                opened the session (u32 length first); from byte 1024 on the counters
     directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
     classes    one byte a zspage: its size class, 255 = free
@@ -32,6 +33,8 @@ NO_CLASS: Final = 255
 
 _MAGIC: Final = b"swapfs\0\0"
 _HEADER = struct.Struct("<8sIIQQ")  # magic, version, counters, size_bytes, pool_bytes
+_KEY_OFFSET: Final = 256
+_KEY_BYTES: Final = 32
 _INIT_OFFSET: Final = 512
 _COUNTERS_OFFSET: Final = 1024
 _MADV_POPULATE_WRITE: Final = 23  # include/uapi/asm-generic/mman-common.h, kernel 5.14
@@ -109,6 +112,7 @@ class Region:
         self.arena = whole[g.arena_offset :][: g.pool_bytes]
         self.arena_words = self.arena.cast("Q")
         self.arena_halves = self.arena.cast("H")
+        self.blob_key = whole[_KEY_OFFSET : _KEY_OFFSET + _KEY_BYTES]
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:PAGE_SIZE].cast("Q")
         self._whole = whole
@@ -176,7 +180,7 @@ class Region:
         """Unmap the region and close its descriptor; every view becomes invalid."""
         for view in (self.directory, self.arena_words, self.arena_halves, self.counter_words):
             view.release()
-        for view in (self.session_init, self.classes, self.arena, self._whole):
+        for view in (self.blob_key, self.session_init, self.classes, self.arena, self._whole):
             view.release()
         self._map.close()
         os.close(self.fd)

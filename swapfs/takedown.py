@@ -25,13 +25,15 @@ class TakeDown:
             *("--runtime-dir", str(runtime_dir)),
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked_again = False
 
     def start(self) -> None:
-        """Begin; does nothing while an earlier one is still at it."""
-        self.reap()
+        """Begin; if an earlier one is still at it and fails, another one follows."""
         if self._process is not None:
             log.warning("asked to stop again: %s is still being taken down", self._name)
+            self._asked_again = True
             return
+        self._asked_again = False
         log.warning("asked to stop: taking %s down, swapoff first", self._name)
         try:
             self._process = subprocess.Popen(
@@ -58,3 +60,5 @@ class TakeDown:
                 self._name,
                 status,
             )
+            if self._asked_again:
+                self.start()

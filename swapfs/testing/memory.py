@@ -5,6 +5,7 @@ from __future__ import annotations
 from swapfs.errors import TierIOError
 from swapfs.tiers.base import Extent, LowerTier, TierStats
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.seal import KEY_BYTES, AeadSeal, Seal
 from swapfs.tiers.segments import SEGMENT_BYTES, SegmentMap
 from swapfs.units import SECTOR_SIZE, PSector
 
@@ -13,9 +14,13 @@ class MemoryTier(LowerTier):
     """Sectors in a bytearray; ``data`` and ``map`` are open to tests.
 
     :param data: the medium of an earlier tier, to model a server that died
+    :param seal: of its blobs; encrypted under a fixed key unless given
     """
 
-    def __init__(self, segments: int, data: bytearray | None = None) -> None:
+    def __init__(
+        self, segments: int, data: bytearray | None = None, seal: Seal | None = None
+    ) -> None:
+        self.seal = seal or AeadSeal(bytes(range(KEY_BYTES)))
         self.data = bytearray(segments * SEGMENT_BYTES) if data is None else data
         self.map = SegmentMap(segments)
         self.reads = 0
@@ -70,6 +75,7 @@ class MemoryTier(LowerTier):
             used_bytes=self.map.taken_bytes,
             bad_bytes=self.map.bad_bytes,
             direct_io=False,
+            encrypted=self.seal.encrypted,
             free_segments=self.map.free_segments,
             segments=self.map.segments,
         )

@@ -64,6 +64,7 @@ class Rig:
         self.layer = VirtualSlotLayer(self.region, tier)
         if recover:
             self.layer.rebuild()
+        self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
         self._local = threading.local()
         if tier is None:
             return

@@ -12,6 +12,7 @@ class TierWrapper(LowerTier):
 
     def __init__(self, inner: LowerTier) -> None:
         self.inner = inner
+        self.seal = inner.seal
 
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self.inner.allocate(sectors, cleaning=cleaning)

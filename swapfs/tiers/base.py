@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.seal import Seal
 from swapfs.units import PAGE_SIZE, PSector
 
 READ_SLACK_BYTES: Final = 2 * PAGE_SIZE
@@ -36,6 +37,7 @@ class TierStats:
     used_bytes: int
     bad_bytes: int
     direct_io: bool
+    encrypted: bool
     free_segments: int
     segments: int
 
@@ -45,7 +47,12 @@ class TierStats:
 
 
 class LowerTier(ABC):
-    """A tier below the pool."""
+    """A tier below the pool.
+
+    Attribute ``seal``: what the blobs of its batches are sealed with.
+    """
+
+    seal: Seal
 
     @abstractmethod
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:

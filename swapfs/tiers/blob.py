@@ -1,38 +1,38 @@
 """How blobs lie in a backing file, and the batch that carries them there.
 
-A blob starts on a sector with a header of 32 bytes, little endian::
+A blob starts on a sector: a header of 24 bytes, little endian, the body, and a tag::
 
-    0 magic "SwBl"   4 crc32 of bytes 8.. of the header and of the payload   8 sequence number
-    16 slot   24 payload length   26 codec   27..31 zero
+    0 magic "SwBl"   4 codec   5 zero   6 payload length   8 sequence number   16 slot
+    24 body, as long as the payload   then the seal's tag, 16 bytes (``seal.py``)
 
-The checksum covers slot and sequence, so a blob that landed in the wrong place, or an older
-one that a lost write left behind, does not pass for the one that the table names (I4): the
-table word keeps the low bits of the checksum, and no two blobs share a sequence number.
+The tag covers slot and sequence, so a blob that landed in the wrong place, or an older one that
+a lost write left behind, does not pass for the one that the table names (I4): the table word
+keeps the low bits of the tag, and no two blobs share a sequence number.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
+from swapfs.tiers.seal import TAG_BYTES, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
-HEADER: Final = struct.Struct("<4sIQQHB5x")
+HEADER: Final = struct.Struct("<4sBxHQQ")
 HEADER_BYTES: Final = HEADER.size
 _MAGIC: Final = b"SwBl"
-_CHECKED_FROM: Final = 8
-BLOB_SECTORS_MAX: Final = -(-(HEADER_BYTES + PAGE_SIZE) // SECTOR_SIZE)
+_CHECK_BYTES: Final = 4
+BLOB_SECTORS_MAX: Final = -(-(HEADER_BYTES + PAGE_SIZE + TAG_BYTES) // SECTOR_SIZE)
 """Sectors of the largest blob, a raw page."""
 
-assert HEADER_BYTES == 32
+assert HEADER_BYTES == 24
 
 
 def blob_sectors(length: int) -> int:
     """Return the sectors that a blob with *length* bytes of payload takes."""
-    return (HEADER_BYTES + length + SECTOR_SIZE - 1) // SECTOR_SIZE
+    return (HEADER_BYTES + length + TAG_BYTES + SECTOR_SIZE - 1) // SECTOR_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,14 @@ class Batch:
     """Blobs packed one after the other, to be written in one piece.
 
     :param view: writable, page aligned for direct I/O; its length bounds the batch
+    :param seal: of the tier that the batch is for
     """
 
-    __slots__ = ("items", "limit_sectors", "sectors", "view")
+    __slots__ = ("items", "limit_sectors", "seal", "sectors", "view")
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, seal: Seal) -> None:
         self.view = view
+        self.seal = seal
         self.limit_sectors = len(view) // SECTOR_SIZE
         self.sectors = 0
         self.items: list[BatchItem] = []
@@ -91,13 +93,14 @@ class Batch:
         sectors = blob_sectors(length)
         assert self.sectors + sectors <= self.limit_sectors
         start = self.sectors * SECTOR_SIZE
+        header = HEADER.pack(_MAGIC, codec, length, sequence, slot)
+        sealed = self.seal.seal(header, sequence, payload)
         body = start + HEADER_BYTES
-        HEADER.pack_into(self.view, start, _MAGIC, 0, sequence, slot, length, codec)
-        self.view[body : body + length] = payload
-        end = start + sectors * SECTOR_SIZE
-        self.view[body + length : end] = bytes(end - body - length)  # no stale memory on disk
-        checksum = zlib.crc32(self.view[start + _CHECKED_FROM : body + length])
-        struct.pack_into("<I", self.view, start + 4, checksum)
+        stop, end = body + len(sealed), start + sectors * SECTOR_SIZE
+        self.view[start:body] = header
+        self.view[body:stop] = sealed
+        self.view[stop:end] = bytes(end - stop)  # no stale memory on disk
+        checksum = int.from_bytes(sealed[-TAG_BYTES:][:_CHECK_BYTES], "little")
         item = BatchItem(slot, self.sectors, sectors, length, codec, checksum, expected)
         self.items.append(item)
         self.sectors += sectors
@@ -105,28 +108,32 @@ class Batch:
 
 
 def check_blob(
-    view: memoryview, slot: int, length: int, codec: int, check: int, check_mask: int
-) -> tuple[memoryview, int]:
+    view: memoryview, slot: int, length: int, codec: int, check: int, check_mask: int, seal: Seal
+) -> tuple[bytes | memoryview, int]:
     """Return the payload and the sequence number of the blob that *view* starts with.
 
-    :param check: the low bits of the checksum that the table word keeps
+    :param check: the low bits of the tag that the table word keeps
     :raises BlobCorrupt: not the blob that the table names, or damaged
     """
-    magic, checksum, sequence, blob_slot, blob_length, blob_codec = HEADER.unpack_from(view)
+    magic, blob_codec, blob_length, sequence, blob_slot = HEADER.unpack_from(view)
     if (magic, blob_slot, blob_length, blob_codec) != (_MAGIC, slot, length, codec):
         raise BlobCorrupt(f"slot {slot}: another blob lies in its place")
-    if checksum & check_mask != check:
+    tag = HEADER_BYTES + length
+    if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & check_mask != check:
         raise BlobCorrupt(f"slot {slot}: an older blob lies in its place")
-    if zlib.crc32(view[_CHECKED_FROM : HEADER_BYTES + length]) != checksum:
-        raise BlobCorrupt(f"slot {slot}: checksum mismatch")
-    return view[HEADER_BYTES : HEADER_BYTES + length], sequence
+    header = bytes(view[:HEADER_BYTES])
+    try:
+        payload = seal.open(header, sequence, view[HEADER_BYTES : tag + TAG_BYTES])
+    except BlobCorrupt as error:
+        raise BlobCorrupt(f"slot {slot}: {error}") from None
+    return payload, sequence
 
 
 def peek(view: memoryview) -> tuple[int, int] | None:
     """Return (slot, sectors) as the header that *view* starts with claims; None: no header."""
     if len(view) < HEADER_BYTES:
         return None
-    magic, _, _, slot, length, _ = HEADER.unpack_from(view)
+    magic, _, length, _, slot = HEADER.unpack_from(view)
     if magic != _MAGIC or not 1 <= length <= PAGE_SIZE:
         return None
     return slot, blob_sectors(length)

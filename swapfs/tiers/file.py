@@ -19,6 +19,7 @@ from typing import Final
 from swapfs.errors import ConfigError, OperationError, TierIOError
 from swapfs.tiers.base import Extent, LowerTier, TierStats
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SegmentMap
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, KiB, PSector
 
@@ -130,11 +131,18 @@ class FileTier(LowerTier):
     """Blobs on a file or block device.
 
     :param size_bytes: how much of it to use; rounded down to whole segments
+    :param seal: of its blobs; a checksum unless given
     :param fd: a descriptor that another FileTier opened for the same place and size
     """
 
     def __init__(
-        self, path: Path, size_bytes: int, direct_io: str = "auto", *, fd: int | None = None
+        self,
+        path: Path,
+        size_bytes: int,
+        direct_io: str = "auto",
+        *,
+        seal: Seal | None = None,
+        fd: int | None = None,
     ) -> None:
         segments = size_bytes // SEGMENT_BYTES
         if segments <= CLEANING_RESERVE:
@@ -147,6 +155,7 @@ class FileTier(LowerTier):
         else:
             self.fd, self._direct = fd, bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
         self._block_sectors = _block_sectors(self.fd) if self._direct else 1
+        self.seal = seal or ChecksumSeal()
         self._path = path
         self._map = SegmentMap(segments)
 
@@ -209,6 +218,7 @@ class FileTier(LowerTier):
             used_bytes=self._map.taken_bytes,
             bad_bytes=self._map.bad_bytes,
             direct_io=self._direct,
+            encrypted=self.seal.encrypted,
             free_segments=self._map.free_segments,
             segments=self._map.segments,
         )

@@ -30,6 +30,7 @@ COMMIT_STEP: Final = 64
 """Words published under one hold of the lock."""
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
 _BREATH_S: Final = 50e-6
+_SERVER_SHIFT: Final = 40  # of the sequence numbers that one server may use
 
 
 def let_requests_in() -> None:
@@ -60,8 +61,10 @@ class BlobWriter:
         self._layer = layer
         self._tier = tier
         self._clock_s = clock_s
-        # No number is used twice, not even by the server that comes after this one.
-        self._sequence = itertools.count(time.time_ns())
+        # No number is used twice, not even by the server that comes after this one: they are
+        # nonces (seal.py), and the clock may be set back.
+        starts = layer.counters.get("server_starts")
+        self._sequence = itertools.count((starts << _SERVER_SHIFT) + 1)
 
     def may_write(self) -> bool:
         """Whether a write may be tried now."""
@@ -71,8 +74,9 @@ class BlobWriter:
         self, batch: Batch, slot: int, payload: bytes | memoryview, codec: int, *, expected: int = 0
     ) -> None:
         """Append a blob with the next sequence number to *batch*."""
-        self.newest_sequence = next(self._sequence)
-        batch.add(slot, payload, codec, self.newest_sequence, expected=expected)
+        sequence = next(self._sequence)  # one step, so no two threads get the same
+        self.newest_sequence = sequence
+        batch.add(slot, payload, codec, sequence, expected=expected)
 
     def write(self, extent: Extent, batch: Batch) -> bool:
         """Write *batch* to *extent*; False when the tier failed, which is then noted."""

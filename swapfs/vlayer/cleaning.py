@@ -95,7 +95,9 @@ class Cleaner:
             if not self._batch.fits(length):
                 return False
             try:
-                payload, _ = check_blob(blob, slot, length, codec, file_check(word), CHECK_MASK)
+                payload, _ = check_blob(
+                    blob, slot, length, codec, file_check(word), CHECK_MASK, self._tier.seal
+                )
             except BlobCorrupt:
                 continue  # its reader will be told; moving it would hide the damage
             with self._layer.lock:

@@ -88,7 +88,7 @@ class DirectWriter:
         self._wait_s = wait_s
         self._stuck = False
         for view in views:
-            self._free.put(Batch(view[:BATCH_BYTES]))
+            self._free.put(Batch(view[:BATCH_BYTES], tier.seal))
 
     def submit(
         self, ticket: Answerable, size: int, slot: int, pages: memoryview, count: int

@@ -199,7 +199,13 @@ class Fetcher:
         length = blob_length(word)
         try:
             flight.payload, flight.sequence = check_blob(
-                view, slot, length, blob_codec(word), file_check(word), CHECK_MASK
+                view,
+                slot,
+                length,
+                blob_codec(word),
+                file_check(word),
+                CHECK_MASK,
+                self._tier.seal,
             )
         except BlobCorrupt as error:
             flight.error = error

@@ -60,7 +60,7 @@ class Writeback:
         self.low_bytes = low_bytes
         self._layer = layer
         self._tier = tier
-        self._batch = Batch(batch_view[:BATCH_BYTES])
+        self._batch = Batch(batch_view[:BATCH_BYTES], tier.seal)
         self._hand = ClockHand(layer)
         self._cleaner = Cleaner(layer, tier, self.writer, self._batch, scratch)
         self._clock_s = clock_s

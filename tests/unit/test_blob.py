@@ -6,35 +6,39 @@ import pytest
 
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers.blob import BLOB_SECTORS_MAX, HEADER_BYTES, Batch, blob_sectors, check_blob, peek
+from swapfs.tiers.seal import TAG_BYTES, AeadSeal, ChecksumSeal, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 MASK = 0x1FFF
+SEALS = [ChecksumSeal(), AeadSeal(bytes(range(32)))]
+seals = pytest.mark.parametrize("seal", SEALS, ids=["checksum", "aead"])
 
 
 @pytest.mark.parametrize(
-    ("length", "sectors"), [(1, 1), (480, 1), (481, 2), (992, 2), (993, 3), (PAGE_SIZE, 9)]
+    ("length", "sectors"), [(1, 1), (472, 1), (473, 2), (984, 2), (985, 3), (PAGE_SIZE, 9)]
 )
 def test_blob_sectors(length: int, sectors: int) -> None:
     assert blob_sectors(length) == sectors
     assert sectors <= BLOB_SECTORS_MAX
 
 
-def _batch(sectors: int = 64) -> Batch:
-    return Batch(memoryview(bytearray(b"\xaa" * sectors * SECTOR_SIZE)))
+def _batch(sectors: int = 64, seal: Seal = SEALS[0]) -> Batch:
+    return Batch(memoryview(bytearray(b"\xaa" * sectors * SECTOR_SIZE)), seal)
 
 
-def test_a_batch_packs_blobs_at_sectors_and_leaks_no_memory() -> None:
-    batch = _batch()
+@seals
+def test_a_batch_packs_blobs_at_sectors_and_leaks_no_memory(seal: Seal) -> None:
+    batch = _batch(seal=seal)
     first = batch.add(5, b"x" * 100, 1, 10)
     second = batch.add(6, memoryview(b"y" * PAGE_SIZE), 0, 11, expected=99)
     assert (first.start_sector, first.sectors) == (0, 1)
     assert (second.start_sector, second.sectors, second.expected) == (1, 9, 99)
     assert batch.sectors == 10
-    assert bytes(batch.view[HEADER_BYTES + 100 : SECTOR_SIZE]) == bytes(SECTOR_SIZE - 132)
+    assert bytes(batch.view[HEADER_BYTES + 116 : SECTOR_SIZE]) == bytes(SECTOR_SIZE - 140)
     for item, data, sequence in ((first, b"x" * 100, 10), (second, b"y" * PAGE_SIZE, 11)):
         view = batch.view[item.start_sector * SECTOR_SIZE :]
         payload, found = check_blob(
-            view, item.slot, item.length, item.codec, item.checksum & MASK, MASK
+            view, item.slot, item.length, item.codec, item.checksum & MASK, MASK, seal
         )
         assert (bytes(payload), found) == (data, sequence)
         assert peek(view) == (item.slot, item.sectors)
@@ -52,15 +56,16 @@ def test_fits_is_exact() -> None:
     assert not batch.items
 
 
-def test_every_flipped_bit_is_found() -> None:
-    batch = _batch(2)
+@seals
+def test_every_flipped_bit_is_found(seal: Seal) -> None:
+    batch = _batch(2, seal)
     item = batch.add(3, bytes(range(200)), 1, 77)
     whole = bytes(batch.view)
-    for bit in range((HEADER_BYTES + 200) * 8):
+    for bit in range((HEADER_BYTES + 200 + TAG_BYTES) * 8):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(BlobCorrupt):
-            check_blob(memoryview(damaged), 3, 200, 1, item.checksum & MASK, MASK)
+            check_blob(memoryview(damaged), 3, 200, 1, item.checksum & MASK, MASK, seal)
 
 
 @pytest.mark.parametrize(("slot", "length", "codec"), [(4, 200, 1), (3, 199, 1), (3, 200, 0)])
@@ -68,7 +73,7 @@ def test_another_blob_in_its_place_is_found(slot: int, length: int, codec: int) 
     batch = _batch(2)
     item = batch.add(3, bytes(200), 1, 1)
     with pytest.raises(BlobCorrupt, match=f"slot {slot}"):
-        check_blob(batch.view, slot, length, codec, item.checksum & MASK, MASK)
+        check_blob(batch.view, slot, length, codec, item.checksum & MASK, MASK, SEALS[0])
 
 
 def test_an_older_copy_of_the_same_page_is_found() -> None:
@@ -76,7 +81,22 @@ def test_an_older_copy_of_the_same_page_is_found() -> None:
     old.add(3, b"same page", 1, sequence=1)
     item = new.add(3, b"same page", 1, sequence=2)
     with pytest.raises(BlobCorrupt, match="older"):
-        check_blob(old.view, 3, 9, 1, item.checksum & MASK, MASK)
+        check_blob(old.view, 3, 9, 1, item.checksum & MASK, MASK, SEALS[0])
+
+
+def test_an_encrypted_blob_shows_nothing_of_its_page() -> None:
+    batch = _batch(2, SEALS[1])
+    batch.add(3, b"a secret that is long enough " * 8, 1, 1)
+    assert b"secret" not in bytes(batch.view)
+    assert len(set(bytes(batch.view[HEADER_BYTES : HEADER_BYTES + 200]))) > 60
+
+
+def test_another_key_opens_nothing() -> None:
+    batch = _batch(2, SEALS[1])
+    item = batch.add(3, b"x" * 50, 1, 1)
+    other = AeadSeal(bytes(32))
+    with pytest.raises(BlobCorrupt, match="slot 3: authentication failed"):
+        check_blob(batch.view, 3, 50, 1, item.checksum & MASK, MASK, other)
 
 
 def test_peek_sees_no_blob_in_anything_else() -> None:
@@ -84,5 +104,5 @@ def test_peek_sees_no_blob_in_anything_else() -> None:
     assert peek(memoryview(b"SwBl")) is None
     batch = _batch(1)
     batch.add(3, b"x", 1, 1)
-    batch.view[24:26] = (5000).to_bytes(2, "little")
+    batch.view[6:8] = (5000).to_bytes(2, "little")
     assert peek(batch.view) is None

@@ -186,6 +186,8 @@ def unit_settings() -> dict[str, list[str]]:
         ("Type", "forking"),
         ("ExecStart", "/usr/local/bin/swapfs up --config /etc/swapfs/swapfs.toml"),
         ("ExecStop", "/usr/local/bin/swapfs down"),
+        ("ExecReload", "/usr/local/bin/swapfs upgrade"),
+        ("NotifyAccess", "all"),
         ("SendSIGKILL", "no"),
         ("KillMode", "process"),
         ("Restart", "no"),
@@ -201,9 +203,8 @@ def test_unit_never_risks_the_pages(key: str, expected: str) -> None:
 
 def test_unit_has_the_capabilities_that_the_guards_need() -> None:
     (capabilities,) = unit_settings()["CapabilityBoundingSet"]
-    assert {"CAP_SYS_ADMIN", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE", "CAP_SYS_NICE"} == set(
-        capabilities.split()
-    )
+    guards = {"CAP_SYS_ADMIN", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE", "CAP_SYS_NICE"}
+    assert guards | {"CAP_SYS_PTRACE"} == set(capabilities.split())
 
 
 def test_unit_stays_in_the_mount_namespace_of_the_machine() -> None:

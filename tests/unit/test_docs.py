@@ -63,6 +63,13 @@ def test_every_key_has_its_section_and_its_row(key: str) -> None:
     assert re.search(rf"^\| \[`{key}`\]", CONFIGURATION, re.MULTILINE)
 
 
+def test_nothing_is_described_twice() -> None:
+    sections = headings(CONFIGURATION)
+    assert sorted(set(sections)) == sorted(sections)
+    rows = re.findall(r"^\| (\[`[a-z-]+`\])\(#", CONFIGURATION, re.MULTILINE)
+    assert len(set(rows)) == len(rows) == len(config.KEYS)
+
+
 @pytest.mark.parametrize("option", options())
 def test_every_other_option_is_described(option: str) -> None:
     assert f"`{option}`" in CONFIGURATION or f"`{option} " in CONFIGURATION

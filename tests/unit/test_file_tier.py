@@ -14,6 +14,7 @@ from swapfs.testing.pages import page
 from swapfs.tiers import file as file_tier
 from swapfs.tiers.blob import Batch, check_blob
 from swapfs.tiers.file import SIZE_BYTES_MAX, FileTier
+from swapfs.tiers.seal import ChecksumSeal
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import SECTOR_SIZE, MiB, PSector
 
@@ -25,7 +26,7 @@ def _aligned(size: int = MiB + 8192) -> memoryview:
 
 
 def _batch(seed: int, count: int) -> Batch:
-    batch = Batch(_aligned(MiB))
+    batch = Batch(_aligned(MiB), ChecksumSeal())
     for number in range(count):
         payload = page("random", seed + number)[: 100 + number * 397 % 3997]
         batch.add(number, payload, 1, seed + number)
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, direct_io: str) -> None:
         for item in batch.items:
             view = tier.read(PSector(extent.sector + item.start_sector), item.sectors, scratch)
             payload, sequence = check_blob(
-                view, item.slot, item.length, 1, item.checksum & 0x1FFF, 0x1FFF
+                view, item.slot, item.length, 1, item.checksum & 0x1FFF, 0x1FFF, tier.seal
             )
             assert sequence == seed + item.slot
             assert payload == page("random", seed + item.slot)[: item.length]

@@ -19,7 +19,7 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.rig import Rig
 from swapfs.tiers.base import LowerTier
-from swapfs.units import KiB, MiB
+from swapfs.units import MiB
 from swapfs.vlayer import fetch
 from swapfs.workers import Buffers, Job
 
@@ -70,7 +70,7 @@ class File:
     def __init__(
         self,
         *,
-        pool_bytes: int = 256 * KiB,
+        pool_bytes: int = MiB,
         tier: LowerTier | None = None,
         promote: bool = False,
         slots: int = SLOTS,

@@ -86,6 +86,19 @@ def test_state_of_a_snapshot(tmp_path: Path, pid: object, age_s: float, state: s
     assert found["orig_bytes"] == 30 * MIB
 
 
+@pytest.mark.parametrize(("pid", "state"), [(os.getpid(), "held"), (NO_PROCESS, "dead")])
+def test_a_monitor_that_gave_up_stays_held_however_long_ago(
+    tmp_path: Path, pid: int, state: str
+) -> None:
+    write(tmp_path, "one", 3600.0, pid=pid, held=True, degraded=["the server died"])
+    (found,) = status.collect(tmp_path)
+    assert found["state"] == state
+    shown = status.format_details([found])
+    assert ("HELD (process" in shown) == (state == "held")
+    assert "DEGRADED  the server died" in shown
+    assert status.dead_mounts([found]) == ({Path("/run/a b/mnt")} if state == "dead" else set())
+
+
 def test_the_control_socket_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "one", pid=NO_PROCESS)
     write(tmp_path, "two")
@@ -157,6 +170,15 @@ def test_details() -> None:
         "DEGRADED  pool is full",
         f"ghost /dev/loop3: its backing file /x is deleted; {status.GHOST_CURE}",
     ]
+
+
+@pytest.mark.parametrize("starts", [1, 4])
+def test_details_say_what_was_restarted_and_what_cannot_be(starts: int) -> None:
+    shown = status.format_details(
+        [snapshot(counters={"server_starts": starts}, limits=["this kernel cannot"])]
+    )
+    assert ("the server was started 4 times" in shown) == (starts == 4)
+    assert "limit     this kernel cannot" in shown
 
 
 def test_details_say_what_is_wrong_with_the_server() -> None:

@@ -54,12 +54,18 @@ def test_asking_again_starts_no_second_one(
     commands.wait()
     commands.take_down.reap()
     assert commands.log.read_text() == "x"
-    commands.run("log.write('y')")
-    commands.wait()
-    commands.take_down.reap()
-    assert commands.log.read_text() == "xy"
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_asking_again_is_answered_when_the_first_fails(commands: Commands) -> None:
+    commands.run("log.write('x'); sys.exit(1)")
+    commands.take_down.start()
+    for _ in range(2):
+        commands.wait()
+        commands.take_down.reap()
+    assert commands.take_down._process is None, "asked twice, tried thrice"
+    assert commands.log.read_text() == "xx"
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -74,9 +80,7 @@ def test_failure_is_said_loudly(
     assert all("it goes on serving" in record.getMessage() for record in critical)
 
 
-def test_a_command_that_cannot_be_run(
-    commands: Commands, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_command_that_cannot_be_run(commands: Commands, caplog: pytest.LogCaptureFixture) -> None:
     commands.take_down._command = ["/nowhere/swapfs"]
     commands.take_down.start()
     assert "cannot take one down" in caplog.text
@@ -86,9 +90,7 @@ def test_a_command_that_cannot_be_run(
 def test_it_is_shielded_from_the_terminal_and_can_be_signalled(commands: Commands) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        commands.run(
-            "log.write(f'{os.getsid(0) == os.getpid()} {signal.pthread_sigmask(0, [])}')"
-        )
+        commands.run("log.write(f'{os.getsid(0) == os.getpid()} {signal.pthread_sigmask(0, [])}')")
         commands.wait()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

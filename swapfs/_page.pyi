@@ -1,3 +1,14 @@
 from typing_extensions import Buffer
 
 def same_filled(buffer: Buffer, offset: int, /) -> int | None: ...
+def load(
+    words: memoryview,
+    index: int,
+    count: int,
+    arena: memoryview,
+    out: memoryview,
+    position: int,
+    reads: memoryview,
+    /,
+) -> int: ...
+def layout() -> tuple[int, ...]: ...

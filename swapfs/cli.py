@@ -82,7 +82,7 @@ def cli() -> None:
 @click.option("--foreground", is_flag=True, help="Serve until unmounted instead of returning.")
 @_config_options
 def mount(foreground: bool, **options: Any) -> None:
-    """Mount the swap file on MNT; swap on it later, or with `up`."""
+    """Mount the swap file on MNT; make swap of it yourself; `up` does both."""
     _require_root("mount")
     from swapfs import lifecycle
 
@@ -162,7 +162,11 @@ def status(
 @_config_options
 def check_config(as_json: bool, **options: Any) -> None:
     """Check options and file against this machine and print what holds; changes nothing."""
-    click.echo(config.describe(_load(options), as_json))
+    from swapfs.room import guaranteed_bytes
+
+    settings = _load(options)
+    config.check_room(settings, guaranteed_bytes(settings))
+    click.echo(config.describe(settings, as_json))
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -15,7 +15,7 @@ from swapfs import values
 from swapfs.errors import ConfigError
 from swapfs.units import PAGE_SIZE, MiB, format_size
 
-FILE_BYTES_MIN: Final = 1 * MiB
+FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
 
 
 @dataclass(frozen=True, slots=True)

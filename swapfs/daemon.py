@@ -44,11 +44,14 @@ def run_foreground(config: Config) -> None:
 
     :raises SwapfsError: it could not start, or ended badly
     """
+    early: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the daemon is in the same process group
+        signal.signal(number, lambda number, _: early.append(number))
     process = _start(config, background=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: process.send_signal(number))
+    for missed in early:  # came while it started; Ctrl-C reached it too, and twice is fine
+        process.send_signal(missed)
     status = process.wait()
     if status != 0:
         raise OperationError(f"the daemon ended with status {status}")

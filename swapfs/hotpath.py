@@ -16,8 +16,10 @@ from typing import Final, ParamSpec
 
 from swapfs.errors import TierError
 from swapfs.session import Ticket, defer
+from swapfs.stats import COUNTER_INDEX
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.direct_write import DirectWriter
+from swapfs.vlayer.blob_writer import let_requests_in
+from swapfs.vlayer.direct_write import Overflow
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
 from swapfs.workers import Buffers, Workers
@@ -39,8 +41,11 @@ _DISCARDS: Final = frozenset(
 _OFFSET_MASK: Final = PAGE_SIZE - 1
 _STORE_STEP: Final = 32
 """Pages stored under one hold of the layer's lock."""
-_INLINE_DISCARD_SLOTS: Final = 16384
+_INLINE_DISCARD_SLOTS: Final = 2048
+"""Longer ones leave the session thread; the kernel discards by clusters of 512."""
 _ZEROS: Final = bytes(PAGE_SIZE)
+_READ_BYTES: Final = COUNTER_INDEX["read_bytes"]
+_WRITTEN_BYTES: Final = COUNTER_INDEX["written_bytes"]
 
 P = ParamSpec("P")
 
@@ -83,8 +88,9 @@ class SwapFile:
     :param request: the session's request payload, read only
     :param reply: the session's reply payload
     :param workers: run what is deferred
-    :param fetcher: reads the file tier; None together with *direct* when there is none
-    :param stored: called after every write, to let writeback look at the watermark
+    :param fetcher: reads the file tier; None when there is none
+    :param overflow: takes the writes that find the pool full; None: they are refused
+    :param stored: called after every write, to let others look at the pool
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class SwapFile:
         workers: Workers,
         *,
         fetcher: Fetcher | None = None,
-        direct: DirectWriter | None = None,
+        overflow: Overflow | None = None,
         stored: Callable[[], None] = lambda: None,
     ) -> None:
         self._layer = layer
@@ -105,8 +111,9 @@ class SwapFile:
         self._reply = reply
         self._workers = workers
         self._fetcher = fetcher
-        self._direct = direct
+        self._overflow = overflow
         self._stored = stored
+        self._counter_words = layer.counters.words
         self._pages = bytearray(len(reply) + 2 * PAGE_SIZE)
         self._page = bytearray(PAGE_SIZE)
 
@@ -132,12 +139,19 @@ class SwapFile:
         lead = offset & _OFFSET_MASK
         count = (lead + size + _OFFSET_MASK) >> PAGE_SHIFT
         aligned = not (lead or size & _OFFSET_MASK)
-        self._layer.counters.add("read_bytes", size)
+        self._counter_words[_READ_BYTES] += size
         out = self._reply if aligned else memoryview(self._pages)
-        if self._layer.load_run(slot, count, out, 0) < count:
-            ticket = defer()
-            self._workers.submit(lambda buffers: self._read_later(ticket, offset, size, buffers))
-            return None
+        below = self._fetcher is not None
+        good = self._layer.load_run(slot, count, out, 0, whole=below)
+        if good < count:
+            if below:
+                ticket = defer()
+                self._workers.submit(
+                    lambda buffers: self._read_later(ticket, offset, size, buffers)
+                )
+                return None
+            # Short: the kernel asks again from the slot that is damaged.
+            size = min(size, (good << PAGE_SHIFT) - lead)
         if not aligned:
             self._layer.counters.add("partial_requests")
             self._reply[:size] = out[lead : lead + size]
@@ -169,7 +183,7 @@ class SwapFile:
         if offset >= self._size:
             return -EFBIG
         size = min(size, self._size - offset)
-        self._layer.counters.add("written_bytes", size)
+        self._counter_words[_WRITTEN_BYTES] += size
         if offset & _OFFSET_MASK or size & _OFFSET_MASK:
             return self._write_parts(offset, size)
         slot, count = offset >> PAGE_SHIFT, size >> PAGE_SHIFT
@@ -179,10 +193,10 @@ class SwapFile:
             return size
         with self._layer.lock:
             self._layer.counters.add("pool_full")
-        if self._direct is None:
+        if self._overflow is None:
             return self._no_room()
         rest = self._request[done << PAGE_SHIFT : count << PAGE_SHIFT]
-        self._direct.submit(defer(), size, slot + done, rest, count - done)
+        self._overflow.submit(defer(), size, slot + done, rest, count - done)
         return None
 
     def _store(self, slot: int, pages: memoryview, position: int, count: int) -> int:
@@ -245,7 +259,9 @@ class SwapFile:
     def _patch_below(self, slot: int, start: int, piece: memoryview, buffers: Buffers) -> bool:
         """Patch one page that is in the file tier, or that must go there."""
         fetcher = self._fetcher
-        while fetcher is not None:
+        if fetcher is None:
+            return self._put_elsewhere(slot, memoryview(buffers.page))
+        while True:
             word = fetcher.file_word(slot)
             fetcher.load(slot, 1, buffers.pages, buffers.scratch)
             buffers.pages[start : start + len(piece)] = piece
@@ -255,13 +271,16 @@ class SwapFile:
                 done = self._layer.patch(slot, start, piece, buffers.page)
             if done:
                 return True
-            if done is False and self._direct is not None:
-                answer = _Answer()
-                self._direct.submit(answer, PAGE_SIZE, slot, page, 1)
-                return answer.wait() > 0
             if done is False:
-                return False
-        return False
+                return self._put_elsewhere(slot, page)
+
+    def _put_elsewhere(self, slot: int, page: memoryview) -> bool:
+        """Have *page* stored though the pool is full; waits. False: there is no room."""
+        if self._overflow is None:
+            return False
+        answer = _Answer()
+        self._overflow.submit(answer, PAGE_SIZE, slot, page, 1)
+        return answer.wait() > 0
 
     # ---- discard ----
 
@@ -296,7 +315,8 @@ class SwapFile:
         if first > last:  # inside one page
             return self._zero(offset, end, page, buffers)
         if first < last:
-            freed = self._layer.discard_run(first, last - first)
+            breathe = let_requests_in if buffers is not None else None
+            freed = self._layer.discard_run(first, last - first, breathe)
             with self._layer.lock:
                 self._layer.counters.add("discarded_pages", freed)
         return self._zero(offset, first << PAGE_SHIFT, page, buffers) and self._zero(

@@ -186,8 +186,10 @@ def detach_loop(device: Path, root: Path = ROOT) -> None:
     """
     if find_swap(device, root) is not None:
         raise OperationError(f"losetup -d {device}: swap is on it")
-    _run("losetup", "-d", device)
     attached = root / "sys/block" / device.name / "loop/backing_file"
+    if not attached.exists():
+        return  # somebody asked for it before; its last user was the swap area
+    _run("losetup", "-d", device)
     deadline = time.monotonic() + DETACH_WAIT_S
     while attached.exists():
         # udev opens a loop device for a moment after each change.

@@ -202,6 +202,9 @@ METRICS: Final = (
     _counter("promoted_pages", "Pages brought back to the pool.", _count("promoted_pages")),
     _counter("refaulted_pages", "Pages read soon after their demotion.", _count("refaulted_pages")),
     _counter("cleaned_pages", "Pages moved within a tier to free space.", _count("cleaned_pages")),
+    _counter(
+        "compacted_pages", "Pages moved within the pool to free zspages.", _count("compacted_pages")
+    ),
     # the backing file
     _counter("file_read_bytes", "Bytes read from the backing file.", _count("file_read_bytes")),
     _counter("file_read_ops", "Reads of the backing file.", _count("file_read_ops")),

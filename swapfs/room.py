@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from swapfs.config import Config
 from swapfs.region import ZSPAGE_BYTES, Geometry
+from swapfs.tiers.pool import spare_zspages
 from swapfs.tiers.segments import SEGMENT_BYTES, guaranteed_pages
-from swapfs.units import PAGE_SIZE
+from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 from swapfs.vlayer.swap_table import table_reserve_bytes
 
 
@@ -17,12 +18,18 @@ def geometry_of(config: Config) -> Geometry:
 def guaranteed_bytes(config: Config) -> int:
     """Return the bytes of raw pages that pool and file of *config* hold for certain.
 
-    The pool gives up what the swap table needs at full use; the file gives up what its
-    headers and its cleaning need.
+    The pool gives up what the swap table needs at full use, the spare zspage of compaction,
+    and one page, since a page that is written again needs a place before the old one is free;
+    the file gives up what its headers and its cleaning need. No more slots than the tables in
+    the pool can name are ever held for certain.
     """
     geometry = geometry_of(config)
-    pool_bytes = geometry.pool_bytes - table_reserve_bytes(geometry.clusters, geometry.pool_bytes)
-    pages = 0
+    tables_bytes = table_reserve_bytes(geometry.clusters, geometry.pool_bytes)
+    spare_bytes = spare_zspages(geometry.zspages) * ZSPAGE_BYTES
+    room_bytes = max(0, geometry.pool_bytes - tables_bytes - spare_bytes - PAGE_SIZE)
     if config.file is not None:
-        pages = guaranteed_pages(config.file.size_bytes // SEGMENT_BYTES)
-    return pool_bytes + pages * PAGE_SIZE
+        room_bytes += guaranteed_pages(config.file.size_bytes // SEGMENT_BYTES) * PAGE_SIZE
+    tables = tables_bytes // PAGE_SIZE
+    if tables < geometry.clusters:
+        return min(room_bytes, tables * CLUSTER_BYTES)
+    return room_bytes

@@ -2,8 +2,8 @@
 
 One process, forked by the monitor. Threads: the main one runs trio (pyfuse3's namespace, the
 control socket, the state file); the session loop; the writeback thread; the direct writer; the
-workers; the metrics listener. All are started, and all their memory is reserved, before the
-first request is taken.
+second try, which compacts; the workers; the metrics listener. All are started, and all their
+memory is reserved, before the first request is taken.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer.direct_write import DirectWriter
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.second_try import SecondTry
 from swapfs.vlayer.writeback import Writeback
 from swapfs.workers import Workers, aligned_buffer
 
@@ -45,6 +46,7 @@ SWITCH_INTERVAL_S: Final = 1e-4
 """The most that another Python thread may hold up a request."""
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
+SECOND_TRIES: Final = 2
 STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
 
@@ -79,6 +81,9 @@ class Server:
         pages_bytes = len(reply) + 2 * PAGE_SIZE
         count = WORKERS_WITH_FILE if tier else 1
         self._workers = Workers(count, pages_bytes, fetch.SCRATCH_BYTES)
+        self._second = SecondTry(
+            self._layer, [aligned_buffer(len(request)) for _ in range(SECOND_TRIES)]
+        )
         self._writeback: Writeback | None = None
         self._direct: DirectWriter | None = None
         fetcher = None
@@ -91,8 +96,8 @@ class Server:
             reply,
             self._workers,
             fetcher=fetcher,
-            direct=self._direct,
-            stored=self._writeback.kick_if_needed if self._writeback else lambda: None,
+            overflow=self._direct or self._second,
+            stored=self._stored,
         )
         self._snapshots = SnapshotMaker(
             config, region, self._layer, self._guards, self._writeback, handover
@@ -114,7 +119,7 @@ class Server:
             low_bytes=limit * config.low_watermark_percent // 100,
         )
         views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
-        self._direct = DirectWriter(self._layer, tier, down, views)
+        self._direct = DirectWriter(self._layer, tier, down, views, second=self._second)
         pool = self._layer.pool
         return Fetcher(
             self._layer,
@@ -122,6 +127,11 @@ class Server:
             promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
             newest_sequence=lambda: down.newest_sequence,
         )
+
+    def _stored(self) -> None:
+        if self._writeback is not None:
+            self._writeback.kick_if_needed()
+        self._second.kick_if_needed()
 
     def _free_bytes(self) -> int:
         return self._layer.table.state_counts()["empty"] * PAGE_SIZE
@@ -171,6 +181,7 @@ class Server:
     def _start_threads(self) -> None:
         self._workers.start()
         loops: list[tuple[str, Callable[[], None]]] = [("session", self._session_loop)]
+        loops.append(("second try", self._second.run))
         if self._writeback is not None and self._direct is not None:
             loops.append(("writeback", self._writeback.run))
             loops.append(("direct", self._direct.run))
@@ -235,6 +246,7 @@ class Server:
         if self._writeback is not None and self._direct is not None:
             self._writeback.stop()
             self._direct.stop()
+        self._second.stop()
         self._workers.stop(STOP_WAIT_S)
 
     # ---- what others may ask ----

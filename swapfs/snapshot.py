@@ -52,6 +52,7 @@ class SnapshotMaker:
         self._described = json.loads(describe(config, as_json=True))
         self._clock_s = clock_s
         self._started_s = clock_s()
+        self._loop_device: Path | None = None
         self._room_bytes = guaranteed_bytes(config)
 
     def make(self) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        loop = kernel.find_loop(Path(self._config.mountpoint) / "swap")
+        loop = self._find_loop()
         swap = kernel.find_swap(loop.device) if loop else None
         return {
             "loop": str(loop.device) if loop else None,
@@ -137,6 +138,16 @@ class SnapshotMaker:
                 "priority": swap.priority,
             },
         }
+
+    def _find_loop(self) -> kernel.LoopDevice | None:
+        """Find our loop device, also after a lazy unmount has cut its path short."""
+        loop = kernel.find_loop(Path(self._config.mountpoint) / "swap")
+        if loop is None and self._loop_device is not None:
+            loop = kernel.find_loop(Path("/swap"))
+            if loop is not None and loop.device != self._loop_device:
+                loop = None
+        self._loop_device = loop.device if loop else None
+        return loop
 
     def _degraded(self, answer: dict[str, Any]) -> list[str]:
         """Say what is not as it should be; an empty list means nothing."""

@@ -48,6 +48,8 @@ COUNTERS: Final = (
     "bad_sectors",
     # the server itself
     "server_starts",
+    # added later; by what they count they belong above
+    "compacted_pages",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

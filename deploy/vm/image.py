@@ -24,7 +24,7 @@ _RECIPE = "1"  # goes into the key: bump it when the code below makes something 
 _SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
 
 _PACKAGES = (
-    "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,mount,procps,psmisc,python3,"
+    "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,liblz4-1,mount,procps,psmisc,python3,"
     "strace,stress-ng,util-linux,zstd"
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from errno import ENOSPC
 from itertools import pairwise
 
 from swapfs.region import Geometry, Region
@@ -26,6 +25,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.second_try import SecondTry
 from swapfs.vlayer.writeback import Writeback
 
 
@@ -65,6 +65,8 @@ class Rig:
         if recover:
             self.layer.rebuild()
         self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
+        view = memoryview(bytearray(2 * writeback.BATCH_BYTES))
+        self.second = SecondTry(self.layer, [view], clock_s=lambda: self.now_s)
         self._local = threading.local()
         if tier is None:
             return
@@ -78,7 +80,9 @@ class Rig:
             clock_s=lambda: self.now_s,
         )
         views = [memoryview(bytearray(writeback.BATCH_BYTES)) for _ in range(2)]
-        self.direct = DirectWriter(self.layer, tier, self.down, views, wait_s=wait_s)
+        self.direct = DirectWriter(
+            self.layer, tier, self.down, views, second=self.second, wait_s=wait_s
+        )
         self.fetcher = Fetcher(
             self.layer,
             tier,
@@ -101,7 +105,11 @@ class Rig:
         if self.store(slot, page):
             return PAGE_SIZE
         if self.tier is None:
-            return -ENOSPC
+            ticket = Ticket()
+            self.second.submit(ticket, PAGE_SIZE, slot, memoryview(page), 1)
+            self.run_second()
+            (answer,) = ticket.results
+            return answer
         result = self.write_direct(slot, page)
         if result < 0 and self.down.clean():
             result = self.write_direct(slot, page)
@@ -114,8 +122,14 @@ class Rig:
         self.direct.submit(ticket, size, slot, memoryview(b"".join(pages)), len(pages))
         self.direct.stop()
         self.direct.run()
+        self.run_second()
         (result,) = ticket.results
         return result
+
+    def run_second(self) -> None:
+        """Serve what waits for compaction."""
+        self.second.stop()
+        self.second.run()
 
     def load(self, slot: int, count: int = 1) -> bytes:
         """Read pages, wherever they are; shorter than asked for at a slot that cannot be read."""

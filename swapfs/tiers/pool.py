@@ -13,6 +13,7 @@ it. Holds the blobs and the table's own pages; knows neither slots nor codecs.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,12 +27,19 @@ NO_PLACE: Final = -1
 _ZSPAGE_SHIFT: Final = 16
 _ZSPAGE_MASK: Final = ZSPAGE_BYTES - 1
 _END: Final = 0xFFFF
+RAW_CLASS: Final = len(CLASS_SIZES) - 1
+"""The class of whole pages, the largest that holds blobs."""
 # Table pages have a class of their own: raw pages must not take the rest of a zspage that was
 # claimed from the tables' reserve.
-_TABLE_CLASS: Final = len(CLASS_SIZES)
+_TABLE_CLASS: Final = RAW_CLASS + 1
 _SIZES: Final = (*CLASS_SIZES, PAGE_SIZE)
 _OBJECTS: Final = (*CLASS_OBJECTS, ZSPAGE_BYTES // PAGE_SIZE)
 assert 1 << _ZSPAGE_SHIFT == ZSPAGE_BYTES
+
+
+def spare_zspages(zspages: int) -> int:
+    """Return how many of a pool's *zspages* only compaction may take: one, if it is not tiny."""
+    return min(1, zspages // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +68,18 @@ class Pool:
         self._classes = region.classes
         self._zspages = region.geometry.zspages
         self.limit_bytes = region.geometry.pool_bytes
+        self.spare_zspages = spare_zspages(self._zspages)
         self.reserve_zspages = 0
-        """Free zspages that only ``allocate_page`` may take: room for table pages."""
         self._reset()
+
+    @property
+    def reserve_zspages(self) -> int:
+        """Free zspages that only ``allocate_page`` may take: room for table pages."""
+        return self._kept_free - self.spare_zspages
+
+    @reserve_zspages.setter
+    def reserve_zspages(self, zspages: int) -> None:
+        self._kept_free = zspages + self.spare_zspages
 
     def _reset(self) -> None:
         count = self._zspages
@@ -74,7 +91,9 @@ class Pool:
         # taken from at its end, since one whose front was deleted is slow to iterate.
         self._current = array("l", [-1]) * len(_SIZES)
         self._partial: list[dict[int, None]] = [{} for _ in _SIZES]
-        self._object_bytes = 0
+        self._draining: set[int] = set()  # on no list: nothing is placed in them
+        self._owned = array("l", bytes(8 * len(_SIZES)))  # zspages, by class
+        self._objects = array("l", bytes(8 * len(_SIZES)))  # objects handed out, by class
         self._payload_bytes = 0
         self._table_bytes = 0
         self._least_free = len(self._free)
@@ -83,7 +102,7 @@ class Pool:
 
     def allocate(self, size: int) -> int:
         """Return a place for *size* bytes (1..4096), or NO_PLACE."""
-        place = self._take(CLASS_OF_GRAINS[(size + 15) >> 4], self.reserve_zspages)
+        place = self._take(CLASS_OF_GRAINS[(size + 15) >> 4], self._kept_free)
         if place != NO_PLACE:
             self._payload_bytes += size
         return place
@@ -92,7 +111,7 @@ class Pool:
         """Return a place for one table page, page aligned, or NO_PLACE; may use the reserve."""
         place = self._take(_TABLE_CLASS, 0)
         if place == NO_PLACE:
-            place = self._take_larger(_TABLE_CLASS - 2)
+            place = self._take_larger(RAW_CLASS, RAW_CLASS)
         if place != NO_PLACE:
             self._table_bytes += PAGE_SIZE
         return place
@@ -107,17 +126,17 @@ class Pool:
         self._table_bytes -= PAGE_SIZE
         self._give(place)
 
-    def _take(self, size_class: int, reserve: int) -> int:
+    def _take(self, size_class: int, kept_free: int) -> int:
         zspage = self._current[size_class]
         if zspage >= 0:
             return self._pop(zspage, size_class)
         partial = self._partial[size_class]
         if partial:
             zspage = partial.popitem()[0]
-        elif len(self._free) > reserve:
+        elif len(self._free) > kept_free:
             zspage = self._claim(size_class)
         else:
-            return self._take_larger(size_class)
+            return self._take_larger(size_class + 1, RAW_CLASS)
         self._current[size_class] = zspage
         return self._pop(zspage, size_class)
 
@@ -126,18 +145,19 @@ class Pool:
         if len(self._free) < self._least_free:
             self._least_free = len(self._free)
         self._classes[zspage] = size_class
+        self._owned[size_class] += 1
         self._fresh[zspage] = 0
         self._head[zspage] = _END
         return zspage
 
-    def _take_larger(self, size_class: int) -> int:
+    def _take_larger(self, smallest: int, largest: int) -> int:
         """Full: an object of a larger class is better than a refusal; never a table page."""
-        for larger in range(size_class + 1, _TABLE_CLASS):
-            zspage = self._current[larger]
-            if zspage < 0 and self._partial[larger]:
-                zspage = self._current[larger] = self._partial[larger].popitem()[0]
+        for size_class in range(smallest, largest + 1):
+            zspage = self._current[size_class]
+            if zspage < 0 and self._partial[size_class]:
+                zspage = self._current[size_class] = self._partial[size_class].popitem()[0]
             if zspage >= 0:
-                return self._pop(zspage, larger)
+                return self._pop(zspage, size_class)
         return NO_PLACE
 
     def _pop(self, zspage: int, size_class: int) -> int:
@@ -155,7 +175,7 @@ class Pool:
         self._used[zspage] = used
         if used == _OBJECTS[size_class]:
             self._current[size_class] = -1
-        self._object_bytes += size
+        self._objects[size_class] += 1
         return place
 
     def _give(self, place: int) -> None:
@@ -165,12 +185,14 @@ class Pool:
         size = _SIZES[size_class]
         used = self._used[zspage] - 1
         self._used[zspage] = used
-        self._object_bytes -= size
+        self._objects[size_class] -= 1
         if used == 0:
             if self._current[size_class] == zspage:
                 self._current[size_class] = -1
             else:
                 self._partial[size_class].pop(zspage, None)
+                self._draining.discard(zspage)
+            self._owned[size_class] -= 1
             self._classes[zspage] = NO_CLASS
             self._free.append(zspage)
             return
@@ -178,6 +200,87 @@ class Pool:
         self._head[zspage] = (place & _ZSPAGE_MASK) // size
         if used == _OBJECTS[size_class] - 1:  # it was full, so it is not the current one
             self._partial[size_class][zspage] = None
+
+    # ---- moving what is in it ----
+
+    @property
+    def zspages(self) -> int:
+        """Zspages in the arena."""
+        return self._zspages
+
+    @property
+    def free_zspages(self) -> int:
+        """Zspages that no class owns."""
+        return len(self._free)
+
+    @property
+    def table_zspages(self) -> int:
+        """Zspages that hold table pages and nothing else."""
+        return self._owned[_TABLE_CLASS]
+
+    def room_for_any(self) -> int:
+        """Return how many blobs of any size would get a place now; 0 is exact, more is not."""
+        if self._current[RAW_CLASS] < 0 and not self._partial[RAW_CLASS]:
+            return max(0, len(self._free) - self._kept_free) * _OBJECTS[RAW_CLASS]
+        free = self._owned[RAW_CLASS] * _OBJECTS[RAW_CLASS] - self._objects[RAW_CLASS]
+        return free + max(0, len(self._free) - self._kept_free) * _OBJECTS[RAW_CLASS]
+
+    def gain(self, size_class: int) -> int:
+        """Return how many zspages of *size_class* its own objects could do without."""
+        objects = _OBJECTS[size_class]
+        return self._owned[size_class] - -(-self._objects[size_class] // objects)
+
+    def sparse(self, size_class: int) -> list[int]:
+        """Return the zspages of *size_class* that have room, in no order."""
+        zspages = list(self._partial[size_class])
+        current = self._current[size_class]
+        return [*zspages, current] if current >= 0 else zspages
+
+    def used_in(self, zspage: int) -> int:
+        """Return how many objects of *zspage* are handed out; may be read without the lock."""
+        return self._used[zspage]
+
+    def class_of(self, zspage: int) -> int:
+        """Return the class that owns *zspage*, NO_CLASS if none."""
+        size_class: int = self._classes[zspage]
+        return size_class
+
+    def drain(self, zspage: int, size_class: int) -> bool:
+        """Place nothing in *zspage* until it is empty or ``end_drain``.
+
+        False: it does not belong to *size_class*, or is full.
+        """
+        if self._current[size_class] == zspage:
+            self._current[size_class] = -1
+        elif zspage in self._partial[size_class]:
+            del self._partial[size_class][zspage]
+        else:
+            return False
+        self._draining.add(zspage)
+        return True
+
+    def is_draining(self, zspage: int) -> bool:
+        """Whether *zspage* is being drained and is not empty yet."""
+        return zspage in self._draining
+
+    def end_drain(self, zspage: int) -> None:
+        """Use *zspage* as before, if it was drained and is not empty."""
+        if zspage in self._draining:
+            self._draining.remove(zspage)
+            self._partial[self._classes[zspage]][zspage] = None
+
+    def allocate_to_move(self, size: int, largest: int, *, spare: bool) -> int:
+        """Return a place for a blob that moves, in classes up to *largest*, or NO_PLACE.
+
+        Claims no free zspage, but with *spare* the spare one, for places of one page.
+        """
+        place = self._take_larger(CLASS_OF_GRAINS[(size + 15) >> 4], largest)
+        if place == NO_PLACE and spare and len(self._free) > self.reserve_zspages:
+            self._current[RAW_CLASS] = self._claim(RAW_CLASS)
+            place = self._pop(self._current[RAW_CLASS], RAW_CLASS)
+        if place != NO_PLACE:
+            self._payload_bytes += size
+        return place
 
     # ---- rebuilding from the table ----
 
@@ -199,7 +302,7 @@ class Pool:
         assert not marks[index], "the table names a place twice"
         assert size <= _SIZES[size_class]
         marks[index] = 1
-        self._object_bytes += _SIZES[size_class]
+        self._objects[size_class] += 1
         if table:
             self._table_bytes += PAGE_SIZE
         else:
@@ -229,6 +332,7 @@ class Pool:
         self._head[zspage] = head
         self._fresh[zspage] = len(marks)
         self._used[zspage] = sum(marks)
+        self._owned[size_class] += 1
         if head != _END:
             self._partial[size_class][zspage] = None
 
@@ -244,7 +348,7 @@ class Pool:
         return PoolStats(
             limit_bytes=self.limit_bytes,
             used_bytes=self.used_bytes,
-            object_bytes=self._object_bytes,
+            object_bytes=sum(n * size for n, size in zip(self._objects, _SIZES, strict=True)),
             payload_bytes=self._payload_bytes,
             table_bytes=self._table_bytes,
             peak_bytes=(self._zspages - self._least_free) * ZSPAGE_BYTES,
@@ -254,6 +358,12 @@ class Pool:
     def check(self) -> None:
         """Assert that the lists agree with each other; for tests, O(zspages)."""
         assert len(set(self._free)) == len(self._free)
+        owners = Counter(self._classes.tolist())
+        assert [owners[size_class] for size_class in range(len(_SIZES))] == list(self._owned)
+        objects_of: Counter[int] = Counter()
+        for zspage, size_class in enumerate(self._classes):
+            objects_of[size_class] += self._used[zspage]
+        assert [objects_of[size_class] for size_class in range(len(_SIZES))] == list(self._objects)
         for zspage in range(self._zspages):
             size_class = self._classes[zspage]
             if size_class == NO_CLASS:
@@ -261,8 +371,8 @@ class Pool:
                 continue
             used, objects = self._used[zspage], _OBJECTS[size_class]
             assert 0 < used <= objects
-            listed = zspage in self._partial[size_class]
-            assert listed + (zspage == self._current[size_class]) == (used < objects)
+            lists = (zspage in self._partial[size_class], zspage in self._draining)
+            assert sum(lists) + (zspage == self._current[size_class]) == (used < objects)
             free, index = objects - self._fresh[zspage], self._head[zspage]
             while index != _END:
                 free += 1

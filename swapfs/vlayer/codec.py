@@ -27,7 +27,7 @@ def compress(page: memoryview) -> tuple[bytes | memoryview, int]:
     return blob, Codec.LZ4
 
 
-def decompress(blob: memoryview, codec: int) -> bytes | memoryview:
+def decompress(blob: bytes | memoryview, codec: int) -> bytes | memoryview:
     """Return the page of *blob*.
 
     :raises ValueError: the blob is damaged

@@ -38,6 +38,18 @@ class Answerable(Protocol):
         """Take bytes written, or a negative errno value."""
 
 
+class Overflow(Protocol):
+    """Takes writes that found the pool full."""
+
+    def submit(
+        self, ticket: Answerable, size: int, slot: int, pages: memoryview, count: int, /
+    ) -> None:
+        """Store *count* pages from *slot* on, then answer *ticket* with *size* or -errno.
+
+        *pages* may be reused when this returns.
+        """
+
+
 @dataclass(slots=True)
 class _Request:
     """One deferred write; ``parts`` counts the batches that are not down yet, plus the packer."""
@@ -47,6 +59,10 @@ class _Request:
     parts: int = 1
     error: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reply(self, result: int, /) -> None:
+        """Take the answer of the second try, as that of one more part."""
+        self.part_done(-result if result < 0 else 0)
 
     def part_done(self, error: int) -> None:
         with self.lock:
@@ -68,6 +84,7 @@ class DirectWriter:
     """Packs and writes pages past the pool.
 
     :param views: page aligned, BATCH_BYTES each: the batches that may be under way at once
+    :param second: takes the writes that find no room here either; None: they are refused
     """
 
     def __init__(
@@ -77,8 +94,10 @@ class DirectWriter:
         writeback: Writeback,
         views: Sequence[memoryview],
         *,
+        second: Overflow | None = None,
         wait_s: float = WAIT_FOR_BATCH_S,
     ) -> None:
+        self._second = second
         self._layer = layer
         self._tier = tier
         self._writeback = writeback
@@ -96,7 +115,8 @@ class DirectWriter:
         """Write *count* pages from *slot* on and then answer *ticket* with *size*.
 
         *pages* may be reused when this returns. The ticket is answered ENOSPC when there is no
-        room below either, EIO when the disk failed; every page stored before stays as it was.
+        room below either, nor at the second try, EIO when the disk failed; every page stored
+        before stays as it was.
         """
         request = _Request(ticket, size)
         error = ENOSPC
@@ -109,6 +129,10 @@ class DirectWriter:
         except Exception:  # the ticket is answered once, whatever happens
             log.exception("direct write failed")
             error = EIO
+        if error == ENOSPC and self._second is not None:
+            # All of it: what was packed already is stored twice, with the same bytes.
+            self._second.submit(request, size, slot, pages, count)
+            return
         if error:
             with self._layer.lock:
                 self._layer.counters.add(

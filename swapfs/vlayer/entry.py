@@ -18,6 +18,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from swapfs._page import layout
 from swapfs.units import PSector
 
 
@@ -51,6 +52,8 @@ CODEC_SHIFT: Final = 5
 CODEC_MASK: Final = 0b11
 PLACE_SHIFT: Final = 20
 _GRAIN_SHIFT: Final = 4
+ZSPAGE_SHIFT: Final = 32
+"""A POOL word, shifted right by it, is the number of the zspage."""
 CHECK_BITS: Final = 13
 CHECK_MASK: Final = (1 << CHECK_BITS) - 1
 _CHECK_SHIFT: Final = 19
@@ -60,6 +63,12 @@ _DOUBLED: Final = 1 << 5
 _VALUE_SHIFT: Final = 6
 _VALUE_BITS: Final = 58
 _WORD_MASK: Final = (1 << 64) - 1
+
+assert layout() == (
+    *(Tag.EMPTY, Tag.SAME, Tag.POOL, TAG_MASK, REFERENCED),
+    *(CODEC_SHIFT, CODEC_MASK, Codec.RAW, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT),
+    *(_DOUBLED, _VALUE_SHIFT),
+), "_page.c has other bits"
 
 STATES: Final = ("empty", "same", "compressed", "raw", "file")
 """The states of a slot that are counted and published."""
@@ -130,6 +139,11 @@ def encode_pool(place: int, length: int, codec: int) -> int:
 def pool_place(word: int) -> int:
     """Return the byte offset in the arena that a POOL *word* names."""
     return word >> PLACE_SHIFT << _GRAIN_SHIFT
+
+
+def move_pool(word: int, place: int) -> int:
+    """Return the POOL *word* with its blob at byte *place* instead; all else stays."""
+    return word & ((1 << PLACE_SHIFT) - 1) | place >> _GRAIN_SHIFT << PLACE_SHIFT
 
 
 def encode_file(sector: int, length: int, codec: int, checksum: int) -> int:

@@ -49,7 +49,7 @@ class _Flight:
 
     waiters: int = 0
     landed: bool = False
-    payload: memoryview = field(default_factory=lambda: memoryview(b""))
+    payload: bytes | memoryview = b""
     shared: bytes = b""
     sequence: int = 0
     error: TierError | None = None
@@ -239,7 +239,7 @@ class Fetcher:
         slot: int,
         word: int,
         flight: _Flight,
-        payload: memoryview,
+        payload: bytes | memoryview,
         out: memoryview,
         index: int,
     ) -> TierError | None:
@@ -260,7 +260,7 @@ class Fetcher:
                 self._bring_back(slot, word, payload)
         return None
 
-    def _bring_back(self, slot: int, word: int, payload: memoryview) -> None:
+    def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer
         if (layer.table.get(slot) ^ word) & ~PASSING:
             return

@@ -11,31 +11,26 @@ store, then the old place is freed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from swapfs._page import same_filled
+from swapfs._page import load, same_filled
 from swapfs.errors import TierFull
 from swapfs.region import Region
-from swapfs.stats import COUNTER_INDEX, Counters
+from swapfs.stats import COUNTER_INDEX, COUNTERS, Counters
 from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.codec import compress, decompress
+from swapfs.vlayer.codec import compress
 from swapfs.vlayer.entry import (
-    CODEC_MASK,
-    CODEC_SHIFT,
-    LENGTH_MASK,
-    LENGTH_SHIFT,
     MOVING,
     PASSING,
-    PLACE_SHIFT,
     REFERENCED,
     TAG_MASK,
     Codec,
     Tag,
     blob_length,
-    decode_same,
     encode_pool,
     encode_same,
     file_sector,
@@ -43,14 +38,17 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.swap_table import SwapTable
 
-_ZERO_PAGE: Final = bytes(PAGE_SIZE)
-_WORDS_PER_PAGE: Final = PAGE_SIZE // 8
+_DISCARD_STEP: Final = 64
+"""Slots emptied under one hold of the lock by a thread that lets others in."""
+_LOOK_UP_MAX: Final = 4096
+"""Clusters looked up under one hold of the lock."""
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
-_POOL, _SAME, _EMPTY, _RAW = int(Tag.POOL), int(Tag.SAME), int(Tag.EMPTY), int(Codec.RAW)
+_POOL, _RAW = int(Tag.POOL), int(Codec.RAW)
 
 _READ_EMPTY = COUNTER_INDEX["read_empty_pages"]
-_READ_SAME = COUNTER_INDEX["read_same_pages"]
-_READ_POOL = COUNTER_INDEX["read_pool_pages"]
+_READ_COUNTS: Final = slice(0, 3)
+"""Pages read by tag, EMPTY, SAME, POOL: ``_page.load`` counts in the first three words."""
+assert list(COUNTERS[_READ_COUNTS]) == ["read_empty_pages", "read_same_pages", "read_pool_pages"]
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
 _WRITE_RAW = COUNTER_INDEX["write_raw_pages"]
@@ -99,6 +97,7 @@ class VirtualSlotLayer:
                 self.tier.mark(file_sector(word), blob_sectors(length))
                 self.file_payload_bytes += length
         self.pool.finish_rebuild()
+        self.table.update_reserve()
 
     # ---- store ----
 
@@ -160,16 +159,21 @@ class VirtualSlotLayer:
 
     # ---- load ----
 
-    def load_run(self, slot: int, count: int, out: memoryview, position: int) -> int:
+    def load_run(
+        self, slot: int, count: int, out: memoryview, position: int, *, whole: bool = False
+    ) -> int:
         """Fill *out* from byte *position* on with the pages of *count* slots.
 
         Returns how many pages were filled; fewer than *count* means that the next slot is in
-        the file tier.
+        the file tier, or damaged.
 
+        :param whole: count no page as read unless all were: the caller will ask again
         :raises SlotDamaged: the first page asked for is damaged (a later one ends the run)
         """
         done = 0
+        counters = self._counter_words
         with self.lock:
+            before = counters[_READ_COUNTS].tolist() if whole else None
             while done < count:
                 run = min(count - done, CLUSTER_SLOTS - (slot + done & _SLOT_MASK))
                 filled = self._load_in_cluster(
@@ -177,6 +181,9 @@ class VirtualSlotLayer:
                 )
                 done += filled
                 if filled < run:
+                    if before is not None:
+                        for index, reads in enumerate(before, _READ_EMPTY):
+                            counters[index] = reads
                     break
         return done
 
@@ -189,33 +196,11 @@ class VirtualSlotLayer:
             out[position : position + count * PAGE_SIZE] = bytes(count * PAGE_SIZE)
             counters[_READ_EMPTY] += count
             return count
-        words, arena = self._words, self._arena
         index += slot & _SLOT_MASK
-        for done, word in enumerate(words[index : index + count].tolist()):
-            tag = word & TAG_MASK
-            end = position + PAGE_SIZE
-            if tag == _POOL:
-                place = word >> PLACE_SHIFT << 4
-                blob = arena[place : place + (word >> LENGTH_SHIFT & LENGTH_MASK) + 1]
-                try:
-                    out[position:end] = decompress(blob, word >> CODEC_SHIFT & CODEC_MASK)
-                except ValueError as error:
-                    if done == 0 and first:
-                        raise SlotDamaged(f"slot {slot}: {error}") from error
-                    return done
-                if not word & REFERENCED:
-                    words[index + done] = word | REFERENCED
-                counters[_READ_POOL] += 1
-            elif tag == _EMPTY:
-                out[position:end] = _ZERO_PAGE
-                counters[_READ_EMPTY] += 1
-            elif tag == _SAME:
-                out[position:end] = decode_same(word).to_bytes(8, "little") * _WORDS_PER_PAGE
-                counters[_READ_SAME] += 1
-            else:
-                return done
-            position = end
-        return count
+        done = load(self._words, index, count, self._arena, out, position, counters)
+        if done == 0 and first and self._words[index] & TAG_MASK == _POOL:
+            raise SlotDamaged(f"slot {slot}: its blob is no page")
+        return done
 
     # ---- patch: part of a page ----
 
@@ -255,22 +240,33 @@ class VirtualSlotLayer:
 
     # ---- discard ----
 
-    def discard_run(self, slot: int, count: int) -> int:
+    def discard_run(self, slot: int, count: int, breathe: Callable[[], None] | None = None) -> int:
         """Empty *count* slots from *slot* on; return how many held anything.
 
         Costs as much as what was stored, not as much as the range.
+
+        :param breathe: called without the lock every few slots, by a thread that others wait for
         """
         freed, end = 0, slot + count
-        if count <= 0:
-            return 0
-        with self.lock:
-            clusters = self.table.live_between(slot >> CLUSTER_SHIFT, (end - 1) >> CLUSTER_SHIFT)
-        for cluster in clusters:
+        step = _DISCARD_STEP if breathe else CLUSTER_SLOTS
+        for cluster in self._live_clusters(slot, end):
             first = max(slot, cluster << CLUSTER_SHIFT)
-            with self.lock:
-                stop = min(end, (cluster + 1) << CLUSTER_SHIFT)
-                freed += self._discard_in_cluster(first, stop - first)
+            stop = min(end, (cluster + 1) << CLUSTER_SHIFT)
+            for start in range(first, stop, step):
+                with self.lock:
+                    freed += self._discard_in_cluster(start, min(step, stop - start))
+                if breathe:
+                    breathe()
         return freed
+
+    def _live_clusters(self, slot: int, end: int) -> Iterator[int]:
+        """Yield the clusters of a range that are live, looked up in pieces if there are many."""
+        first, past = slot >> CLUSTER_SHIFT, ((end - 1) >> CLUSTER_SHIFT) + 1
+        step = past - first if self.table.live_clusters <= _LOOK_UP_MAX else _LOOK_UP_MAX
+        for start in range(first, past, max(1, step)):
+            with self.lock:
+                clusters = self.table.live_between(start, min(past, start + step) - 1)
+            yield from clusters
 
     def _discard_in_cluster(self, slot: int, count: int) -> int:
         freed = 0

@@ -47,7 +47,7 @@ class SwapTable:
         self._occupied = array("H", bytes(2 * self._clusters))
         self._live: OrderedDict[int, None] = OrderedDict()
         self._state_counts = [0] * len(STATES)
-        self._update_reserve()
+        self.update_reserve()
 
     # ---- words ----
 
@@ -133,23 +133,28 @@ class SwapTable:
         page = (place >> PAGE_SHIFT) + 1
         self._directory[cluster] = page  # published only when it is zeroed (I3)
         self._live[cluster] = None
-        self._update_reserve()
+        self.update_reserve()
         return page
 
     def _give_back(self, cluster: int, page: int) -> None:
         self._directory[cluster] = 0
         del self._live[cluster]
         self._pool.free_page((page - 1) << PAGE_SHIFT)
-        self._update_reserve()
+        self.update_reserve()
 
-    def _update_reserve(self) -> None:
-        missing = self._clusters - len(self._live)
-        wanted = -(-missing // _PAGES_PER_ZSPAGE)
-        self._pool.reserve_zspages = min(wanted, self._reserve_max)
+    def update_reserve(self) -> None:
+        """Have the pool keep room for the tables of clusters that are not in use yet."""
+        # What is missing when every cluster is in use: zspages of tables never empty by halves.
+        wanted = -(-self._clusters // _PAGES_PER_ZSPAGE) - self._pool.table_zspages
+        self._pool.reserve_zspages = max(0, min(wanted, self._reserve_max))
 
     def oldest_cluster(self) -> int | None:
         """Return the live cluster that the clock hand has not visited for longest."""
         return next(iter(self._live), None)
+
+    def clusters(self) -> list[int]:
+        """Return the live clusters, in the ring's order."""
+        return list(self._live)
 
     def rotate(self, cluster: int) -> None:
         """Let the clock hand pass *cluster*; no harm if it has been given back."""
@@ -193,7 +198,10 @@ class SwapTable:
                     yield first + index, word
 
     def rebuild(self) -> None:
-        """Derive counts and ring anew from the directory and the words, after a crash."""
+        """Derive counts and ring anew from the directory and the words, after a crash.
+
+        ``update_reserve`` must follow when the pool has been rebuilt too.
+        """
         self._live = OrderedDict.fromkeys(
             cluster for cluster, page in enumerate(self._directory.tolist()) if page
         )
@@ -205,7 +213,6 @@ class SwapTable:
         for cluster in [live for live in self._live if not self._occupied[live]]:
             self._directory[cluster] = 0  # the server died between two steps
             del self._live[cluster]
-        self._update_reserve()
 
     def table_places(self) -> Iterator[int]:
         """Yield the place in the pool of every table page."""

@@ -90,9 +90,7 @@ class Load:
         for slot, register in enumerate(self.registers):
             register.assert_legal(slot)
 
-    def _repeat(
-        self, call: Callable[[random.Random], None], requests: int, seed: str
-    ) -> None:
+    def _repeat(self, call: Callable[[random.Random], None], requests: int, seed: str) -> None:
         rng = random.Random(seed)
         try:
             for _ in range(requests):

@@ -15,6 +15,7 @@ COMMON = (
     "--direct=1",
     "--verify=crc32c",
     "--verify_fatal=1",
+    "--verify_state_save=0",
     "--buffer_compress_percentage=60",
     "--refill_buffers",
     "--randrepeat=1",

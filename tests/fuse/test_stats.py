@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 
 from conftest import Start
 from instance import Instance, punch
@@ -171,7 +171,7 @@ def scrape(port: int) -> dict[str, float]:
     """Return every sample by name, summed over its labels."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             totals[sample.name] += sample.value

@@ -17,10 +17,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from swapfs.region import ZSPAGE_BYTES
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import KINDS, page
 from swapfs.testing.rig import Rig
+from swapfs.tiers.pool import RAW_CLASS
 from swapfs.units import CLUSTER_SLOTS, MiB
 
 SLOTS = 6 * CLUSTER_SLOTS
@@ -67,6 +69,10 @@ class Slots(RuleBasedStateMachine):
 
     def refused(self) -> None:
         """A write is refused only if no tier has room (I6)."""
+        states = self.rig.layer.table.state_counts()
+        # One zspage for the tables, one to compact with, and a place for the new page.
+        zspages = self.pool_bytes // ZSPAGE_BYTES - 2
+        assert states["raw"] + states["compressed"] >= zspages * 16 - 1
         if self.rig.tier is not None:
             in_file = self.rig.layer.table.state_counts()["file"]
             assert in_file >= self.rig.tier.room_pages()
@@ -113,6 +119,18 @@ class Slots(RuleBasedStateMachine):
     def clean(self) -> None:
         self.rig.down.clean()
         assert not self.rig.tier.segments_to_clean()  # type: ignore[union-attr]
+
+    @rule(wanted=st.integers(1, 20), pages=st.integers(0, 40))
+    def compact(self, wanted: int, pages: int) -> None:
+        layer, compactor = self.rig.layer, self.rig.second.compactor
+        before = layer.pool.free_zspages
+        gained = compactor._squeeze(pages) if pages else compactor._pack(wanted, worth=1)
+        if pages:
+            assert layer.pool.free_zspages >= before
+        else:
+            assert layer.pool.free_zspages == before + gained
+            gain = sum(layer.pool.gain(size_class) for size_class in range(RAW_CLASS + 1))
+            assert gained or not gain, "nothing hinders it here"
 
     @rule()
     def crash_and_rebuild(self) -> None:

@@ -103,7 +103,7 @@ def test_up_gets_its_values(
 
     monkeypatch.setattr(lifecycle, "up", up)
     argv = ["up", *SIZES, "--name", "a", "--mountpoint", str(tmp_path), "--file"]
-    argv += [f"{tmp_path}/f:1M", "--file-direct-io", "off", "--metrics", "127.0.0.1:9809"]
+    argv += [f"{tmp_path}/f:4M", "--file-direct-io", "off", "--metrics", "127.0.0.1:9809"]
     argv += ["--overcommit", "2.5", "--high-watermark", "50", "--low-watermark", "40"]
     argv += ["--promote", "--priority", "5", "--unsafe", "--runtime-dir", str(tmp_path / "r")]
     assert cli.main(argv) == 0
@@ -111,7 +111,7 @@ def test_up_gets_its_values(
     (config,) = seen
     assert (config.name, config.mountpoint, config.size_bytes) == ("a", tmp_path, 64 << 20)
     assert config.file is not None
-    assert (config.file.size_bytes, config.file.direct_io) == (1 << 20, "off")
+    assert (config.file.size_bytes, config.file.direct_io) == (4 << 20, "off")
     assert (config.metrics, config.overcommit) == (("127.0.0.1", 9809), 2.5)
     assert (config.high_watermark_percent, config.low_watermark_percent) == (50, 40)
     assert (config.promote, config.priority, config.unsafe) == (True, 5, True)
@@ -217,10 +217,15 @@ def test_status_without_instances(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_check_config(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check-config", *SIZES]) == 0
+    assert cli.main(["check-config", *SIZES, "--overcommit", "5"]) == 0
     assert 'size = "64M"' in capsys.readouterr().out.splitlines()
-    assert cli.main(["check-config", "--json", *SIZES]) == 0
+    assert cli.main(["check-config", "--json", *SIZES, "--overcommit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["size"] == 64 << 20
+
+
+def test_check_config_refuses_what_mount_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check-config", *SIZES]) == 2
+    assert "--overcommit" in capsys.readouterr().err
 
 
 def test_demote(

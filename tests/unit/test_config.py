@@ -100,7 +100,7 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("file", "/tmp/swapfs-not-there", "write /tmp/swapfs-not-there:SIZE"),
         ("file", "/tmp/x:big", "'big' is not a size"),
         ("file", "/tmp/x:4097", "is not a multiple of 4096"),
-        ("file", "/tmp/x:4K", "too small (least: 1M)"),
+        ("file", "/tmp/x:4K", "too small (least: 3M)"),
         ("file", "/dev/null:1M", "neither a file nor a block device"),
         ("file", "/tmp/swapfs-not-there:1024T", "its file system has"),
         ("file", "", "is not a usable path"),
@@ -181,20 +181,20 @@ def test_pool_is_rounded_down(root: Path) -> None:
 def test_an_existing_file_gives_its_size(root: Path, tmp_path: Path) -> None:
     backing = tmp_path / "back:ing"
     backing.touch()
-    os.truncate(backing, 2 * MiB + 100)
+    os.truncate(backing, 6 * MiB + 100)
     config = load({**BASE, "file": str(backing), "file-direct-io": "on"}, None, root)
-    assert config.file == FileTierConfig(backing, 2 * MiB, "on")
-    config = load({**BASE, "file": f"{backing}:1M"}, None, root)
-    assert config.file == FileTierConfig(backing, MiB, "auto")
+    assert config.file == FileTierConfig(backing, 6 * MiB, "on")
+    config = load({**BASE, "file": f"{backing}:4M"}, None, root)
+    assert config.file == FileTierConfig(backing, 4 * MiB, "auto")
 
 
 def test_space_that_a_file_has_already_is_not_asked_for_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backing = tmp_path / "backing"
-    backing.write_bytes(b"x" * 2 * MiB)
+    backing.write_bytes(b"x" * 6 * MiB)
     monkeypatch.setattr("swapfs.config_file._free_bytes", lambda where, path: 0)
-    assert load({**BASE, "file": f"{backing}:1M"}, None, root).file is not None
+    assert load({**BASE, "file": f"{backing}:4M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
 
 
@@ -270,7 +270,7 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
             "size": "1028K",
             "pool": "5000000",
             "overcommit": "2.5",
-            "file": f"{tmp_path}/b \"'é:1M",
+            "file": f"{tmp_path}/b \"'é:4M",
             "file-direct-io": "off",
             "metrics": "[::1]:1",
             "high-watermark": "70",
@@ -311,13 +311,14 @@ FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.function_sc
 
 
 def loads_or_says_why(given: dict[str, object], root: Path, file: Path | None) -> None:
-    line = ""
     try:
         config = load(given, file, root)
-        assert load(json.loads(describe(config, as_json=True)), None, root) == config
     except ConfigError as error:
         line = str(error)
-    assert not line or line.isprintable()
+    else:
+        line = describe(config).replace("\n", " ")
+        assert load(json.loads(describe(config, as_json=True)), None, root) == config
+    assert line.isprintable()
 
 
 @FUZZ

@@ -158,10 +158,12 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     tier.write_gate.wait_for_arrival()
     refused = Ticket()
     rig.direct.submit(refused, 1, 1002, memoryview(TEXT[2]), 1)
+    rig.run_second()
     assert refused.results == [-ENOSPC]
     rig.direct._wait_s = 1e9  # the next one must not wait at all
     again = Ticket()
     rig.direct.submit(again, 1, 1002, memoryview(TEXT[2]), 1)
+    rig.run_second()
     assert again.results == [-ENOSPC]
     assert rig.load(0) == RANDOM[0]
     tier.write_gate.open()

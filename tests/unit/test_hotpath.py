@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -89,7 +90,7 @@ class File:
             memoryview(self.reply),
             self.workers,  # type: ignore[arg-type]
             fetcher=self.rig.fetcher if tier else None,
-            direct=self.rig.direct if tier else None,
+            overflow=self.rig.direct if tier else self.rig.second,
             stored=self._count_store,
         )
 
@@ -102,19 +103,21 @@ class File:
 
     def _finish(self) -> int | bytes:
         """Let what was deferred run to its end and return the answer of the one ticket."""
-        direct = threading.Thread(target=self.rig.direct.run) if self.rig.tier else None
-        if direct is not None:
-            direct.start()
+        overflows: list[Any] = [self.rig.second, *([self.rig.direct] if self.rig.tier else [])]
+        threads = [threading.Thread(target=overflow.run) for overflow in overflows]
+        for thread in threads:
+            thread.start()
         try:
             self.workers.run()
         finally:
-            if direct is not None:
-                self.rig.direct.stop()
-                direct.join()
+            for overflow, thread in zip(overflows, threads, strict=True):
+                overflow.stop()
+                thread.join()
         (answer,) = self.tickets[-1].answers
         return answer
 
-    def read(self, offset: int, size: int) -> bytes | int:
+    def read(self, offset: int, size: int) -> Any:
+        """Return the bytes, or a negative errno value."""
         result = self.swap.read(offset, size)
         if result is None:
             return self._finish()
@@ -146,7 +149,7 @@ MakeFile = Callable[..., File]
 
 
 @pytest.fixture
-def make_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeFile]:
+def make_file(monkeypatch: pytest.MonkeyPatch) -> MakeFile:
     current: list[File] = []
 
     def make(**options: object) -> File:
@@ -219,13 +222,14 @@ def play(file: File, script: list[tuple[str, int, int, int]]) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "file", "promote", "tiny pool"])
 def test_any_sequence_is_a_bytearray(make_file: MakeFile, kind: str) -> None:
-    options = {
-        "memory": lambda: {},
+    kinds: dict[str, Callable[[], dict[str, object]]] = {
+        "memory": dict,
         "file": lambda: {"tier": MemoryTier(SEGMENTS)},
         "promote": lambda: {"tier": MemoryTier(SEGMENTS), "promote": True},
         # one zspage for the table, one for all pages: the rest is written directly
         "tiny pool": lambda: {"tier": MemoryTier(SEGMENTS), "pool_bytes": 2 * 65536},
-    }[kind]
+    }
+    options = kinds[kind]
 
     @settings(max_examples=100)
     @given(st.lists(operations, max_size=12))
@@ -370,6 +374,44 @@ def test_no_room_and_no_file(make_file: MakeFile) -> None:
     assert file.write(wrote * PAGE, page("random", 99)) == PAGE
 
 
+def _in_small_classes(file: File, pages: int) -> int:
+    """Fill the pool and keep so few pages of it that no zspage is free; return the next slot."""
+    wrote = 0
+    while file.rig.store(wrote, page("text", wrote)):
+        wrote += 1
+    for slot in range(wrote):
+        if slot % (wrote // pages):
+            file.rig.layer.discard_run(slot, 1)
+    return wrote
+
+
+def test_a_fragmented_pool_is_compacted_for_the_write_that_needs_it(make_file: MakeFile) -> None:
+    file = make_file(pool_bytes=16 * 65536, slots=2048)
+    next_slot = _in_small_classes(file, pages=60)
+    data = b"".join(page("random", number) for number in range(16))
+    wrote = 0
+    while file.counter("pool_full") < 3:
+        assert file.write((next_slot + wrote) * PAGE, data) == len(data)
+        wrote += 16
+    assert file.counter("compacted_pages") > 0
+    assert file.counter("failed_write_no_room") == 0
+    for slot in range(next_slot, next_slot + wrote, 16):
+        assert file.read(slot * PAGE, len(data)) == data
+    file.rig.check()
+
+
+def test_a_partial_write_waits_for_compaction_too(make_file: MakeFile) -> None:
+    file = make_file(pool_bytes=16 * 65536, slots=2048)
+    slot = _in_small_classes(file, pages=60)
+    while file.rig.store(slot, page("random", slot)):
+        slot += 1
+    data = page("random", 1)[:3900]
+    assert file.write(slot * PAGE + 100, data) == len(data)
+    assert file.read(slot * PAGE, PAGE) == bytes(100) + data + bytes(96)
+    assert file.counter("compacted_pages") > 0
+    file.rig.check()
+
+
 def test_no_room_in_the_pool_goes_straight_down(make_file: MakeFile) -> None:
     file = make_file(pool_bytes=2 * 65536, tier=MemoryTier(SEGMENTS))
     pages = [page("random", number) for number in range(SLOTS)]
@@ -417,6 +459,30 @@ def test_a_damaged_page_in_memory_is_eio(file: File, caplog: pytest.LogCaptureFi
     assert "slot 0" in caplog.text
 
 
+@pytest.mark.parametrize("with_file", [False, True])
+def test_a_damaged_page_in_mid_run_ends_the_answer(make_file: MakeFile, with_file: bool) -> None:
+    file = make_file(tier=MemoryTier(SEGMENTS) if with_file else None)
+    pages = [page("heap", number) for number in range(4)]
+    file.write(0, b"".join(pages))
+    blob = file.rig.layer.blob(file.rig.layer.table.get(2))
+    blob[:] = b"\xff" * len(blob)
+    assert file.read(0, 4 * PAGE) == pages[0] + pages[1], "the kernel asks again from slot 2"
+    assert file.read(100, 4 * PAGE - 100) == (pages[0] + pages[1])[100:]
+    assert file.read(2 * PAGE, 2 * PAGE) == -EIO
+    assert file.read(3 * PAGE, PAGE) == pages[3]
+    assert file.counter("handler_errors") == 0
+
+
+def test_a_read_that_is_deferred_is_counted_once(make_file: MakeFile) -> None:
+    file = make_file(tier=MemoryTier(SEGMENTS))
+    file.write(2 * PAGE, page("heap", 1))
+    assert file.rig.down.demote(1) == 1
+    file.write(0, page("heap", 2))
+    assert len(bytes(file.read(0, 4 * PAGE))) == 4 * PAGE
+    counts = {kind: file.counter(f"read_{kind}_pages") for kind in ("pool", "empty", "file")}
+    assert counts == {"pool": 1, "empty": 2, "file": 1}
+
+
 @pytest.mark.parametrize("handler", ["read", "write", "fallocate"])
 def test_a_bug_is_eio_logged_and_counted(
     file: File,
@@ -424,7 +490,7 @@ def test_a_bug_is_eio_logged_and_counted(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def planted(*_: object) -> int:
+    def planted(*_: object, **__: object) -> int:
         raise ZeroDivisionError("planted")
 
     for name in ("load_run", "store_run", "discard_run"):

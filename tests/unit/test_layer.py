@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -221,4 +222,20 @@ def test_a_copy_that_was_under_way_is_forgotten_by_a_new_server() -> None:
     again.check()
     assert again.down.demote(3) == 3
     assert again.load(1) == page("text", 1)
+    rig.region.close()
+
+
+def test_a_long_discard_lets_others_in() -> None:
+    rig = Rig(3 * CLUSTER_SLOTS, 2 * MiB)
+    for slot in range(3 * CLUSTER_SLOTS):
+        assert rig.store(slot, page("same", slot % 7)) == 1
+    breaths = []
+
+    def breathe() -> None:
+        assert not rig.layer.lock.locked()
+        breaths.append(rig.layer.table.state_counts()["empty"])
+
+    assert rig.layer.discard_run(10, 2 * CLUSTER_SLOTS, breathe) == 2 * CLUSTER_SLOTS
+    assert all(0 < after - before <= 64 for before, after in pairwise([0, *breaths]))
+    rig.check()
     rig.region.close()

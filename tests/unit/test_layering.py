@@ -20,12 +20,12 @@ LAYERS = (
     ("config_file", "config", "kernel", "guards", "region", "session", "handover"),
     ("tiers",),
     ("vlayer",),
-    ("room", "reserve", "leftovers", "systemd", "workers", "hotpath", "fs", "metric_table"),
-    ("metrics", "control", "snapshot", "testing"),
+    ("room", "reserve", "systemd", "takedown", "workers", "hotpath", "fs", "metric_table"),
+    ("metrics", "control", "leftovers", "snapshot", "testing"),
     ("server",),
     ("daemon",),
     ("monitor",),
-    ("takedown", "lifecycle", "status"),
+    ("lifecycle", "status"),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +34,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def layer_of(module: str) -> str:
-    """Return the part of a module's dotted name that LAYERS knows: ``tiers`` of swapfs.tiers.file."""
+    """Return the part of a dotted name that LAYERS knows: ``tiers`` of swapfs.tiers.file."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 

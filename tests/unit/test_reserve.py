@@ -24,7 +24,7 @@ class Machine:
         (directory / "proc/sys/vm").mkdir(parents=True)
         (directory / "proc/sys/kernel/random").mkdir(parents=True)
         self.boot("one")
-        self.set(FORMER_KIB)
+        self.put(FORMER_KIB)
 
     @property
     def setting(self) -> Path:
@@ -34,7 +34,7 @@ class Machine:
     def kib(self) -> int:
         return int(self.setting.read_text())
 
-    def set(self, kib: int) -> None:
+    def put(self, kib: int) -> None:
         self.setting.write_text(f"{kib}\n")
 
     def boot(self, boot_id: str) -> None:
@@ -77,13 +77,13 @@ def test_raised_and_put_back_once(machine: Machine) -> None:
     assert machine.release("a") == FORMER_KIB
     assert machine.kib == FORMER_KIB
     assert machine.clean
-    machine.set(7)
+    machine.put(7)
     assert machine.release("a") is None
     assert machine.kib == 7
 
 
 def test_never_lowered(machine: Machine) -> None:
-    machine.set(9000)
+    machine.put(9000)
     machine.hold("a")
     assert machine.kib == 9000
     assert machine.clean
@@ -124,7 +124,7 @@ def test_a_stranger_does_not_put_it_back(machine: Machine) -> None:
 @pytest.mark.parametrize("changed_kib", [500, 6000])
 def test_what_somebody_else_set_is_left(machine: Machine, changed_kib: int) -> None:
     machine.hold("a")
-    machine.set(changed_kib)
+    machine.put(changed_kib)
     assert machine.release("a") is None
     assert machine.kib == changed_kib
     assert machine.clean
@@ -132,7 +132,7 @@ def test_what_somebody_else_set_is_left(machine: Machine, changed_kib: int) -> N
 
 def test_what_somebody_else_set_is_put_back_if_we_raised_it_again(machine: Machine) -> None:
     machine.hold("a")
-    machine.set(500)
+    machine.put(500)
     machine.hold("b")
     assert machine.kib == 4000
     assert machine.release("a", alive={"b"}) is None

@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.vm.conftest import RunVm
 
-TIMEOUT_S = 900
+TIMEOUT_S = 1200
 REFUSED = r"Write-error on swap-device|I/O error, dev loop\d+, sector \d+ op 0x1:\(WRITE\)"
 """What the kernel says when a swap device refuses a write for lack of room."""
 
@@ -46,3 +46,10 @@ def test_whole_system_pressure(run_vm: RunVm) -> None:
     run = run_vm("pressure", timeout_s=TIMEOUT_S, memory_mib=512, disks_mib=[1536])
     assert run.failed == ()
     assert run.problems() == []
+
+
+def test_bad_disks(run_vm: RunVm) -> None:
+    run = run_vm("disk", timeout_s=TIMEOUT_S, disks_mib=[768])
+    assert run.failed == ()
+    # The faults are reported by the disk, and by the swap device for the slots that had them.
+    assert run.problems(expected=r"I/O error|Read-error on swap-device") == []

@@ -6,7 +6,7 @@ Reads one command a line from stdin and answers each with one line of JSON on st
     fill [PAGES]      write the next PAGES pages (default: all that are left)
     verify [random]   compare every page written so far, in address order or a random one
     rewrite PERCENT   give that many of the pages, chosen at random, new contents
-    churn SECONDS     rewrite, and verify, single pages at random places for so long
+    churn SECONDS     verify, and rewrite a third of, short runs at random places for so long
     pageout           ask the kernel to swap all of them out (madvise)
     quit
 
@@ -35,6 +35,7 @@ CORPUS_PAGES: Final = 256
 KIND_PERIOD: Final = 32
 """Of so many neighbours one is zero and one is a repeated word; the others are stamped."""
 MADV_PAGEOUT: Final = 21  # include/uapi/asm-generic/mman-common.h, Linux 5.4
+CHURN_RUN_PAGES: Final = 24
 DETAILS_MAX: Final = 10
 PROGRESS_EVERY_S: Final = 5.0
 
@@ -156,12 +157,12 @@ class Hog:
         return {"pages": len(chosen)}
 
     def churn(self, seconds: str) -> dict[str, Any]:
-        """Verify and rewrite pages at random places until *seconds* have passed."""
+        """Verify and rewrite short runs of pages at random places until *seconds* have passed."""
         end_s = time.monotonic() + float(seconds)
         problems, verified = [], 0
         while time.monotonic() < end_s:
-            for _ in range(64):
-                index = self._rng.randrange(self._memory.filled)
+            first = self._rng.randrange(self._memory.filled - CHURN_RUN_PAGES)
+            for index in range(first, first + CHURN_RUN_PAGES):
                 if problem := self._memory.wrong(index):
                     problems.append(problem)
                 verified += 1

@@ -14,7 +14,7 @@ DISK: Final = "/dev/disk/by-id/virtio-data0"
 UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M", "--priority", "7")
 LIMIT_MIB: Final = 48
 DATA_MIB: Final = 160
-SECOND_MIB: Final = 128
+SECOND_MIB: Final = 96
 GUARDS: Final = {
     "io_flusher", "mlock", "realtime", "oom_score", "heap", "gc", "direct_io", "discard",
 }  # fmt: skip

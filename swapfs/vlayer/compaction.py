@@ -1,0 +1,219 @@
+"""Compaction: moving blobs together in the pool, so that whole zspages become free.
+
+Idea: zs_compact() of mm/zsmalloc.c, but no place knows its slot here, so the words that point
+into sparse zspages are found by one walk over the table. That is dear, and so a round is made
+only if it gains whole zspages, and it empties several.
+
+Two kinds of round. *Packing* moves the blobs of the sparsest zspages of a class into others of
+that class; it costs nothing but the work. *Squeezing* is for a pool that could not take a page
+though no class has a zspage too many: the blobs of a zspage that holds fewer than a zspage has
+pages go to places of larger classes, whole pages at worst. With it a pool holds as many blobs
+as pages fit, whatever their sizes were and in whatever order they came (I6): while it holds
+fewer, some zspage has fewer than that, and the spare zspage takes what is in it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from typing import Final
+
+from swapfs.region import ZSPAGE_BYTES
+from swapfs.tiers.pool import NO_PLACE, RAW_CLASS
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.vlayer.blob_writer import let_requests_in
+from swapfs.vlayer.entry import (
+    MOVING,
+    TAG_MASK,
+    ZSPAGE_SHIFT,
+    Tag,
+    blob_length,
+    move_pool,
+)
+from swapfs.vlayer.layer import VirtualSlotLayer
+
+MOVES_MAX: Final = 16384
+"""Blobs that one round may move; their slots are kept in a list meanwhile."""
+STEP_BLOBS: Final = 32
+"""Blobs moved under one hold of the layer's lock."""
+PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
+_BREATH_EVERY_CLUSTERS: Final = 4
+_LOW_SHARE: Final = 16
+"""With less than 1/16 of the zspages free, packing begins before a write has to wait for it..."""
+_WORTH_SHARE: Final = 64
+"""... if it gains 1/64 of them, so that a walk over the table is not made for one zspage."""
+
+_Candidate = tuple[int, int, int]
+"""Objects in a zspage, the zspage, its class."""
+
+
+class Compactor:
+    """Makes free zspages in the pool of *layer*. Any thread may; one round runs at a time."""
+
+    def __init__(self, layer: VirtualSlotLayer) -> None:
+        self._layer = layer
+        self._round = threading.Lock()
+        zspages = layer.pool.zspages
+        self.low_zspages = zspages // _LOW_SHARE
+        self._worth_zspages = max(1, zspages // _WORTH_SHARE)
+
+    def is_low(self) -> bool:
+        """Whether free zspages are short; cheap."""
+        return self._layer.pool.free_zspages < self.low_zspages
+
+    def tidy(self) -> int:
+        """Pack if free zspages are short and it is worth a walk; return zspages gained."""
+        with self._round:
+            wanted = 2 * self.low_zspages - self._layer.pool.free_zspages
+            if not self.is_low():
+                return 0
+            return self._pack(wanted, self._worth_zspages)
+
+    def make_room(self, pages: int) -> bool:
+        """Make room for *pages* pages that found none; False if there is no more to be made.
+
+        True says that zspages were emptied, or that others have made room meanwhile.
+        """
+        pool = self._layer.pool
+        zspages = -(-pages // PAGES_PER_ZSPAGE) + pool.spare_zspages
+        with self._round:
+            with self._layer.lock:
+                if pool.room_for_any():
+                    return True
+            return bool(self._pack(max(zspages, self._worth_zspages), 1) or self._squeeze(pages))
+
+    # ---- the two kinds of round ----
+
+    def _pack(self, wanted: int, worth: int) -> int:
+        pool = self._layer.pool
+        with self._layer.lock:
+            gains = [pool.gain(size_class) for size_class in range(RAW_CLASS + 1)]
+        if sum(gains) < worth:
+            return 0
+        sparse = [
+            candidate
+            for size_class, gain in enumerate(gains)
+            for candidate in self._sparsest(size_class, min(gain, wanted))
+        ]
+        return self._empty(heapq.nsmallest(wanted, sparse), pages=0)
+
+    def _squeeze(self, pages: int) -> int:
+        sparse = [
+            candidate
+            for size_class in range(RAW_CLASS)
+            for candidate in self._sparsest(size_class, pages)
+            if candidate[0] < PAGES_PER_ZSPAGE
+        ]
+        return self._empty(heapq.nsmallest(pages, sparse), pages)
+
+    def _sparsest(self, size_class: int, count: int) -> list[_Candidate]:
+        if count <= 0:
+            return []
+        pool = self._layer.pool
+        with self._layer.lock:
+            zspages = pool.sparse(size_class)
+        # Counts may change from here on; what matters of them is looked at again later.
+        return heapq.nsmallest(
+            count, ((pool.used_in(zspage), zspage, size_class) for zspage in zspages)
+        )
+
+    # ---- one round ----
+
+    def _empty(self, sparse: list[_Candidate], pages: int) -> int:
+        """Empty zspages, the sparsest first; return how many became free.
+
+        :param pages: 0: pack. Else squeeze, until there is room for as many pages.
+        """
+        pool, lock = self._layer.pool, self._layer.lock
+        victims: dict[int, list[int]] = {}
+        gained, budget = 0, MOVES_MAX
+        try:
+            for used, zspage, size_class in sparse:
+                budget -= used
+                if budget < 0:
+                    break
+                with lock:
+                    if pool.drain(zspage, size_class):
+                        victims[zspage] = []
+            if victims:
+                self._find_slots(victims)
+            for zspage, slots in victims.items():
+                with lock:
+                    if pages and pool.room_for_any() >= pages:
+                        break
+                gained += (
+                    self._squeeze_one(zspage, slots) if pages else self._move_out(zspage, slots)
+                )
+        finally:
+            for zspage in victims:
+                with lock:
+                    pool.end_drain(zspage)
+        return gained
+
+    def _find_slots(self, victims: dict[int, list[int]]) -> None:
+        """Note under each zspage the slots whose words point into it.
+
+        Nothing is placed in these zspages meanwhile, so none is missed; but a word that was
+        found may change before its blob is moved.
+        """
+        table, lock = self._layer.table, self._layer.lock
+        with lock:
+            clusters = table.clusters()
+        for number, cluster in enumerate(clusters, 1):
+            first = cluster << CLUSTER_SHIFT
+            with lock:
+                words = table.run(first, CLUSTER_SLOTS)
+            for index, word in enumerate(words):
+                if word >> ZSPAGE_SHIFT in victims and word & TAG_MASK == Tag.POOL:
+                    victims[word >> ZSPAGE_SHIFT].append(first + index)
+            if not number % _BREATH_EVERY_CLUSTERS:
+                let_requests_in()
+
+    def _move_out(self, zspage: int, slots: list[int]) -> bool:
+        """Move the blobs of *slots* to zspages of no larger class; is *zspage* free then?"""
+        pool, lock = self._layer.pool, self._layer.lock
+        for start in range(0, len(slots), STEP_BLOBS):
+            with lock:
+                if not pool.is_draining(zspage):
+                    return True  # its last blob was discarded or rewritten
+                largest = pool.class_of(zspage)
+                for slot in slots[start : start + STEP_BLOBS]:
+                    word = self._word_in(zspage, slot)
+                    if word and not self._move(slot, word, largest, spare=False):
+                        return False
+            let_requests_in()
+        with lock:
+            return not pool.is_draining(zspage)
+
+    def _squeeze_one(self, zspage: int, slots: list[int]) -> bool:
+        """Move all blobs of *zspage* to larger places at once, or none; is it free then?
+
+        All under one hold of the lock: the spare zspage is lent for as long only.
+        """
+        pool = self._layer.pool
+        with self._layer.lock:
+            found = [(slot, word) for slot in slots if (word := self._word_in(zspage, slot))]
+            if not len(found) == pool.used_in(zspage) < PAGES_PER_ZSPAGE:
+                return not pool.is_draining(zspage)  # some are being demoted
+            for slot, word in found:
+                if not self._move(slot, word, RAW_CLASS, spare=True):
+                    return False
+        let_requests_in()
+        return True
+
+    def _word_in(self, zspage: int, slot: int) -> int:
+        """Return the word of *slot* if its blob is in *zspage* and may be moved, else 0."""
+        word = self._layer.table.get(slot)
+        here = word >> ZSPAGE_SHIFT == zspage and word & (TAG_MASK | MOVING) == Tag.POOL
+        return word if here else 0
+
+    def _move(self, slot: int, word: int, largest: int, *, spare: bool) -> bool:
+        """Move the blob of *slot*; False: there is no place for it. The lock is held."""
+        layer = self._layer
+        place = layer.pool.allocate_to_move(blob_length(word), largest, spare=spare)
+        if place == NO_PLACE:
+            return False
+        layer.put(place, layer.blob(word))
+        layer.free(layer.table.exchange(slot, move_pool(word, place), "compact"))
+        layer.counters.add("compacted_pages")
+        return True

@@ -1,0 +1,432 @@
+"""Moving blobs together in the pool, and what that guarantees (I6)."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from errno import EIO, ENOSPC
+from pathlib import Path
+
+import pytest
+
+from swapfs.config import Config
+from swapfs.config_file import FileTierConfig
+from swapfs.region import ZSPAGE_BYTES
+from swapfs.room import geometry_of, guaranteed_bytes
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import page
+from swapfs.testing.rig import Rig, Ticket
+from swapfs.tiers.pool import RAW_CLASS
+from swapfs.tiers.segments import SEGMENT_BYTES, guaranteed_pages
+from swapfs.units import CLUSTER_BYTES, CLUSTER_SLOTS, PAGE_SIZE, GiB, MiB, TiB
+from swapfs.vlayer import compaction, second_try
+from swapfs.vlayer.compaction import Compactor
+from swapfs.vlayer.entry import MOVING, PLACE_SHIFT, REFERENCED
+from swapfs.vlayer.second_try import SecondTry
+
+SLOTS = 8 * CLUSTER_SLOTS
+POOL_BYTES = 2 * MiB
+KINDS = ("text", "heap", "random", "zero")
+
+
+def _config(size_bytes: int, pool_bytes: int, file_bytes: int = 0) -> Config:
+    file = FileTierConfig(Path("/x"), file_bytes) if file_bytes else None
+    return Config(mountpoint=Path("/m"), size_bytes=size_bytes, pool_bytes=pool_bytes, file=file)
+
+
+def _fit(config: Config) -> Config:
+    """Return *config* with the largest size that is guaranteed."""
+    size = config.size_bytes
+    while size > guaranteed_bytes(replace(config, size_bytes=size)):
+        size = guaranteed_bytes(replace(config, size_bytes=size))
+    return replace(config, size_bytes=size)
+
+
+def _fragmented(kept_every: int, kind: str = "text") -> tuple[Rig, dict[int, bytes]]:
+    """Return a rig that was full, and what is left of it."""
+    rig, model = Rig(SLOTS, POOL_BYTES), {}
+    slot = 0
+    while rig.store(slot, page(kind, slot)):
+        model[slot] = page(kind, slot)
+        slot += 1
+    for number in list(model):
+        if number % kept_every:
+            rig.layer.discard_run(number, 1)
+            del model[number]
+    return rig, model
+
+
+def _assert_holds(rig: Rig, model: dict[int, bytes]) -> None:
+    rig.check()
+    for slot, data in model.items():
+        assert rig.load(slot) == data, slot
+
+
+# ---- the guarantee ----
+
+
+@pytest.mark.parametrize(("segments", "seed"), [*((0, seed) for seed in range(6)), (5, 1), (5, 2)])
+def test_the_guaranteed_room_can_be_filled_after_any_history(segments: int, seed: int) -> None:
+    """Every write of a swap file as large as the guarantee succeeds."""
+    rng = random.Random(seed)
+    config = _fit(_config(16 * MiB, 4 * MiB, segments * SEGMENT_BYTES))
+    geometry = geometry_of(config)
+    room_bytes = 4 * MiB + guaranteed_pages(segments) * PAGE_SIZE
+    assert room_bytes - 3 * ZSPAGE_BYTES < config.size_bytes < room_bytes
+    tier = MemoryTier(segments) if segments else None
+    rig = Rig(geometry.slots, geometry.pool_bytes, tier)
+    model: dict[int, bytes] = {}
+    kinds = [*rng.choices(KINDS, k=2), "random"]
+
+    def write(slot: int, kind: str) -> None:
+        length = rng.choice((PAGE_SIZE, rng.randrange(PAGE_SIZE)))
+        data = page(kind, rng.randrange(500))[:length].ljust(PAGE_SIZE, b"\1")
+        assert rig.write(slot, data) == PAGE_SIZE, "I6"
+        model[slot] = data
+
+    for _ in range(3):
+        for _ in range(rng.choice((500, 3000))):
+            slot = rng.randrange(geometry.slots)
+            if rng.random() < 0.3:
+                rig.layer.discard_run(slot, 1)
+                model.pop(slot, None)
+            else:
+                write(slot, rng.choice(kinds))
+        slots = list(range(geometry.slots))
+        rng.shuffle(slots)
+        for slot in slots:
+            write(slot, "random" if rng.random() < 0.97 else rng.choice(kinds))
+        _assert_holds(rig, model)
+        if not segments:
+            rig = Rig(geometry.slots, geometry.pool_bytes, region=rig.region)
+    for slot in slots:
+        data = rng.randbytes(PAGE_SIZE)
+        assert rig.write(slot, data) == PAGE_SIZE
+        model[slot] = data
+    states = rig.layer.table.state_counts()
+    assert states["raw"] + states["file"] == geometry.slots, "full of whole pages"
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_one_blob_of_every_size_pins_nothing() -> None:
+    rig, model = Rig(SLOTS, POOL_BYTES), {}
+    rng = random.Random(1)
+    for slot in range(60):
+        model[slot] = rng.randbytes(64 * (slot + 1)).ljust(PAGE_SIZE, b"\1")
+    for slot, data in model.items():
+        assert rig.write(slot, data) == PAGE_SIZE
+    raw = 60
+    while rig.write(raw, rng.randbytes(PAGE_SIZE)) == PAGE_SIZE:
+        raw += 1
+    assert raw >= (POOL_BYTES // ZSPAGE_BYTES - 2) * 16 - 1
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_table_zspages_that_emptied_in_part_do_not_eat_the_room() -> None:
+    clusters = 64
+    rig = Rig(clusters * CLUSTER_SLOTS, POOL_BYTES)
+    for cluster in range(clusters):
+        assert rig.write(cluster * CLUSTER_SLOTS, page("zero", 1)) == PAGE_SIZE
+    for cluster in range(clusters):
+        if cluster % 16:
+            rig.layer.discard_run(cluster * CLUSTER_SLOTS, 1)
+    pool = rig.layer.pool
+    assert pool.table_zspages == 4
+    assert pool.reserve_zspages == 0, "what is missing has places in those four"
+    raw = 0
+    while rig.write(raw, page("random", raw)) == PAGE_SIZE:
+        raw += 1
+    assert raw >= (POOL_BYTES // ZSPAGE_BYTES - 4 - 1) * 16 - 1
+    for cluster in range(clusters):
+        assert rig.write(cluster * CLUSTER_SLOTS + 500, page("zero", 1)) == PAGE_SIZE
+    rig.region.close()
+
+
+def test_guaranteed_room() -> None:
+    pool = 64 * MiB
+    assert guaranteed_bytes(_config(32 * MiB, pool)) == pool - 2 * ZSPAGE_BYTES - PAGE_SIZE
+    with_file = guaranteed_bytes(_config(32 * MiB, pool, GiB))
+    assert pool + GiB // 2 < with_file < pool + GiB
+    # The tables of 1 TiB would take 2 GiB; those that fit into 1/8 of the pool name 4 GiB.
+    thin = _config(TiB, pool, TiB)
+    assert guaranteed_bytes(thin) == pool // 8 // PAGE_SIZE * CLUSTER_BYTES
+    assert _fit(thin).size_bytes == guaranteed_bytes(thin)
+
+
+# ---- packing ----
+
+
+def test_packing_frees_what_can_be_freed() -> None:
+    rig, model = _fragmented(20)
+    pool = rig.layer.pool
+    before = pool.free_zspages
+    gains = sum(pool.gain(size_class) for size_class in range(RAW_CLASS + 1))
+    assert gains > pool.zspages // 2
+    compactor = Compactor(rig.layer)
+    gained = 0
+    while step := compactor._pack(8, worth=1):
+        assert step <= 8
+        gained += step
+        rig.check()
+    assert pool.free_zspages == before + gained
+    assert gained >= gains
+    assert all(pool.gain(size_class) <= 0 for size_class in range(RAW_CLASS + 1))
+    assert 0 < rig.counter("compacted_pages") <= len(model)
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_a_move_keeps_the_bits_and_changes_the_place() -> None:
+    rig, model = _fragmented(20)
+    table = rig.layer.table
+    for number, slot in enumerate(model):
+        table.mark(slot, REFERENCED, on=bool(number % 2))
+    before = {slot: table.get(slot) for slot in model}
+    assert Compactor(rig.layer)._pack(100, worth=1)
+    moved = [slot for slot in model if table.get(slot) != before[slot]]
+    assert len(moved) == rig.counter("compacted_pages") > 0
+    low_bits = (1 << PLACE_SHIFT) - 1
+    assert all(not (table.get(slot) ^ before[slot]) & low_bits for slot in model)
+    assert {bool(before[slot] & REFERENCED) for slot in moved} == {False, True}
+    rig.region.close()
+
+
+def test_what_is_being_demoted_is_left_alone() -> None:
+    rig, model = _fragmented(20)
+    table, compactor = rig.layer.table, Compactor(rig.layer)
+    for slot in model:
+        table.mark(slot, MOVING, on=True)
+    before = {slot: table.get(slot) for slot in model}
+    assert compactor._pack(100, worth=1) == 0
+    assert compactor._squeeze(10) == 0
+    assert {slot: table.get(slot) for slot in model} == before
+    for slot in model:
+        table.mark(slot, MOVING, on=False)
+    assert compactor._pack(100, worth=1) > 0
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_no_walk_without_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, _ = _fragmented(1, kind="random")
+    compactor = Compactor(rig.layer)
+    walks: list[object] = []
+    monkeypatch.setattr(compactor, "_find_slots", walks.append)
+    assert compactor.is_low()
+    assert compactor.tidy() == 0
+    assert not compactor.make_room(16)
+    assert walks == []
+    rig.region.close()
+
+
+def test_tidy_waits_until_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, model = _fragmented(20)
+    compactor = Compactor(rig.layer)
+    compactor.low_zspages = 0
+    assert not compactor.is_low()
+    assert compactor.tidy() == 0
+    compactor.low_zspages = rig.layer.pool.zspages
+    monkeypatch.setattr(compactor, "_worth_zspages", 1000)
+    assert compactor.tidy() == 0
+    monkeypatch.setattr(compactor, "_worth_zspages", 1)
+    assert compactor.tidy() > 0
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_the_work_of_a_round_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, model = _fragmented(20)
+    monkeypatch.setattr(compaction, "MOVES_MAX", 10)
+    assert Compactor(rig.layer)._pack(100, worth=1) > 0
+    assert rig.counter("compacted_pages") <= 10
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 7])
+def test_a_crash_in_mid_round_loses_nothing(moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, model = _fragmented(20)
+    exchange = rig.layer.table.exchange
+    left = [moves]
+
+    def dying(slot: int, new: int, cause: str) -> int:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return exchange(slot, new, cause)
+
+    monkeypatch.setattr(rig.layer.table, "exchange", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Compactor(rig.layer)._pack(100, worth=1)
+    rig = Rig(SLOTS, POOL_BYTES, region=rig.region)
+    _assert_holds(rig, model)
+    assert Compactor(rig.layer)._pack(100, worth=1) > 0
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def _history(rig: Rig, rng: random.Random) -> dict[int, bytes]:
+    model: dict[int, bytes] = {}
+    for _ in range(4000):
+        slot, choice = rng.randrange(1500), rng.random()
+        if choice < 0.5:
+            data = page(rng.choice(KINDS), rng.randrange(100))
+            if rig.store(slot, data):
+                model[slot] = data
+        elif choice < 0.7:
+            rig.layer.discard_run(slot, 3)
+            for gone in range(slot, slot + 3):
+                model.pop(gone, None)
+        else:
+            assert rig.load(slot) == model.get(slot, bytes(PAGE_SIZE))
+    return model
+
+
+def test_rounds_beside_everything_else() -> None:
+    """One thread compacts, one demotes, one writes, reads and discards."""
+    rig = Rig(SLOTS, POOL_BYTES, MemoryTier(16))
+    compactor, done = Compactor(rig.layer), threading.Event()
+    errors: list[Exception] = []
+
+    def beside(work: Callable[[], object]) -> threading.Thread:
+        def loop() -> None:
+            try:
+                while not done.is_set():
+                    work()
+            except Exception as error:  # noqa: BLE001 - the test shows it
+                errors.append(error)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        return thread
+
+    threads = [
+        beside(lambda: (compactor._pack(20, worth=1), compactor._squeeze(10))),
+        beside(lambda: rig.down.demote(30)),
+    ]
+    model = _history(rig, random.Random(1))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert rig.counter("compacted_pages") > 0
+    assert rig.counter("demoted_pages") > 0
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+# ---- writes that wait ----
+
+
+def _second(rig: Rig, buffers: int = 2, wait_s: float = 0.05) -> SecondTry:
+    views = [memoryview(bytearray(32 * PAGE_SIZE)) for _ in range(buffers)]
+    return SecondTry(rig.layer, views, wait_s=wait_s)
+
+
+def _run(second: SecondTry) -> None:
+    second.stop()
+    second.run()
+
+
+def test_the_rest_of_a_request_is_kept_and_answered_once() -> None:
+    rig, model = _fragmented(20)
+    slot = SLOTS - 600
+    while rig.store(slot, page("random", slot)):
+        model[slot] = page("random", slot)
+        slot += 1
+    second, ticket = _second(rig), Ticket()
+    pages = [page("random", number) for number in range(16)]
+    request = bytearray(b"".join(pages))
+    second.submit(ticket, 99, slot, memoryview(request), 16)
+    request[:] = bytes(len(request))
+    assert ticket.results == []
+    _run(second)
+    assert ticket.results == [99]
+    model |= {slot + index: data for index, data in enumerate(pages)}
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_a_full_pool_refuses_and_keeps_what_it_has() -> None:
+    rig, model = _fragmented(1, kind="random")
+    second, tickets = _second(rig), [Ticket(), Ticket(), Ticket()]
+    for ticket in tickets:  # the third finds no buffer
+        second.submit(ticket, PAGE_SIZE, SLOTS - 1, memoryview(page("random", 1)), 1)
+    assert [ticket.results for ticket in tickets] == [[], [], [-ENOSPC]]
+    _run(second)
+    assert [ticket.results for ticket in tickets] == [[-ENOSPC]] * 3
+    assert rig.counter("failed_write_no_room") == 3
+    rig.layer.discard_run(0, 1)
+    del model[0]
+    again = Ticket()
+    second.submit(again, PAGE_SIZE, SLOTS - 1, memoryview(page("random", 1)), 1)
+    _run(second)
+    assert again.results == [PAGE_SIZE], "the buffers came back"
+    _assert_holds(rig, model)
+    rig.region.close()
+
+
+def test_a_bug_is_answered_and_the_thread_lives(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, _ = _fragmented(1)
+    second, ticket, again = _second(rig), Ticket(), Ticket()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.layer, "store_run", None)
+        patch.setattr(second.compactor, "tidy", None)
+        second.submit(ticket, 1, 0, memoryview(page("text", 1)), 1)
+        second.kick_if_needed()
+        _run(second)
+    assert ticket.results == [-EIO]
+    assert rig.counter("handler_errors") == 2
+    assert "TypeError" in caplog.text
+    second.submit(again, PAGE_SIZE, 0, memoryview(page("zero", 1)), 1)
+    _run(second)
+    assert again.results == [PAGE_SIZE]
+    rig.region.close()
+
+
+def test_a_short_pool_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, looks = [10.0], []
+    rig, _ = _fragmented(1)
+    second = SecondTry(rig.layer, [], clock_s=lambda: now_s[0])
+    monkeypatch.setattr(second.compactor, "tidy", lambda: looks.append(now_s[0]))
+    second.kick_if_needed()
+    second.kick_if_needed()
+    _run(second)
+    second.kick_if_needed()
+    _run(second)
+    assert looks == [10.0]
+    now_s[0] += second_try.LOOK_EVERY_S
+    second.kick_if_needed()
+    _run(second)
+    assert len(looks) == 2
+    rig.layer.discard_run(0, SLOTS)
+    now_s[0] += second_try.LOOK_EVERY_S
+    second.kick_if_needed()
+    _run(second)
+    assert len(looks) == 2, "nothing is short"
+    rig.region.close()
+
+
+def test_a_full_file_tier_falls_back_on_compaction() -> None:
+    rig = Rig(SLOTS, 16 * ZSPAGE_BYTES, MemoryTier(4))
+    model: dict[int, bytes] = {}
+    for slot in range(120):
+        model[slot] = page("text", slot)
+        assert rig.store(slot, model[slot])
+    slot = 200
+    while not rig.counter("compacted_pages"):
+        assert rig.write(slot, page("random", slot)) == PAGE_SIZE
+        model[slot] = page("random", slot)
+        slot += 1
+        for small in [small for small in model if small < 120 and small % 7 and slot > 300]:
+            rig.layer.discard_run(small, 1)
+            del model[small]
+    assert rig.counter("failed_write_no_room") == 0
+    _assert_holds(rig, model)
+    rig.region.close()

@@ -23,8 +23,8 @@ DISK: Final = "/dev/disk/by-id/virtio-data0"
 NAME: Final = "faulty"
 MAPPED: Final = f"/dev/mapper/{NAME}"
 DELAY_S: Final = 30
-LIMIT_MIB: Final = 40
-DATA_MIB: Final = 112
+LIMIT_MIB: Final = 24
+DATA_MIB: Final = 48
 RECOVERY_BOUND_S: Final = 150
 FLIPPED_BLOBS: Final = 5
 
@@ -187,12 +187,13 @@ def main() -> int:
     """Run the job and return its exit status."""
     report = lab.Report()
     with report:
+        lab.must("dmesg", "-n", "1")  # thousands of I/O errors, and the console is slow
         disk = FaultyDisk()
-        lab.up("--size", "256M", "--pool", "64M", "--file", f"{MAPPED}:512M")
+        lab.up("--size", "64M", "--pool", "48M", "--file", f"{MAPPED}:512M")
         group = lab.Cgroup("hog", LIMIT_MIB)
         hog = lab.Hog(DATA_MIB, group)
         hog.do("fill")
-        lab.must("swapfs", "demote", "--pages", "8000")
+        lab.must("swapfs", "demote", "--pages", "4000")
         on_disk = lab.status()["slots"]["file"]
         report.check("pages are on the disk", on_disk > 1000, f"{on_disk} slots")
         check_write_errors(report, disk, hog)

@@ -6,13 +6,11 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instance import Instance
-
-Start = Callable[..., Instance]
+from instance import Instance, Start
 
 _numbers = itertools.count(1)  # an instance's name is its own on the whole machine
 _TOOLS = ("losetup", "mkswap", "blkid", "fio")
@@ -28,7 +26,7 @@ def _missing() -> str:
         return "needs loop devices: run 'modprobe loop'"
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
-        return f"needs {', '.join(missing)}: run 'make setup', or install mount, util-linux, fio"
+        return f"needs {', '.join(missing)}: run 'make build', or install mount, util-linux, fio"
     return ""
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -248,3 +249,7 @@ def errno_of(call: Any, *args: object) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return ""
+
+
+Start = Callable[..., Instance]
+"""Starts an instance with the options given, and takes it down when the test is over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import Start
+from instance import Start
 from load import Load, fill
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import Start
 from instance import (
     FALLOC_COLLAPSE_RANGE,
     FALLOC_INSERT_RANGE,
@@ -16,6 +15,7 @@ from instance import (
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
     Instance,
+    Start,
     check,
     errno_of,
     fallocate,

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Start
-from instance import Instance, check, errno_of, fallocate, processes_of, punch, run
+from instance import Instance, Start, check, errno_of, fallocate, processes_of, punch, run
 
 from swapfs import kernel
 from swapfs.testing.pages import page

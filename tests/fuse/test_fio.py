@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Start
-from instance import Instance, check
+from instance import Instance, Start, check
 from load import fill
 
 COMMON = (

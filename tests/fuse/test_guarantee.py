@@ -6,7 +6,7 @@ import os
 import random
 import threading
 
-from conftest import Start
+from instance import Start
 
 from swapfs.testing.pages import page
 from swapfs.units import KiB

@@ -7,8 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Start
-from instance import Instance, check, errno_of, punch, run
+from instance import Instance, Start, check, errno_of, punch, run
 
 SIZE = 64 << 20
 PAGE = 4096

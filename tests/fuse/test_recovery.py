@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Start
-from instance import Instance, check, is_alive, processes_of, wait_until
+from instance import Instance, Start, check, is_alive, processes_of, wait_until
 from load import Load, fill
 
 PAGE = 4096

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Start
-from instance import Instance, punch
+from instance import Instance, Start, punch
 
 from swapfs.testing.pages import page
 

@@ -10,8 +10,7 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 
-from conftest import Start
-from instance import Instance, punch
+from instance import Instance, Start, punch
 from load import Load, fill
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -7,17 +7,15 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from instance import Instance, is_alive, wait_until
+from instance import Instance, Start, is_alive, wait_until
 
 from swapfs import control, kernel, status
 from swapfs.fuse_init import FLAG_HAS_RESEND, decode
 
-Start = Callable[..., Instance]
 DATA = b"precious" * 512
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
 from typing import Final, ParamSpec
@@ -43,6 +44,7 @@ _STORE_STEP: Final = 32
 """Pages stored under one hold of the layer's lock."""
 _INLINE_DISCARD_SLOTS: Final = 2048
 """Longer ones leave the session thread; the kernel discards by clusters of 512."""
+_INLINE_PATCH_S: Final = 20e-6
 _ZEROS: Final = bytes(PAGE_SIZE)
 _READ_BYTES: Final = COUNTER_INDEX["read_bytes"]
 _WRITTEN_BYTES: Final = COUNTER_INDEX["written_bytes"]
@@ -116,6 +118,8 @@ class SwapFile:
         self._counter_words = layer.counters.words
         self._pages = bytearray(len(reply) + 2 * PAGE_SIZE)
         self._page = bytearray(PAGE_SIZE)
+        self._slow_patch = threading.Lock()
+        self._patching_inline = False
 
     def on_failure(self, what: str, error: Exception) -> None:
         """Count and log a request that ends in EIO."""
@@ -243,7 +247,26 @@ class SwapFile:
 
         Without *buffers*, in the session thread, a slot in the file tier or a full pool ends
         it; all of it is then done again by a worker, which has buffers and may wait.
+
+        A worker reads a page, changes part of it and may publish it much later, so what others
+        write to the rest of that page meanwhile would be lost. Hence one worker at a time, and
+        none in the session thread until it is done: those are deferred too and queue here.
         """
+        if buffers is None:
+            self._patching_inline = True
+            try:
+                busy = self._slow_patch.locked()
+                return not busy and self._patch_slots(offset, data, page, None)
+            finally:
+                self._patching_inline = False
+        with self._slow_patch:
+            while self._patching_inline:  # it looked just before we locked; never waits itself
+                time.sleep(_INLINE_PATCH_S)
+            return self._patch_slots(offset, data, page, buffers)
+
+    def _patch_slots(
+        self, offset: int, data: memoryview, page: bytearray, buffers: Buffers | None
+    ) -> bool:
         done = 0
         while done < len(data):
             slot, start = (offset + done) >> PAGE_SHIFT, (offset + done) & _OFFSET_MASK

@@ -504,3 +504,12 @@ def test_a_bug_is_eio_logged_and_counted(
         assert call[handler]() == -EIO
     assert "ZeroDivisionError: planted" in caplog.text
     assert file.counter("handler_errors") == 1
+
+
+def test_a_part_is_not_written_while_a_worker_changes_its_page(file: File) -> None:
+    assert file.write(0, b"o" * PAGE) == PAGE
+    file.request[:512] = b"n" * 512
+    with file.swap._slow_patch:  # as a worker holds it between its read and its publication
+        assert file.swap.write(512, 512) is None
+    assert file._finish() == 512
+    assert file.read(0, PAGE) == b"o" * 512 + b"n" * 512 + b"o" * (PAGE - 1024)

@@ -1,0 +1,67 @@
+"""A running instance is replaced by another daemon: nobody notices, or nothing happens."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from instance import Instance, Start, is_alive, wait_until
+from load import Load, fill
+
+from swapfs.region import FORMAT_VERSION
+
+UPGRADES = 3
+
+
+@pytest.mark.timeout(200)
+def test_upgrades_under_readers_writers_and_discarders(start: Start) -> None:
+    instance = start("64M", "4M", "160M")
+    fill(instance, 8192, 4096)
+    load = Load(instance, 2048)
+    monitors = [instance.status()["pid"]]
+    errors: list[str] = []
+
+    def keep_upgrading() -> None:
+        for _ in range(UPGRADES):
+            done = instance.cli("upgrade")
+            errors.extend(done.stderr.splitlines())
+            monitors.append(instance.status()["pid"])
+
+    upgrader = threading.Thread(target=keep_upgrading)
+    upgrader.start()
+    rounds = 0
+    while upgrader.is_alive():
+        load.run(100, seed=rounds)
+        rounds += 1
+    upgrader.join()
+    load.verify()
+    assert errors == []
+    assert len(set(monitors)) == UPGRADES + 1
+    wait_until(lambda: not any(is_alive(pid) for pid in monitors[:-1]), "the old ones to end")
+    counters = instance.counters()
+    assert counters["server_starts"] == UPGRADES + 1
+    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
+
+
+def _set_format(instance: Instance, version: int) -> None:
+    region = instance.region()
+    region._whole[8:12] = version.to_bytes(4, "little")
+    region.close()
+
+
+def test_a_region_of_another_format_is_refused_and_goes_on(start: Start) -> None:
+    instance = start("64M", "96M")
+    data = b"precious" * 512
+    fd = instance.open()
+    with open(fd, "r+b", buffering=0) as swap:
+        swap.write(data)
+        monitor = instance.status()["pid"]
+        theirs = FORMAT_VERSION + 1
+        _set_format(instance, theirs)
+        done = instance.cli("upgrade")
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert f"format {theirs}" in done.stderr
+        assert instance.status()["pid"] == monitor
+        swap.seek(0)
+        assert swap.read(len(data)) == data

@@ -26,7 +26,7 @@ _CMDLINE = (
     "mitigations=off audit=0 apparmor=0"
 )
 # On a busy host the kernel finds TCG's TSC unstable, though it is not, and patches its own code for
-# that while it runs, which TCG at times gets wrong ("Oops: int3").
+# that while it runs, which TCG before 8.1 at times gets wrong (`job.spoiled_by_emulator`).
 _TCG_CMDLINE = "tsc=nowatchdog"
 _DUMP_S = 5.0
 _DUMP_KEYS = "9wml"  # all messages to the console; blocked tasks; memory; CPUs' back traces

@@ -7,8 +7,9 @@ STAMP := .venv/.swapfs-stamp
 SOURCES := pyproject.toml $(wildcard swapfs/*.c)
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS)
 KERNEL ?= 6.12
+MINUTES ?= 10
 
-.PHONY: help build packages vm-packages demo test test-fast test-vm vm lint bench-floor clean
+.PHONY: help build packages vm-packages demo test test-fast test-vm soak vm lint bench-floor clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,7 +35,10 @@ test: vm-packages build lint  ## all tests: unit, property, fuse, and a VM run
 test-fast: build  ## unit and property tests: no root, no mount
 	@$(PYTHON) -m pytest -q tests/unit tests/property
 
-test-vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
+test-soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
+	@$(SUDO) $(PYTHON) tests/vm/soak.py --minutes $(MINUTES) --kernel $(KERNEL)
+
+vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
 	@$(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
 
 vm: vm-packages build  ## a shell in the VM

@@ -1,0 +1,76 @@
+"""Everything at once for as long as wanted: load, server kills, a disk that fails and recovers.
+
+Minutes come from params.json beside this file. Write errors and slow spells only: a read error
+on purpose would kill the hog with SIGBUS, which is right but ends the soak (see disk.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from disk import MAPPED, NAME, FaultyDisk
+from guest import lab
+from kills import Churn, kill_server
+
+LIMIT_MIB: Final = 48
+DATA_MIB: Final = 128
+FAULTS: Final = ("write errors", "slow")
+SPELL_S: Final = (1.0, 4.0)
+PAUSE_S: Final = (0.5, 3.0)
+
+
+def main() -> int:
+    """Run the job and return its exit status."""
+    minutes = json.loads(Path(__file__).with_name("params.json").read_text())["minutes"]
+    report = lab.Report()
+    rng = random.Random(time.time_ns())
+    with report:
+        lab.must("dmesg", "-n", "1")
+        disk = FaultyDisk()
+        lab.up("--size", "512M", "--pool", "96M", "--file", f"{MAPPED}:700M")
+        group = lab.Cgroup("hog", LIMIT_MIB)
+        hog = lab.Hog(DATA_MIB, group)
+        hog.do("fill")
+        churn = Churn(hog)
+        churn.start()
+        dead: set[int] = set()
+        faults = 0
+        end_s = time.monotonic() + minutes * 60
+        while time.monotonic() < end_s and churn.is_alive():
+            time.sleep(rng.uniform(*PAUSE_S))
+            if rng.random() < 0.7:
+                kill_server(dead)
+            else:
+                disk.behave(rng.choice(FAULTS))
+                lab.run("swapfs", "demote", "--pages", "1000")
+                time.sleep(rng.uniform(*SPELL_S))
+                disk.behave("good")
+                faults += 1
+            lab.say(f"{len(dead)} kills, {faults} disk faults, {churn.pages} pages verified")
+        churn.stop()
+        report.check(
+            "nothing wrong in the soak",
+            churn.wrong == 0 and churn.pages > 0,
+            f"{len(dead)} kills, {faults} disk faults, {churn.pages} pages, {churn.wrong} wrong "
+            + "; ".join(churn.details),
+        )
+        hog.verify(report, "verify all at the end")
+        counters = lab.status()["counters"]
+        bad = {k: v for k, v in counters.items() if k.startswith("failed_read") and v}
+        report.check("no read failed", not bad, f"{bad}")
+        group.unlimited()
+        report.check("down with everything in use", True, lab.down())
+        hog.verify(report, "verify after swapoff")
+        hog.quit()
+        lab.must("dmsetup", "remove", NAME)
+        report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+    return report.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

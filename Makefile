@@ -35,11 +35,11 @@ test: vm-packages build lint  ## all tests: unit, property, fuse, and a VM run
 test-fast: build  ## unit and property tests: no root, no mount
 	@$(PYTHON) -m pytest -q tests/unit tests/property
 
-test-soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
-	@$(SUDO) $(PYTHON) tests/vm/soak.py --minutes $(MINUTES) --kernel $(KERNEL)
-
-vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
+test-vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
 	@$(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
+
+soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
+	@$(SUDO) $(PYTHON) tests/vm/soak.py --minutes $(MINUTES) --kernel $(KERNEL)
 
 vm: vm-packages build  ## a shell in the VM
 	@$(SUDO) $(PYTHON) deploy/vm/vm.py shell --kernel $(KERNEL) --disk 1024

@@ -5,7 +5,7 @@ Each guard is set, then read back from the kernel, and can be read back again at
 that does not hold is an error unless the operator said ``--unsafe``. Knows nothing of files,
 mounts or tiers: what they know is passed in as probes.
 
-Why these guards (512 MiB VM under whole-system pressure, DESIGN.md section 2): a server that
+Why these guards (measured in a 512 MiB VM under whole-system pressure): a server that
 allocates while it serves wedges the machine within a second, even with ``mlockall`` and
 PR_SET_IO_FLUSHER. What survived was all of them together: locked preallocated pool, locked
 process, IO_FLUSHER, SCHED_FIFO (a real-time task may use part of the reserve below the min

@@ -1,7 +1,7 @@
 """The kernel's reserve of free memory, ``vm.min_free_kbytes``: raised while swap is on.
 
-A larger reserve lets the server get its memory while everybody else waits for some (DESIGN.md
-section 2). It belongs to the whole machine, so the instances of one runtime directory share one
+A larger reserve lets the server get its memory while everybody else waits for some (measured in a
+512 MiB VM). It belongs to the whole machine, so the instances of one runtime directory share one
 state file: the first that needs more than there is notes what was set before, the last one puts
 that back. The file is written before the kernel's value is changed, and removed after it was put
 back, so that a crash in between leaves nothing that a later ``down`` would misread.

@@ -1,6 +1,6 @@
 """Which sectors of a backing file are free: bitmaps in segments of 1 MiB.
 
-Two bitmaps, as in the kernel's virtual swap patches (vss.md patch 20): taken, and bad. Fresh
+Two bitmaps, as in the kernel's virtual swap patches (v5, patch 20): taken, and bad. Fresh
 segments are handed out whole, so that demotion writes are long and sequential; when none is
 left, the longest holes of the emptiest segments are. Segments are kept in lists by how full
 they are, so that nothing here costs more for a larger file. Pure bookkeeping, no I/O; thread

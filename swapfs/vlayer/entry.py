@@ -1,7 +1,8 @@
 """Swap table entries: one 64-bit word says what a slot holds and where.
 
 Everything that may be in a word, and every legal change of one, is in this file. Bits, lowest
-first (the tags follow the kernel's virtual table, low three bits, vss.md 3a)::
+first (the tags follow the virtual table of the kernel's
+"swap table edition" patches, low three bits)::
 
     all    0-2 tag   3 referenced (read since the clock hand passed)   4 moving (a copy to
            another place is under way; a rewrite clears it)

@@ -3,7 +3,7 @@
 A cluster's 512 words are one page of the pool, so the table's memory is part of what was
 reserved at start (I5), and a cluster that empties gives its page back. The directory and the
 words are truth (I3); the occupancy counts and the ring of live clusters are derived.
-Idea: mm/swap_table.h and the dynamic clusters of the virtual swap space patches (vss.md 3a).
+Idea: mm/swap_table.h and the dynamic clusters of the virtual swap space patches.
 """
 
 from __future__ import annotations

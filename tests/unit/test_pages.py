@@ -20,5 +20,5 @@ def test_the_mix_is_the_same_on_every_machine_and_looks_real() -> None:
     assert pages == mixed_pages(1, 400)
     assert pages != mixed_pages(2, 400)
     packed = sum(min(4096, len(lz4.block.compress(p, store_size=False))) for p in pages)
-    # lz4 on the memory of ten running programs: 1.9 to 4.3, mean 2.8 (DESIGN.md).
+    # lz4 on the memory of ten running programs: 1.9 to 4.3, mean 2.8.
     assert 1.9 < 400 * 4096 / packed < 4.3

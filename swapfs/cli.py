@@ -89,7 +89,7 @@ def mount(foreground: bool, **options: Any) -> None:
     settings = _load(options)
     pid = lifecycle.mount(settings, foreground)
     if pid is not None:
-        click.echo(f"{settings.mountpoint / leftovers.SWAP_FILE_NAME}: served by process {pid}")
+        click.echo(f"{settings.swap_file}: served by process {pid}")
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -53,6 +53,10 @@ KEYS: Final = (
 )
 
 
+SWAP_FILE_NAME: Final = "swap"
+"""The one file that a mount shows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One instance, all values checked; sizes in bytes.
@@ -74,6 +78,11 @@ class Config:
     min_free_bytes: int | None = None
     unsafe: bool = False
     runtime_dir: Path = Path("/run/swapfs")
+
+    @property
+    def swap_file(self) -> Path:
+        """The file that the kernel swaps on, through a loop device."""
+        return self.mountpoint / SWAP_FILE_NAME
 
 
 def load(

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
+from swapfs.config import SWAP_FILE_NAME
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
-SWAP_NAME: Final = b"swap"
+SWAP_NAME: Final = SWAP_FILE_NAME.encode()
 SWAP_INODE: Final = 2
 _ROOT: Final = pyfuse3.ROOT_INODE
 _CACHE_S: Final = 3600.0

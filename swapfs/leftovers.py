@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from swapfs import control, kernel
 from swapfs.config import mount_source
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from swapfs.config import Config
     from swapfs.kernel import LoopDevice, MountEntry, SwapEntry
 
-SWAP_FILE_NAME: Final = "swap"
 _LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+")
 
 
@@ -63,7 +62,7 @@ def refuse(config: Config) -> None:
             raise OperationError(f"{name} is {how} on {mounted.mountpoint}: {cure}")
     if alive:
         raise OperationError(f"a daemon of {name} is running: {cure}")
-    loop = kernel.find_loop(config.mountpoint / SWAP_FILE_NAME)
+    loop = kernel.find_loop(config.swap_file)
     if loop is not None:
         raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
     ghosts = ghost_swaps(dead_mounts(config.runtime_dir))

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs import control, kernel, leftovers, reserve, systemd
-from swapfs.config import default_mountpoint, load, mount_source
+from swapfs.config import SWAP_FILE_NAME, default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
 from swapfs.leftovers import daemon_lives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from swapfs.config import Config
+    from swapfs.config import SWAP_FILE_NAME, Config
 
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
@@ -59,7 +59,7 @@ def up(config: Config) -> Path:
     from swapfs import daemon
 
     leftovers.refuse(config)
-    swap_file = config.mountpoint / leftovers.SWAP_FILE_NAME
+    swap_file = config.swap_file
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         pid = daemon.launch(config)
@@ -184,7 +184,7 @@ def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
     places = {m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)}
     if isinstance(last.get("mountpoint"), str):
         places.add(Path(str(last["mountpoint"])))
-    files = {str(place / leftovers.SWAP_FILE_NAME) for place in places}
+    files = {str(place / SWAP_FILE_NAME) for place in places}
     # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
     ghosts = {str(ghost.device) for ghost in leftovers.ghost_swaps()}
     return [

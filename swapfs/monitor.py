@@ -28,7 +28,6 @@ from swapfs.daemon import READY, describe
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.guards import Guards
 from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor
-from swapfs.leftovers import SWAP_FILE_NAME
 from swapfs.region import Region
 from swapfs.room import geometry_of, guaranteed_bytes
 from swapfs.server import Server
@@ -307,7 +306,7 @@ class _Monitor:
             if number == RETIRE_SIGNAL:
                 return Outcome.HANDED_OVER
             if number in (signal.SIGTERM, signal.SIGINT):
-                loop = kernel.find_loop(self._config.mountpoint / SWAP_FILE_NAME)
+                loop = kernel.find_loop(self._config.swap_file)
                 if loop is None:
                     return Outcome.UNMOUNTED
                 log.critical("asked to stop, but %s needs a server first", loop.device)

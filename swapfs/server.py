@@ -202,7 +202,7 @@ class Server:
     def _probe_loop(
         self, what: str, holds: Callable[[kernel.LoopDevice], bool]
     ) -> tuple[bool, str]:
-        device = kernel.find_loop(self._config.mountpoint / "swap")
+        device = kernel.find_loop(self._config.swap_file)
         if device is None:
             return True, "no loop device is attached"
         return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
@@ -283,7 +283,7 @@ class Server:
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint
-        device = kernel.find_loop(mountpoint / "swap")
+        device = kernel.find_loop(self._config.swap_file)
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.

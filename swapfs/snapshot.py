@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swapfs import __version__, fuse_init, kernel, session
-from swapfs.config import Config, describe
+from swapfs.config import SWAP_FILE_NAME, Config, describe
 from swapfs.guards import Guards
 from swapfs.handover import Handover
 from swapfs.region import Region
@@ -141,9 +141,9 @@ class SnapshotMaker:
 
     def _find_loop(self) -> kernel.LoopDevice | None:
         """Find our loop device, also after a lazy unmount has cut its path short."""
-        loop = kernel.find_loop(Path(self._config.mountpoint) / "swap")
+        loop = kernel.find_loop(self._config.swap_file)
         if loop is None and self._loop_device is not None:
-            loop = kernel.find_loop(Path("/swap"))
+            loop = kernel.find_loop(Path("/") / SWAP_FILE_NAME)
             if loop is not None and loop.device != self._loop_device:
                 loop = None
         self._loop_device = loop.device if loop else None

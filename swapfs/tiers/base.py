@@ -2,8 +2,8 @@
 
 A tier stores batches of blobs in *extents* of 512-byte sectors and reads sectors back. It
 knows nothing of slots, words or policy. Calls block, may come from several threads at once,
-and fail only with the errors named here. A new tier is one file in this package; a wrapper
-(see ``swapfs.testing.faulty``) takes a tier and is one.
+and fail only with the errors named here. There is one lower tier at a time, and the
+monitor opens it; a wrapper (see ``swapfs.testing.faulty``) takes a tier and is one.
 """
 
 from __future__ import annotations

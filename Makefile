@@ -4,12 +4,14 @@
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
 STAMP := .venv/.swapfs-stamp
-SOURCES := pyproject.toml $(wildcard swapfs/*.c)
-SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS)
+BENCH_STAMP := .venv/.swapfs-bench-stamp
+SOURCES := pyproject.toml $(wildcard swapfs/*.c swapfs/*.h)
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
 KERNEL ?= 6.12
 MINUTES ?= 10
 
-.PHONY: help build packages vm-packages demo test test-fast test-vm soak vm lint bench-floor clean
+.PHONY: help build packages vm-packages demo test test-fast test-vm soak vm lint bench bench-full bench-compare \
+	bench-floor bench-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,8 +37,8 @@ test: vm-packages build lint  ## all tests: unit, property, fuse, and a VM run
 test-fast: build  ## unit and property tests: no root, no mount
 	@$(PYTHON) -m pytest -q tests/unit tests/property
 
-test-vm: vm-packages build  ## the whole VM suite; SWAPFS_TEST_KERNELS=6.1,6.12,7.2 for more kernels
-	@$(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
+test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
+	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
 
 soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
 	@$(SUDO) $(PYTHON) tests/vm/soak.py --minutes $(MINUTES) --kernel $(KERNEL)
@@ -47,8 +49,24 @@ vm: vm-packages build  ## a shell in the VM
 lint: build  ## ruff and mypy
 	@$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check . && $(PYTHON) -m mypy
 
+bench: bench-packages build $(BENCH_STAMP)  ## swapfs beside zram, zswap and others: tables, plots and JSON in docs/bench
+	@$(SUDO) $(PYTHON) -m tests.bench $(BENCH)
+
+bench-full: bench-packages build $(BENCH_STAMP)  ## the same with more rounds, sizes and time
+	@$(SUDO) $(PYTHON) -m tests.bench --full $(BENCH)
+
+bench-compare: build  ## A=old.json B=new.json: what became worse between two runs
+	@[ -n "$(A)" ] && [ -n "$(B)" ] || { echo "usage: make bench-compare A=old.json B=new.json" >&2; exit 2; }
+	@$(PYTHON) -m tests.bench.compare "$(A)" "$(B)"
+
 bench-floor: build  ## read latency against a C server that does nothing, in one run
-	@$(SUDO) $(PYTHON) tests/bench/bench_floor.py
+	@$(SUDO) $(PYTHON) -m tests.bench.bench_floor
+
+bench-packages:
+	@deploy/setup/packages.sh deploy/setup/packages.txt deploy/vm/packages.txt tests/bench/packages.txt
+
+$(BENCH_STAMP): $(STAMP)
+	@deploy/setup/extra.sh bench $@
 
 clean:  ## remove the virtualenv and build leftovers; the VM cache is `deploy/vm/vm.py path`
 	rm -rf .venv build ./*.egg-info swapfs/*.so

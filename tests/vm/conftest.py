@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -20,13 +21,16 @@ sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
 import vm  # noqa: E402  (found through the line above)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from _pytest.terminal import TerminalReporter
 
     RunVm = Callable[..., "JobRun"]
 
 KERNELS: Final = tuple(os.environ.get("SWAPFS_TEST_KERNELS", "6.12").split(","))
 _RUN: Final = "#!/bin/sh\nPYTHONPATH=/opt/swapfs exec python3 {script}\n"
 _TAIL_LINES: Final = 60
+_NODE: Final = re.compile(r"tests/vm/.*::test_(?P<test>\w+)\[(?P<kernel>[\w.]+)\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def _no_traceback_dump() -> None:
 
 
 @pytest.fixture
-def run_vm(kernel: str, tmp_path: Path) -> RunVm:
+def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> RunVm:
     """Return a function that runs jobs/NAME.py in a VM of its own and reads its report."""
 
     def run(
@@ -66,11 +70,12 @@ def run_vm(kernel: str, tmp_path: Path) -> RunVm:
         timeout_s: float,
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
+        params: Mapping[str, float] = MappingProxyType({}),
     ) -> JobRun:
         job = tmp_path / "job"
-        job.mkdir()
-        script = shutil.copy(HERE / "jobs" / f"{name}.py", job)
-        (job / "run").write_text(_RUN.format(script=Path(script).name))
+        shutil.copytree(HERE / "jobs", job, ignore=shutil.ignore_patterns("__pycache__"))
+        (job / "params.json").write_text(json.dumps(dict(params)))
+        (job / "run").write_text(_RUN.format(script=f"{name}.py"))
         (job / "run").chmod(0o755)
         result = vm.run_job(
             job,
@@ -80,7 +85,9 @@ def run_vm(kernel: str, tmp_path: Path) -> RunVm:
             disks_mib=disks_mib,
             timeout_s=timeout_s,
         )
-        return _read(result)
+        done = _read(result)
+        record_property("summary", done.figures.get("summary", ""))
+        return done
 
     return run
 
@@ -101,3 +108,30 @@ def _read(result: vm.VmResult) -> JobRun:
     return JobRun(
         tuple(failed), tuple(step["name"] for step in steps), report["figures"], result.dmesg
     )
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print one table: a line a test, a column a kernel, and below what each run counted."""
+    cells: dict[str, dict[str, str]] = {}
+    counted = []
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            found = _NODE.search(getattr(report, "nodeid", ""))
+            if found is None:
+                continue
+            test, kernel = found["test"].replace("_", " "), found["kernel"]
+            word = "ok" if outcome == "passed" else outcome
+            took = "" if outcome == "skipped" else f" {report.duration:.0f} s"
+            cells.setdefault(test, {})[kernel] = word + took
+            if summary := dict(report.user_properties).get("summary"):
+                counted.append(f"{kernel}: {test}: {summary}")
+    if not cells:
+        return
+    terminalreporter.section("VM tests by kernel")
+    width = max(map(len, cells)) + 2
+    terminalreporter.line(" " * width + "".join(f"{kernel:<14}" for kernel in KERNELS))
+    for test, row in cells.items():
+        line = "".join(f"{row.get(kernel, '-'):<14}" for kernel in KERNELS)
+        terminalreporter.line(f"{test:<{width}}{line}".rstrip())
+    for line in counted:
+        terminalreporter.line(line)

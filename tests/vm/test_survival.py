@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,10 +11,13 @@ if TYPE_CHECKING:
     from tests.vm.conftest import RunVm
 
 TIMEOUT_S = 1200
+LONG_S = 3600
+KILLS = int(os.environ.get("SWAPFS_TEST_KILLS", "100"))
+PRESSURE_RUNS = int(os.environ.get("SWAPFS_TEST_PRESSURE_RUNS", "1"))
 REFUSED = r"Write-error on swap-device|I/O error, dev loop\d+, sector \d+ op 0x1:\(WRITE\)"
 """What the kernel says when a swap device refuses a write for lack of room."""
 
-pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(TIMEOUT_S + 300)]
+pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(LONG_S + 300)]
 
 
 def _resends(kernel: str) -> bool:
@@ -37,13 +41,25 @@ def test_failed_up_leaves_nothing(run_vm: RunVm) -> None:
 def test_server_kills_lose_nothing(run_vm: RunVm, kernel: str) -> None:
     if not _resends(kernel):
         pytest.skip(f"kernel {kernel} does not resend requests (needs 6.9)")
-    run = run_vm("kills", timeout_s=TIMEOUT_S, disks_mib=[768])
+    run = run_vm("kills", timeout_s=LONG_S, disks_mib=[768], params={"kills": KILLS})
     assert run.failed == ()
     assert run.problems() == []
 
 
 def test_whole_system_pressure(run_vm: RunVm) -> None:
-    run = run_vm("pressure", timeout_s=TIMEOUT_S, memory_mib=512, disks_mib=[1536])
+    run = run_vm(
+        "pressure",
+        timeout_s=LONG_S,
+        memory_mib=512,
+        disks_mib=[1536],
+        params={"runs": PRESSURE_RUNS},
+    )
+    assert run.failed == ()
+    assert run.problems() == []
+
+
+def test_upgrades_lose_nothing(run_vm: RunVm) -> None:
+    run = run_vm("upgrade", timeout_s=TIMEOUT_S, disks_mib=[768])
     assert run.failed == ()
     assert run.problems() == []
 

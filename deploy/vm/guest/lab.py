@@ -26,12 +26,22 @@ PAGE_BYTES: Final = 4096
 SECTOR_BYTES: Final = 512
 RUNTIME_DIR: Final = Path("/run/swapfs")
 OUT: Final = Path("/job/out")
+PARAMS: Final = Path("/job/params.json")
 _HOG: Final = Path(__file__).with_name("hog.py")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class LabError(Exception):
     """A step could not be done; the message says which and why."""
+
+
+def param(name: str, default: float) -> float:
+    """Return the number that whoever runs the job gave for *name* in its params.json."""
+    try:
+        given: dict[str, float] = json.loads(PARAMS.read_text())
+    except FileNotFoundError:
+        return default
+    return given.get(name, default)
 
 
 def say(text: str) -> None:

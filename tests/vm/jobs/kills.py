@@ -16,7 +16,7 @@ DISK: Final = "/dev/disk/by-id/virtio-data0"
 UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M")
 LIMIT_MIB: Final = 48
 DATA_MIB: Final = 128
-KILLS: Final = 15
+KILLS: Final = 100
 PAUSE_S: Final = (0.5, 1.5)
 NEW_SERVER_BOUND_S: Final = 60
 CHURN_S: Final = 2
@@ -72,6 +72,7 @@ def main() -> int:
     """Run the job and return its exit status."""
     report = lab.Report()
     rng = random.Random(5)
+    kills = int(lab.param("kills", KILLS))
     with report:
         lab.up(*UP)
         group = lab.Cgroup("hog", LIMIT_MIB)
@@ -80,14 +81,14 @@ def main() -> int:
         dead: set[int] = set()
         churn = Churn(hog)
         churn.start()
-        while len(dead) < KILLS and churn.is_alive():
+        while len(dead) < kills and churn.is_alive():
             time.sleep(rng.uniform(*PAUSE_S))
             waited_s = kill_server(dead)
             lab.say(f"kill {len(dead)}: server appeared after {waited_s:.1f} s")
         churn.stop()
         report.check(
             "verify while it is killed",
-            churn.wrong == 0 and churn.pages > 0 and len(dead) == KILLS,
+            churn.wrong == 0 and churn.pages > 0 and len(dead) == kills,
             f"{len(dead)} kills, {churn.pages} pages verified, {churn.wrong} wrong "
             + "; ".join(churn.details),
         )
@@ -107,6 +108,9 @@ def main() -> int:
         hog.verify(report, "verify after swapoff")
         hog.quit()
         report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+        report.figures["summary"] = (
+            f"{len(dead)} kills, {churn.pages} pages verified meanwhile, {churn.wrong} wrong"
+        )
     return report.status
 
 

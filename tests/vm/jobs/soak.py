@@ -6,11 +6,9 @@ on purpose would kill the hog with SIGBUS, which is right but ends the soak (see
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from disk import MAPPED, NAME, FaultyDisk
@@ -26,7 +24,7 @@ PAUSE_S: Final = (0.5, 3.0)
 
 def main() -> int:
     """Run the job and return its exit status."""
-    minutes = json.loads(Path(__file__).with_name("params.json").read_text())["minutes"]
+    minutes = lab.param("minutes", 10)
     report = lab.Report()
     rng = random.Random(time.time_ns())
     with report:

@@ -1,60 +1,15 @@
 /*
- * Pages in bulk: what the virtual slot layer does for every page of a read, and what it asks of
- * every page of a write. Python does the same work two to four times slower, most of it in
- * making the objects that stand for a few bytes; everything that decides anything stays there.
- *
- * The words' bits are those of vlayer/entry.py, which checks at import that both agree.
+ * Reading pages in bulk: from the words of a run of slots to the pages, without an object for
+ * each. Python takes two to four times as long; everything that decides anything stays there.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <lz4.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 
-#define PAGE_BYTES 4096u
-
-enum { TAG_EMPTY, TAG_SAME, TAG_POOL };
-#define TAG_MASK 7u
-#define REFERENCED (1u << 3)
-#define CODEC_SHIFT 5
-#define CODEC_MASK 3u
-#define CODEC_RAW 0u
-#define LENGTH_SHIFT 7
-#define LENGTH_MASK 0xFFFu
-#define PLACE_SHIFT 20
-#define GRAIN_SHIFT 4
-#define SAME_DOUBLED (1u << 5)
-#define SAME_SHIFT 6
-
-/* Idea: drivers/block/zram/zram_drv.c page_same_filled(), for any repeated 64-bit word. */
-static PyObject *page_same_filled(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    Py_buffer data;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "same_filled(buffer, offset)");
-        return NULL;
-    }
-    Py_ssize_t offset = PyLong_AsSsize_t(args[1]);
-    if ((offset == -1 && PyErr_Occurred()) || PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
-        return NULL;
-    PyObject *result = NULL;
-    if (offset < 0 || data.len < (Py_ssize_t)PAGE_BYTES ||
-        offset > data.len - (Py_ssize_t)PAGE_BYTES) {
-        PyErr_SetString(PyExc_ValueError, "the page is not inside the buffer");
-    } else {
-        const char *page = (const char *)data.buf + offset;
-        uint64_t word;
-        memcpy(&word, page, sizeof(word));
-        if (memcmp(page, page + sizeof(word), PAGE_BYTES - sizeof(word)) == 0)
-            result = PyLong_FromUnsignedLongLong(word);
-        else
-            result = Py_NewRef(Py_None);
-    }
-    PyBuffer_Release(&data);
-    return result;
-}
+#include "_entry.h"
 
 static uint64_t same_value(uint64_t word)
 {
@@ -67,12 +22,11 @@ static uint64_t same_value(uint64_t word)
 /* Puts the page of a POOL *word* at *to*; false when the blob is no page. */
 static bool unpack(uint64_t word, const Py_buffer *arena, char *to)
 {
-    uint64_t place = word >> PLACE_SHIFT << GRAIN_SHIFT;
-    uint64_t length = (word >> LENGTH_SHIFT & LENGTH_MASK) + 1;
+    uint64_t place = pool_place(word), length = blob_length(word);
     if (place + length > (uint64_t)arena->len)
         return false;
     const char *blob = (const char *)arena->buf + place;
-    if ((word >> CODEC_SHIFT & CODEC_MASK) != CODEC_RAW)
+    if (blob_codec(word) != CODEC_RAW)
         return LZ4_decompress_safe(blob, to, (int)length, PAGE_BYTES) == (int)PAGE_BYTES;
     if (length != PAGE_BYTES)
         return false;
@@ -145,20 +99,18 @@ static PyObject *page_load(PyObject *self, PyObject *const *args, Py_ssize_t nar
 
 static PyObject *page_layout(PyObject *self, PyObject *unused)
 {
-    return Py_BuildValue("(iiiiiiiiiiiii)", TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_MASK, REFERENCED,
-                         CODEC_SHIFT, CODEC_MASK, CODEC_RAW, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT,
-                         SAME_DOUBLED, SAME_SHIFT);
+    return Py_BuildValue("(iiiiiiiiiiiiiiii)", TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_FILE, TAG_MASK,
+                         REFERENCED, CODEC_SHIFT, CODEC_MASK, CODEC_RAW, CODEC_LZ4, LENGTH_SHIFT,
+                         LENGTH_MASK, PLACE_SHIFT, SAME_DOUBLED, SAME_SHIFT, KIND_MASK);
 }
 
 static PyMethodDef methods[] = {
-    {"same_filled", (PyCFunction)(void (*)(void))page_same_filled, METH_FASTCALL,
-     "same_filled(buffer, offset) -> the 64-bit word that fills that page, or None."},
     {"load", (PyCFunction)(void (*)(void))page_load, METH_FASTCALL,
      "load(words, index, count, arena, out, position, reads) -> pages filled.\n\n"
      "Fill out from byte position on with the pages of words[index:index+count]. Ends early at a\n"
      "word that is not EMPTY, SAME or POOL, or whose blob is damaged. reads: three counters of\n"
      "EMPTY, SAME and POOL pages. Words that were read become REFERENCED."},
-    {"layout", page_layout, METH_NOARGS, "layout() -> the bits of a word that this module knows."},
+    {"layout", page_layout, METH_NOARGS, "layout() -> the bits of a word that C code knows."},
     {NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs._page", "Pages in bulk.", -1,

@@ -1,6 +1,3 @@
-from typing_extensions import Buffer
-
-def same_filled(buffer: Buffer, offset: int, /) -> int | None: ...
 def load(
     words: memoryview,
     index: int,

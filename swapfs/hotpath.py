@@ -23,6 +23,7 @@ from swapfs.vlayer.blob_writer import let_requests_in
 from swapfs.vlayer.direct_write import Overflow
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
+from swapfs.vlayer.packing import STORE_STEP, Packer
 from swapfs.workers import Buffers, Workers
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ _DISCARDS: Final = frozenset(
 )
 
 _OFFSET_MASK: Final = PAGE_SIZE - 1
-_STORE_STEP: Final = 32
-"""Pages stored under one hold of the layer's lock."""
 _INLINE_DISCARD_SLOTS: Final = 2048
 """Longer ones leave the session thread; the kernel discards by clusters of 512."""
 _INLINE_PATCH_S: Final = 20e-6
@@ -118,6 +117,7 @@ class SwapFile:
         self._counter_words = layer.counters.words
         self._pages = bytearray(len(reply) + 2 * PAGE_SIZE)
         self._page = bytearray(PAGE_SIZE)
+        self._packer = Packer()
         self._slow_patch = threading.Lock()
         self._patching_inline = False
 
@@ -206,9 +206,9 @@ class SwapFile:
     def _store(self, slot: int, pages: memoryview, position: int, count: int) -> int:
         done = 0
         while done < count:
-            step = min(_STORE_STEP, count - done)
+            step = min(STORE_STEP, count - done)
             stored = self._layer.store_run(
-                slot + done, pages, position + (done << PAGE_SHIFT), step
+                slot + done, pages, position + (done << PAGE_SHIFT), step, self._packer
             )
             done += stored
             if stored < step:

@@ -25,6 +25,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.packing import Packer
 from swapfs.vlayer.second_try import SecondTry
 from swapfs.vlayer.writeback import Writeback
 
@@ -98,7 +99,8 @@ class Rig:
 
     def store(self, slot: int, *pages: bytes) -> int:
         """Store pages in memory; return how many fitted."""
-        return self.layer.store_run(slot, memoryview(b"".join(pages)), 0, len(pages))
+        source = memoryview(b"".join(pages))
+        return self.layer.store_run(slot, source, 0, len(pages), Packer(len(pages)))
 
     def write(self, slot: int, page: bytes) -> int:
         """Store one page wherever there is room; return PAGE_SIZE or a negative errno value."""

@@ -15,11 +15,14 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Region
 from swapfs.tiers.size_classes import CLASS_OBJECTS, CLASS_OF_GRAINS, CLASS_SIZES
 from swapfs.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 NO_PLACE: Final = -1
 """What ``allocate`` returns when there is no room; an exception would cost the hot path."""
@@ -34,7 +37,10 @@ RAW_CLASS: Final = len(CLASS_SIZES) - 1
 _TABLE_CLASS: Final = RAW_CLASS + 1
 _SIZES: Final = (*CLASS_SIZES, PAGE_SIZE)
 _OBJECTS: Final = (*CLASS_OBJECTS, ZSPAGE_BYTES // PAGE_SIZE)
+_SIZES_ARRAY: Final = array("H", _SIZES)
+_OBJECTS_ARRAY: Final = array("H", _OBJECTS)
 assert 1 << _ZSPAGE_SHIFT == ZSPAGE_BYTES
+assert array("l").itemsize == 8, "_store.c counts on it"
 
 
 def spare_zspages(zspages: int) -> int:
@@ -94,9 +100,16 @@ class Pool:
         self._draining: set[int] = set()  # on no list: nothing is placed in them
         self._owned = array("l", bytes(8 * len(_SIZES)))  # zspages, by class
         self._objects = array("l", bytes(8 * len(_SIZES)))  # objects handed out, by class
-        self._payload_bytes = 0
+        self._payload = array("l", [0])  # bytes
         self._table_bytes = 0
         self._least_free = len(self._free)
+
+    def books(self) -> tuple[Buffer, ...]:
+        """Return what ``_store.publish`` keeps up to date; anew after every rebuild."""
+        return (
+            *(self._used, self._head, self._fresh, self._current, self._objects, self._payload),
+            *(_SIZES_ARRAY, _OBJECTS_ARRAY, CLASS_OF_GRAINS),
+        )
 
     # ---- handing out and taking back ----
 
@@ -104,7 +117,7 @@ class Pool:
         """Return a place for *size* bytes (1..4096), or NO_PLACE."""
         place = self._take(CLASS_OF_GRAINS[(size + 15) >> 4], self._kept_free)
         if place != NO_PLACE:
-            self._payload_bytes += size
+            self._payload[0] += size
         return place
 
     def allocate_page(self) -> int:
@@ -118,7 +131,7 @@ class Pool:
 
     def free(self, place: int, size: int) -> None:
         """Take back the place of a blob of *size* bytes."""
-        self._payload_bytes -= size
+        self._payload[0] -= size
         self._give(place)
 
     def free_page(self, place: int) -> None:
@@ -279,7 +292,7 @@ class Pool:
             self._current[RAW_CLASS] = self._claim(RAW_CLASS)
             place = self._pop(self._current[RAW_CLASS], RAW_CLASS)
         if place != NO_PLACE:
-            self._payload_bytes += size
+            self._payload[0] += size
         return place
 
     # ---- rebuilding from the table ----
@@ -306,7 +319,7 @@ class Pool:
         if table:
             self._table_bytes += PAGE_SIZE
         else:
-            self._payload_bytes += size
+            self._payload[0] += size
 
     def finish_rebuild(self) -> None:
         """Make the free lists from what was marked."""
@@ -349,7 +362,7 @@ class Pool:
             limit_bytes=self.limit_bytes,
             used_bytes=self.used_bytes,
             object_bytes=sum(n * size for n, size in zip(self._objects, _SIZES, strict=True)),
-            payload_bytes=self._payload_bytes,
+            payload_bytes=self._payload[0],
             table_bytes=self._table_bytes,
             peak_bytes=(self._zspages - self._least_free) * ZSPAGE_BYTES,
             zspages_free=len(self._free),

@@ -66,10 +66,10 @@ _VALUE_BITS: Final = 58
 _WORD_MASK: Final = (1 << 64) - 1
 
 assert layout() == (
-    *(Tag.EMPTY, Tag.SAME, Tag.POOL, TAG_MASK, REFERENCED),
-    *(CODEC_SHIFT, CODEC_MASK, Codec.RAW, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT),
-    *(_DOUBLED, _VALUE_SHIFT),
-), "_page.c has other bits"
+    *(Tag.EMPTY, Tag.SAME, Tag.POOL, Tag.FILE, TAG_MASK, REFERENCED),
+    *(CODEC_SHIFT, CODEC_MASK, Codec.RAW, Codec.LZ4, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT),
+    *(_DOUBLED, _VALUE_SHIFT, KIND_MASK),
+), "_entry.h has other bits"
 
 STATES: Final = ("empty", "same", "compressed", "raw", "file")
 """The states of a slot that are counted and published."""

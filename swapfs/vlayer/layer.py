@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from swapfs._page import load, same_filled
+from swapfs._page import load
+from swapfs._store import publish
 from swapfs.errors import TierFull
 from swapfs.region import Region
 from swapfs.stats import COUNTER_INDEX, COUNTERS, Counters
@@ -22,21 +23,24 @@ from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.codec import compress
 from swapfs.vlayer.entry import (
     MOVING,
     PASSING,
-    REFERENCED,
+    STATE_OF_KIND,
     TAG_MASK,
     Codec,
     Tag,
+    blob_codec,
     blob_length,
-    encode_pool,
-    encode_same,
     file_sector,
+    move_pool,
     pool_place,
 )
+from swapfs.vlayer.packing import Packer
 from swapfs.vlayer.swap_table import SwapTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _DISCARD_STEP: Final = 64
 """Slots emptied under one hold of the lock by a thread that lets others in."""
@@ -52,6 +56,7 @@ assert list(COUNTERS[_READ_COUNTS]) == ["read_empty_pages", "read_same_pages", "
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
 _WRITE_RAW = COUNTER_INDEX["write_raw_pages"]
+assert (_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW) == (4, 5, 6), "_store.c has them too"
 
 
 class SlotDamaged(Exception):
@@ -74,6 +79,18 @@ class VirtualSlotLayer:
         self._words = region.arena_words
         self._counter_words = region.counter_words
         self.file_payload_bytes = 0
+        self._packer = Packer(1)
+        self._region = region
+        self._books = self._make_books()
+
+    def _make_books(self) -> tuple[Buffer, ...]:
+        """Return what ``_store.publish`` keeps up to date, in its order."""
+        region, table = self._region, self.table
+        return (
+            *(region.arena, region.classes, region.counter_words, table.counts, table.occupied),
+            *self.pool.books(),
+            STATE_OF_KIND,
+        )
 
     def rebuild(self) -> None:
         """Derive every list and count from the region, after another server died (I3).
@@ -98,44 +115,72 @@ class VirtualSlotLayer:
                 self.file_payload_bytes += length
         self.pool.finish_rebuild()
         self.table.update_reserve()
+        self._books = self._make_books()
 
     # ---- store ----
 
-    def store_run(self, slot: int, source: memoryview, position: int, count: int) -> int:
+    def store_run(
+        self, slot: int, source: memoryview, position: int, count: int, packer: Packer
+    ) -> int:
         """Store *count* pages that begin at byte *position* of *source*, from *slot* on.
 
         Returns how many were stored; fewer than *count* means that the pool is full.
-        """
-        with self.lock:
-            for index in range(count):
-                if not self._store(slot + index, source, position + (index << PAGE_SHIFT)):
-                    return index
-        return count
 
-    def _store(self, slot: int, source: memoryview, position: int) -> bool:
+        :param packer: the caller's own, for at least *count* pages
+        """
+        packer.pack(source, position, count)
+        with self.lock:
+            return self._store_packed(slot, source, position, count, packer)
+
+    def _store_packed(
+        self, slot: int, source: memoryview, position: int, count: int, packer: Packer
+    ) -> int:
+        """Store what *packer* has: the easy pages in C, up to the next that is not (_store.c)."""
+        done = 0
+        while done < count:
+            at = slot + done
+            run = min(count - done, CLUSTER_SLOTS - (at & _SLOT_MASK))
+            base = self.table.base(at)
+            if base >= 0:
+                cluster, index = at >> CLUSTER_SHIFT, base + (at & _SLOT_MASK)
+                drafts, blobs = packer.drafts, packer.blobs
+                easy = publish(
+                    self._books, cluster, index, drafts, done, run, source, position, blobs
+                )
+                done += easy
+                if easy == run:
+                    continue
+            if not self._store(slot + done, packer, done, source, position):
+                break
+            done += 1
+        return done
+
+    def _store(
+        self, slot: int, packer: Packer, index: int, source: memoryview, position: int
+    ) -> bool:
+        """Store page *index* of the run that *packer* has; False: the pool is full."""
         try:
             self.table.materialise(slot)
         except TierFull:
             return False
-        counters = self._counter_words
-        value = same_filled(source, position)
-        if value is not None:
-            word = encode_same(value)
-            if word is not None:
-                self.free(self.table.exchange(slot, word, "write"))
-                counters[_WRITE_SAME] += 1
-                return True
-        blob, codec = compress(source[position : position + PAGE_SIZE])
-        length = len(blob)
-        place = self.pool.allocate(length)
-        if place == NO_PLACE:
-            self.table.release_if_empty(slot)
-            return False
-        self.put(place, blob)
-        word = encode_pool(place, length, codec) | REFERENCED
+        word, counter = packer.drafts[index], _WRITE_SAME
+        if word & TAG_MASK == _POOL:
+            blob = packer.blob(index, source, position)
+            place = self.pool.allocate(len(blob))
+            if place == NO_PLACE:
+                self.table.release_if_empty(slot)
+                return False
+            self.put(place, blob)
+            counter = _WRITE_RAW if blob_codec(word) == _RAW else _WRITE_COMPRESSED
+            word = move_pool(word, place)
         self.free(self.table.exchange(slot, word, "write"))
-        counters[_WRITE_RAW if codec == _RAW else _WRITE_COMPRESSED] += 1
+        self._counter_words[counter] += 1
         return True
+
+    def _store_page(self, slot: int, page: memoryview) -> bool:
+        """Store one page; the caller holds the lock. False: the pool is full."""
+        self._packer.pack(page, 0, 1)
+        return self._store(slot, self._packer, 0, page, 0)
 
     def free(self, old: int) -> None:
         """Free the place that the unpublished word *old* names; the caller holds the lock."""
@@ -221,7 +266,7 @@ class VirtualSlotLayer:
             assert start + len(data) <= PAGE_SIZE
             self._load_in_cluster(slot, 1, view, 0, first=True)
             view[start : start + len(data)] = data
-            return self._store(slot, view, 0)
+            return self._store_page(slot, view)
 
     def replace_file_page(self, slot: int, seen: int, page: memoryview) -> bool | None:
         """Store *page* if *slot* still holds the FILE word *seen*.
@@ -231,7 +276,7 @@ class VirtualSlotLayer:
         with self.lock:
             if (self.table.get(slot) ^ seen) & ~PASSING:
                 return None
-            return self._store(slot, page, 0)
+            return self._store_page(slot, page)
 
     def is_empty(self, slot: int) -> bool:
         """Whether *slot* was never written, or was discarded since."""

@@ -21,6 +21,7 @@ from swapfs.units import PAGE_SHIFT
 from swapfs.vlayer.compaction import Compactor
 from swapfs.vlayer.direct_write import Answerable
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.packing import STORE_STEP, Packer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ WAIT_S: Final = 5.0
 """The most that one write waits: for a buffer, and for room."""
 LOOK_EVERY_S: Final = 0.1
 """The pause after a look at a short pool, so that a full one costs no look per write."""
-_STORE_STEP: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class SecondTry:
     ) -> None:
         self.compactor = Compactor(layer)
         self._layer = layer
+        self._packer = Packer()
         self._wait_s = wait_s
         self._clock_s = clock_s
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
@@ -136,9 +137,9 @@ class SecondTry:
         deadline_s = self._clock_s() + self._wait_s
         done = 0
         while True:
-            step = min(_STORE_STEP, write.count - done)
+            step = min(STORE_STEP, write.count - done)
             stored = self._layer.store_run(
-                write.slot + done, write.buffer, done << PAGE_SHIFT, step
+                write.slot + done, write.buffer, done << PAGE_SHIFT, step, self._packer
             )
             done += stored
             if done == write.count:

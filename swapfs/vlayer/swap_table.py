@@ -44,9 +44,10 @@ class SwapTable:
         self._reserve_max = (
             table_reserve_bytes(self._clusters, region.geometry.pool_bytes) // ZSPAGE_BYTES
         )
-        self._occupied = array("H", bytes(2 * self._clusters))
+        # Slots in use by cluster, and slots by state; ``_store.publish`` writes them too.
+        self.occupied = array("H", bytes(2 * self._clusters))
+        self.counts = array("l", [0]) * len(STATES)
         self._live: OrderedDict[int, None] = OrderedDict()
-        self._state_counts = [0] * len(STATES)
         self.update_reserve()
 
     # ---- words ----
@@ -96,14 +97,14 @@ class SwapTable:
         old: int = self._words[index]
         assert is_legal(cause, old, new), f"{cause}: {old:#x} -> {new:#x}"
         self._words[index] = new
-        self._state_counts[STATE_OF_KIND[old & KIND_MASK]] -= 1
-        self._state_counts[STATE_OF_KIND[new & KIND_MASK]] += 1
+        self.counts[STATE_OF_KIND[old & KIND_MASK]] -= 1
+        self.counts[STATE_OF_KIND[new & KIND_MASK]] += 1
         if not old:
             if new:
-                self._occupied[cluster] += 1
+                self.occupied[cluster] += 1
         elif not new:
-            left = self._occupied[cluster] - 1
-            self._occupied[cluster] = left
+            left = self.occupied[cluster] - 1
+            self.occupied[cluster] = left
             if not left:
                 self._give_back(cluster, page)
         return old
@@ -122,7 +123,7 @@ class SwapTable:
         """Give the table page of the cluster of *slot* back if no slot of it is used."""
         cluster = slot >> CLUSTER_SHIFT
         page = self._directory[cluster]
-        if page and not self._occupied[cluster]:
+        if page and not self.occupied[cluster]:
             self._give_back(cluster, page)
 
     def _materialise(self, cluster: int) -> int:
@@ -180,8 +181,8 @@ class SwapTable:
 
     def state_counts(self) -> dict[str, int]:
         """Return the number of slots in each state of STATES."""
-        counts = dict(zip(STATES, self._state_counts, strict=True))
-        counts["empty"] = self.slots - sum(self._state_counts[1:])
+        counts = dict(zip(STATES, self.counts, strict=True))
+        counts["empty"] = self.slots - sum(self.counts[1:])
         return counts
 
     @property
@@ -205,12 +206,12 @@ class SwapTable:
         self._live = OrderedDict.fromkeys(
             cluster for cluster, page in enumerate(self._directory.tolist()) if page
         )
-        self._occupied = array("H", bytes(2 * self._clusters))
-        self._state_counts = [0] * len(STATES)
+        self.occupied = array("H", bytes(2 * self._clusters))
+        self.counts = array("l", [0]) * len(STATES)
         for slot, word in self.occupied_words():
-            self._occupied[slot >> CLUSTER_SHIFT] += 1
-            self._state_counts[STATE_OF_KIND[word & KIND_MASK]] += 1
-        for cluster in [live for live in self._live if not self._occupied[live]]:
+            self.occupied[slot >> CLUSTER_SHIFT] += 1
+            self.counts[STATE_OF_KIND[word & KIND_MASK]] += 1
+        for cluster in [live for live in self._live if not self.occupied[live]]:
             self._directory[cluster] = 0  # the server died between two steps
             del self._live[cluster]
 

@@ -1,0 +1,69 @@
+"""What `_store.publish` does in bulk, against the same pages stored one by one in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import KINDS, page
+from swapfs.testing.rig import Rig
+from swapfs.units import CLUSTER_SLOTS
+from swapfs.vlayer import layer
+
+SLOTS = 3 * CLUSTER_SLOTS
+POOL_BYTES = 16 * 64 * 1024
+runs_st = st.tuples(
+    st.just("write"),
+    st.one_of(st.integers(0, 40), st.integers(CLUSTER_SLOTS - 40, CLUSTER_SLOTS + 8)),
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=64),
+)
+discards_st = st.tuples(st.just("discard"), st.integers(0, CLUSTER_SLOTS), st.integers(1, 600))
+demotions_st = st.tuples(st.just("demote"), st.integers(1, 40), st.none())
+compactions_st = st.tuples(st.just("compact"), st.integers(1, 4), st.none())
+histories_st = st.lists(
+    st.one_of(runs_st, runs_st, discards_st, demotions_st, compactions_st), max_size=24
+)
+
+
+def _run(history: list[Any]) -> tuple[Rig, list[int]]:
+    rig, results = Rig(SLOTS, POOL_BYTES, MemoryTier(4)), []
+    for kind, first, rest in history:
+        if kind == "write":
+            results.append(rig.store(first, *(page(*which) for which in rest)))
+        elif kind == "discard":
+            results.append(rig.layer.discard_run(first, rest))
+        elif kind == "demote":
+            results.append(rig.down.demote(first))
+        else:
+            results.append(rig.second.compactor._pack(first, worth=1))
+        rig.check()
+    return rig, results
+
+
+def _state(rig: Rig) -> dict[str, Any]:
+    """Return every byte that a history leaves in the region, and every list beside it."""
+    pool, table = rig.layer.pool, rig.layer.table
+    return {
+        "arena": bytes(rig.region.arena),
+        "classes": bytes(rig.region.classes),
+        "counters": rig.layer.counters.snapshot(),
+        "pool": pool.stats(),
+        "lists": (pool._free, pool._partial, list(pool._current), list(pool._head)),
+        "fresh": list(pool._fresh),
+        "table": (table.state_counts(), list(table.occupied), table.clusters()),
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(histories_st)
+def test_the_same_books_as_page_by_page(history: list[Any]) -> None:
+    in_bulk, results = _run(history)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "publish", lambda *_: 0)
+        one_by_one, expected = _run(history)
+    assert results == expected
+    assert _state(in_bulk) == _state(one_by_one)

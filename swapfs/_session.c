@@ -3,7 +3,8 @@
  *
  * pyfuse3 waits for each request in trio, which costs more than serving the request. So this
  * module reads /dev/fuse itself, in one blocking loop. A request for the swap file that moves
- * data calls a synchronous Python handler and is answered here. Every other request is passed,
+ * data is answered here: reads of what is in memory by a Reader (_load.c) without Python, all
+ * else by a synchronous Python handler. Every other request is passed,
  * byte for byte, down a socket pair to pyfuse3, which serves it unaware.
  *
  * How pyfuse3 comes to read from the pair: it finds its session's descriptor with
@@ -41,6 +42,8 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "_reader.h"
 
 #ifndef FUSE_NOTIFY_RESEND /* linux/fuse.h 7.41, kernel 6.9 */
 #define FUSE_NOTIFY_RESEND_CODE 7
@@ -84,6 +87,7 @@ static struct {
     PyObject *in_view, *out_view;
     Py_buffer init; /* u32 length, then the kernel's FUSE_INIT request; outlives this process */
     uint64_t inode; /* the swap file's node id */
+    const struct swapfs_reader *reader; /* answers what is in memory, without the GIL */
     _Atomic bool stop;
     _Atomic bool running;
     pthread_t thread;
@@ -383,7 +387,7 @@ static void pass_on(const struct fuse_in_header *in, size_t length)
         reply(in->unique, EIO, NULL, 0);
 }
 
-/* Serves one hot request. Called with the GIL held; returns with it held. */
+/* Serves one hot request; takes the GIL (*state) if Python must. */
 static void serve(const struct fuse_in_header *in, size_t length, uint64_t start_ns,
                   PyObject *const *handlers, PyThreadState **state)
 {
@@ -393,6 +397,12 @@ static void serve(const struct fuse_in_header *in, size_t length, uint64_t start
     int count = decode(in, length, &op, values);
     long result = -EINVAL;
 
+    if (count > 0 && op == OP_READ && g.reader != NULL &&
+        (result = g.reader->read(g.reader->context, values[0], values[1], g.out_map)) >= 0) {
+        reply_result(in->unique, op, result, g.out_map);
+        observe(op, PATH_INLINE, start_ns);
+        return;
+    }
     if (count > 0) {
         PyEval_RestoreThread(*state);
         g.current_unique = in->unique;
@@ -452,7 +462,13 @@ static PyObject *session_run(PyObject *self, PyObject *args)
 {
     PyObject *handlers[OP_COUNT];
     unsigned long long inode;
-    if (!PyArg_ParseTuple(args, "KOOO", &inode, &handlers[0], &handlers[1], &handlers[2]))
+    PyObject *reader = Py_None;
+    if (!PyArg_ParseTuple(args, "KOOO|O", &inode, &handlers[0], &handlers[1], &handlers[2],
+                          &reader))
+        return NULL;
+    g.reader = NULL;
+    if (reader != Py_None &&
+        (g.reader = PyCapsule_GetPointer(reader, SWAPFS_READER)) == NULL)
         return NULL;
     if (!g.armed || g.dev_fd < 0 || g.pair_loop < 0) {
         PyErr_SetString(PyExc_RuntimeError, "run() needs arm() and then pyfuse3.init()");

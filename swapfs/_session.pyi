@@ -14,6 +14,7 @@ def run(
     read: Callable[[int, int], int | None],
     write: Callable[[int, int], int | None],
     fallocate: Callable[[int, int, int], int | None],
+    reader: object = None,
     /,
 ) -> None: ...
 def stop() -> None: ...

@@ -216,7 +216,11 @@ class Server:
                 log.warning("this kernel resends no requests: %s", error)
         swap_file = self._swap_file
         try:
-            session.run(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate)
+            reader = self._layer.reader(self._config.size_bytes)
+            session.run(
+                *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
+                reader.capsule(),
+            )
         except BaseException as error:  # its end is the end of the server: say why
             log.critical("the session loop died", exc_info=error)
             self._loop_error = error

@@ -19,7 +19,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swapfs._page import layout
+from swapfs._load import layout
 from swapfs.units import PSector
 
 

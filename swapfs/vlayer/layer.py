@@ -10,11 +10,10 @@ store, then the old place is freed.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from swapfs._page import load
+from swapfs._load import Lock, Reader, load
 from swapfs._store import publish
 from swapfs.errors import TierFull
 from swapfs.region import Region
@@ -51,7 +50,7 @@ _POOL, _RAW = int(Tag.POOL), int(Codec.RAW)
 
 _READ_EMPTY = COUNTER_INDEX["read_empty_pages"]
 _READ_COUNTS: Final = slice(0, 3)
-"""Pages read by tag, EMPTY, SAME, POOL: ``_page.load`` counts in the first three words."""
+"""Pages read by tag, EMPTY, SAME, POOL: ``_load.load`` counts in the first three words."""
 assert list(COUNTERS[_READ_COUNTS]) == ["read_empty_pages", "read_same_pages", "read_pool_pages"]
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
@@ -70,7 +69,7 @@ class VirtualSlotLayer:
     """
 
     def __init__(self, region: Region, tier: LowerTier | None) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.pool = Pool(region)
         self.table = SwapTable(region, self.pool)
         self.tier = tier
@@ -116,6 +115,14 @@ class VirtualSlotLayer:
         self.pool.finish_rebuild()
         self.table.update_reserve()
         self._books = self._make_books()
+
+    def reader(self, size_bytes: int) -> Reader:
+        """Return what reads pages in memory without the GIL; it holds views of the region."""
+        region = self._region
+        return Reader(
+            *(self.lock, region.directory, region.arena, region.counter_words),
+            *(COUNTER_INDEX["read_bytes"], size_bytes),
+        )
 
     # ---- store ----
 

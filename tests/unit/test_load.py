@@ -1,0 +1,134 @@
+"""The layer's lock, and the reader that the session loop calls without the GIL."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from swapfs._load import Lock
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import mixed_pages
+from swapfs.testing.rig import Rig
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+
+SLOTS = 3 * CLUSTER_SLOTS
+SIZE_BYTES = SLOTS * PAGE_SIZE
+FIRST = CLUSTER_SLOTS - 20
+PAGES = mixed_pages(3, 60)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    rig = Rig(SLOTS, 2 * MiB, MemoryTier(4))
+    assert rig.store(FIRST, *PAGES) == len(PAGES)
+    return rig
+
+
+def _read(rig: Rig, offset: int, size: int, size_bytes: int = SIZE_BYTES) -> bytes | None:
+    out = bytearray(b"\xaa" * max(size, 1))
+    done = rig.layer.reader(size_bytes).read(offset, size, out)
+    assert done in (-1, size)
+    return None if done < 0 else bytes(out)
+
+
+def test_reads_what_the_layer_reads_over_clusters_and_holes(rig: Rig) -> None:
+    first, count = FIRST - 30, len(PAGES) + 60
+    got = _read(rig, first * PAGE_SIZE, count * PAGE_SIZE)
+    assert got == bytes(30 * PAGE_SIZE) + b"".join(PAGES) + bytes(30 * PAGE_SIZE)
+
+
+def test_counts_pages_by_kind_and_bytes(rig: Rig) -> None:
+    before = rig.layer.counters.snapshot()
+    _read(rig, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE)
+    after = rig.layer.counters.snapshot()
+    grown = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert grown.pop("read_bytes") == 64 * PAGE_SIZE
+    assert grown.pop("read_empty_pages") == 4
+    assert sum(grown.values()) == 60
+    assert grown == {
+        "read_same_pages": before["write_same_pages"],
+        "read_pool_pages": before["write_compressed_pages"] + before["write_raw_pages"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [
+        (512, PAGE_SIZE),
+        (0, 512),
+        (0, 0),
+        (SIZE_BYTES, PAGE_SIZE),
+        (SIZE_BYTES - PAGE_SIZE, 2 * PAGE_SIZE),
+        ((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE),
+        (0, (1 << 64) - PAGE_SIZE),
+    ],
+)
+def test_leaves_the_rest_to_python(rig: Rig, offset: int, size: int) -> None:
+    before = rig.layer.counters.snapshot()
+    out = bytearray(2 * PAGE_SIZE)
+    assert rig.layer.reader(SIZE_BYTES).read(offset, size, out) == -1
+    assert rig.layer.counters.snapshot() == before
+
+
+def test_leaves_what_is_on_disk_to_python_and_counts_nothing(rig: Rig) -> None:
+    rig.down.demote(len(PAGES))
+    rig.down.demote(len(PAGES))  # the first round only takes the reference away
+    assert rig.counter("demoted_pages") > 0
+    before = rig.layer.counters.snapshot()
+    assert _read(rig, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE) is None
+    assert rig.layer.counters.snapshot() == before
+    assert rig.load(FIRST, len(PAGES)) == b"".join(PAGES)
+
+
+def test_leaves_a_damaged_page_to_python(rig: Rig) -> None:
+    rig.region.arena_words[rig.layer.table.base(FIRST) + FIRST % CLUSTER_SLOTS] = 0xFFF << 7 | 0x22
+    assert _read(rig, FIRST * PAGE_SIZE, PAGE_SIZE) is None
+
+
+def test_a_file_larger_than_the_table_is_refused(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="not inside"):
+        rig.layer.reader(SIZE_BYTES + PAGE_SIZE)
+
+
+def test_the_reader_waits_for_the_lock(rig: Rig) -> None:
+    reader, out = rig.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE)
+    thread = threading.Thread(target=reader.read, args=(0, PAGE_SIZE, out))
+    with rig.layer.lock:
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_one_holder_at_a_time() -> None:
+    lock, total = Lock(), [0]
+
+    def add() -> None:
+        for _ in range(2000):
+            with lock:
+                seen = total[0]
+                if seen % 100 == 0:
+                    threading.Event().wait(1e-6)  # lets the GIL go while the lock is held
+                total[0] = seen + 1
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert total == [8000]
+    assert not lock.locked()
+
+
+def test_wrong_use_of_the_lock_is_an_error_and_no_deadlock() -> None:
+    lock = Lock()
+    with pytest.raises(RuntimeError):
+        lock.release()
+    with lock:
+        assert lock.locked()
+        with pytest.raises(RuntimeError):
+            lock.acquire()
+    lock.acquire()
+    lock.release()

@@ -13,6 +13,7 @@ enum { TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_FILE };
 enum { CODEC_RAW, CODEC_LZ4 };
 #define TAG_MASK 7u
 #define REFERENCED (1u << 3)
+#define MOVING (1u << 4)
 #define CODEC_SHIFT 5
 #define CODEC_MASK 3u
 #define LENGTH_SHIFT 7

@@ -10,8 +10,10 @@
 
 #include <lz4.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 
 #include "_entry.h"
 #include "_reader.h"
@@ -19,6 +21,7 @@
 #define CLUSTER_SHIFT 9
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 #define PAGE_SHIFT 12
+#define GIVE_WAY_BREATHS 5
 
 static uint64_t same_value(uint64_t word)
 {
@@ -108,8 +111,8 @@ static PyObject *load_load(PyObject *self, PyObject *const *args, Py_ssize_t nar
 
 static PyObject *load_layout(PyObject *self, PyObject *unused)
 {
-    return Py_BuildValue("(iiiiiiiiiiiiiiii)", TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_FILE, TAG_MASK,
-                         REFERENCED, CODEC_SHIFT, CODEC_MASK, CODEC_RAW, CODEC_LZ4, LENGTH_SHIFT,
+    return Py_BuildValue("(iiiiiiiiiiiiiiiii)", TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_FILE, TAG_MASK,
+                         REFERENCED, MOVING, CODEC_SHIFT, CODEC_MASK, CODEC_RAW, CODEC_LZ4, LENGTH_SHIFT,
                          LENGTH_MASK, PLACE_SHIFT, SAME_DOUBLED, SAME_SHIFT, KIND_MASK);
 }
 
@@ -118,6 +121,7 @@ static PyObject *load_layout(PyObject *self, PyObject *unused)
 typedef struct {
     PyObject_HEAD
     pthread_mutex_t mutex;
+    _Atomic unsigned waiting; /* requests and threads that wait for it, or for the GIL */
 } Lock;
 
 /* Waits without the GIL, so whoever has the lock and wants the GIL gets on. */
@@ -125,9 +129,11 @@ static int lock_take(Lock *self)
 {
     int error = pthread_mutex_trylock(&self->mutex);
     if (error == EBUSY) {
+        atomic_fetch_add(&self->waiting, 1);
         Py_BEGIN_ALLOW_THREADS
         error = pthread_mutex_lock(&self->mutex);
         Py_END_ALLOW_THREADS
+        atomic_fetch_sub(&self->waiting, 1);
     }
     return error;
 }
@@ -185,7 +191,40 @@ static void lock_dealloc(Lock *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static bool is_wanted(Lock *self)
+{
+    return atomic_load_explicit(&self->waiting, memory_order_relaxed) != 0;
+}
+
+static PyObject *lock_wanted(Lock *self, PyObject *unused)
+{
+    return PyBool_FromLong(is_wanted(self));
+}
+
+/* Lets who waits go first. A lock or a GIL that is let go and taken again at once goes to the
+ * same thread: the one that waits has not even woken up by then. Hence the short sleeps. */
+static PyObject *lock_give_way(Lock *self, PyObject *unused)
+{
+    const struct timespec breath = {.tv_nsec = 20000};
+    int error = 0;
+    if (is_wanted(self)) {
+        error = pthread_mutex_unlock(&self->mutex);
+        if (error == 0) {
+            Py_BEGIN_ALLOW_THREADS
+            for (int breaths = 0; breaths < GIVE_WAY_BREATHS && is_wanted(self); breaths++)
+                nanosleep(&breath, NULL);
+            error = pthread_mutex_lock(&self->mutex);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    return lock_result(error);
+}
+
 static PyMethodDef lock_methods[] = {
+    {"wanted", (PyCFunction)lock_wanted, METH_NOARGS,
+     "wanted() -> whether anyone waits for it, or a request for Python."},
+    {"give_way", (PyCFunction)lock_give_way, METH_NOARGS,
+     "give_way(): if it is wanted, let it go, let them go first, and take it again."},
     {"acquire", (PyCFunction)lock_acquire, METH_NOARGS, "acquire(): wait for it and take it."},
     {"release", (PyCFunction)lock_release, METH_NOARGS, "release(): give it back."},
     {"locked", (PyCFunction)lock_locked, METH_NOARGS, "locked() -> whether anyone has it."},
@@ -247,7 +286,11 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
     if ((offset | size) & (PAGE_BYTES - 1) || size == 0 || offset > self->size_bytes ||
         size > self->size_bytes - offset)
         return -1;
-    pthread_mutex_lock(&self->lock->mutex);
+    if (pthread_mutex_trylock(&self->lock->mutex) != 0) {
+        atomic_fetch_add(&self->lock->waiting, 1);
+        pthread_mutex_lock(&self->lock->mutex);
+        atomic_fetch_sub(&self->lock->waiting, 1);
+    }
     bool done = read_run(self, offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT, out);
     if (done)
         ((uint64_t *)self->counters.buf)[self->read_bytes] += size;
@@ -275,7 +318,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->lock = (Lock *)Py_NewRef(lock);
     self->read_bytes = read_bytes;
     self->size_bytes = size_bytes;
-    self->entry = (struct swapfs_reader){reader_read, self};
+    self->entry = (struct swapfs_reader){reader_read, self, &self->lock->waiting};
     uint64_t clusters = (uint64_t)self->directory.len / sizeof(uint32_t);
     if (size_bytes > clusters << (CLUSTER_SHIFT + PAGE_SHIFT) || read_bytes < 0 ||
         read_bytes >= self->counters.len / (Py_ssize_t)sizeof(uint64_t)) {

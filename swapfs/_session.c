@@ -387,6 +387,15 @@ static void pass_on(const struct fuse_in_header *in, size_t length)
         reply(in->unique, EIO, NULL, 0);
 }
 
+static void take_gil(PyThreadState *state)
+{
+    if (g.reader != NULL)
+        atomic_fetch_add_explicit(g.reader->waiting, 1, memory_order_relaxed);
+    PyEval_RestoreThread(state);
+    if (g.reader != NULL)
+        atomic_fetch_sub_explicit(g.reader->waiting, 1, memory_order_relaxed);
+}
+
 /* Serves one hot request; takes the GIL (*state) if Python must. */
 static void serve(const struct fuse_in_header *in, size_t length, uint64_t start_ns,
                   PyObject *const *handlers, PyThreadState **state)
@@ -404,7 +413,7 @@ static void serve(const struct fuse_in_header *in, size_t length, uint64_t start
         return;
     }
     if (count > 0) {
-        PyEval_RestoreThread(*state);
+        take_gil(*state);
         g.current_unique = in->unique;
         g.current_start_ns = start_ns;
         g.current_op = op;

@@ -186,8 +186,10 @@ class Guards:
             gc.collect()
             gc.freeze()
             gc.disable()
+            frozen[0] = gc.get_freeze_count()  # counts them one by one: milliseconds
 
-        self._set("gc", freeze, _check_gc)
+        frozen = [0]
+        self._set("gc", freeze, lambda: _check_gc(frozen[0]))
 
     def set_direct_io(self, probe: Check, required: bool = True) -> None:
         """Report whether the loop device bypasses the page cache, as *probe* reads it."""
@@ -303,10 +305,10 @@ def _look(name: str, watch: _Watch) -> Guard:
     return Guard(name, ok, watch.required, detail)
 
 
-def _check_gc() -> tuple[bool, str]:
+def _check_gc(frozen: int) -> tuple[bool, str]:
     if gc.isenabled():
         return False, "the garbage collector is enabled"
-    return True, f"off, {gc.get_freeze_count()} objects frozen"
+    return True, f"off, {frozen} objects frozen"
 
 
 def _write_line(path: Path, value: int) -> None:

@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from swapfs._rebuild import relink
 from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Region
 from swapfs.tiers.size_classes import CLASS_OBJECTS, CLASS_OF_GRAINS, CLASS_SIZES
 from swapfs.units import PAGE_SIZE
@@ -37,10 +38,13 @@ RAW_CLASS: Final = len(CLASS_SIZES) - 1
 _TABLE_CLASS: Final = RAW_CLASS + 1
 _SIZES: Final = (*CLASS_SIZES, PAGE_SIZE)
 _OBJECTS: Final = (*CLASS_OBJECTS, ZSPAGE_BYTES // PAGE_SIZE)
+_MARKS_PER_ZSPAGE: Final = ZSPAGE_BYTES // CLASS_SIZES[0]
+"""Bits, one for each object that a zspage may have."""
 _SIZES_ARRAY: Final = array("H", _SIZES)
 _OBJECTS_ARRAY: Final = array("H", _OBJECTS)
 assert 1 << _ZSPAGE_SHIFT == ZSPAGE_BYTES
 assert array("l").itemsize == 8, "_store.c counts on it"
+assert _MARKS_PER_ZSPAGE == 2048, "_rebuild.c counts on it"
 
 
 def spare_zspages(zspages: int) -> int:
@@ -298,11 +302,18 @@ class Pool:
     # ---- rebuilding from the table ----
 
     def begin_rebuild(self) -> None:
-        """Forget every place; each one in use must then be given to ``mark``."""
-        self._marks: dict[int, bytearray] = {}
+        """Forget every place; those in use must then be given to ``mark``."""
+        self._marks = bytearray(self._zspages * _MARKS_PER_ZSPAGE // 8)
         self._classes_kept = bytes(self._classes)
         self._reset()
         self._free.clear()
+
+    def marking(self) -> tuple[Buffer, ...]:
+        """Return what ``_rebuild.mark`` notes places in, which it does as ``mark`` does."""
+        return (
+            *(self._marks, self._used, self._objects, self._payload, self._classes_kept),
+            *(_SIZES_ARRAY, self._arena),
+        )
 
     def mark(self, place: int, size: int, *, table: bool = False) -> None:
         """Declare *place* in use by a blob of *size* bytes, or by a table page."""
@@ -310,11 +321,12 @@ class Pool:
         size_class = self._classes_kept[zspage]
         assert size_class != NO_CLASS, "the table names a place in a free zspage"
         index, rest = divmod(place & _ZSPAGE_MASK, _SIZES[size_class])
-        marks = self._marks.setdefault(zspage, bytearray(_OBJECTS[size_class]))
         assert rest == 0, "the table names a place that is no object"
-        assert not marks[index], "the table names a place twice"
         assert size <= _SIZES[size_class]
-        marks[index] = 1
+        byte, bit = divmod(zspage * _MARKS_PER_ZSPAGE + index, 8)
+        assert not self._marks[byte] >> bit & 1, "the table names a place twice"
+        self._marks[byte] |= 1 << bit
+        self._used[zspage] += 1
         self._objects[size_class] += 1
         if table:
             self._table_bytes += PAGE_SIZE
@@ -324,29 +336,21 @@ class Pool:
     def finish_rebuild(self) -> None:
         """Make the free lists from what was marked."""
         for zspage in range(self._zspages - 1, -1, -1):
-            marks = self._marks.get(zspage)
-            if marks is None:
+            if self._used[zspage]:
+                self._relink(zspage)
+            else:
                 self._classes[zspage] = NO_CLASS
                 self._free.append(zspage)
-            else:
-                self._relink(zspage, marks)
         self._least_free = len(self._free)
         del self._marks, self._classes_kept
 
-    def _relink(self, zspage: int, marks: bytearray) -> None:
+    def _relink(self, zspage: int) -> None:
         size_class = self._classes[zspage]
-        size = _SIZES[size_class]
-        base = zspage << _ZSPAGE_SHIFT
-        head = _END
-        for index in range(len(marks) - 1, -1, -1):
-            if not marks[index]:
-                self._halves[(base + index * size) >> 1] = head
-                head = index
-        self._head[zspage] = head
-        self._fresh[zspage] = len(marks)
-        self._used[zspage] = sum(marks)
+        size, objects = _SIZES[size_class], _OBJECTS[size_class]
+        self._fresh[zspage] = objects
         self._owned[size_class] += 1
-        if head != _END:
+        if self._used[zspage] < objects:
+            self._head[zspage] = relink(self._arena, self._marks, zspage, size, objects)
             self._partial[size_class][zspage] = None
 
     # ---- what it holds ----

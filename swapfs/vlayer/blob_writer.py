@@ -121,9 +121,12 @@ class BlobWriter:
     def commit(self, extent: Extent, batch: Batch, cause: str) -> list[BatchItem]:
         """Publish a written batch of copies; return the items whose slots took theirs."""
         taken: list[BatchItem] = []
-        for items in steps(batch.items):
-            with self._layer.lock:
-                taken += [item for item in items if self._commit_one(extent, item, cause)]
+        lock = self._layer.lock
+        with lock:
+            for item in batch.items:
+                lock.give_way()
+                if self._commit_one(extent, item, cause):
+                    taken.append(item)
         return taken
 
     def _commit_one(self, extent: Extent, item: BatchItem, cause: str) -> bool:

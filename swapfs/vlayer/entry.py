@@ -66,7 +66,7 @@ _VALUE_BITS: Final = 58
 _WORD_MASK: Final = (1 << 64) - 1
 
 assert layout() == (
-    *(Tag.EMPTY, Tag.SAME, Tag.POOL, Tag.FILE, TAG_MASK, REFERENCED),
+    *(Tag.EMPTY, Tag.SAME, Tag.POOL, Tag.FILE, TAG_MASK, REFERENCED, MOVING),
     *(CODEC_SHIFT, CODEC_MASK, Codec.RAW, Codec.LZ4, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT),
     *(_DOUBLED, _VALUE_SHIFT, KIND_MASK),
 ), "_entry.h has other bits"

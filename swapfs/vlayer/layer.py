@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from swapfs._load import Lock, Reader, load
+from swapfs._rebuild import mark
 from swapfs._store import publish
 from swapfs.errors import TierFull
 from swapfs.region import Region
@@ -23,7 +24,6 @@ from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
-    MOVING,
     PASSING,
     STATE_OF_KIND,
     TAG_MASK,
@@ -46,6 +46,7 @@ _DISCARD_STEP: Final = 64
 _LOOK_UP_MAX: Final = 4096
 """Clusters looked up under one hold of the lock."""
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
+_WORD_SHIFT: Final = 3
 _POOL, _RAW = int(Tag.POOL), int(Codec.RAW)
 
 _READ_EMPTY = COUNTER_INDEX["read_empty_pages"]
@@ -92,26 +93,19 @@ class VirtualSlotLayer:
         )
 
     def rebuild(self) -> None:
-        """Derive every list and count from the region, after another server died (I3).
-
-        Copies that were under way are forgotten; their slots keep the place they had.
-        """
+        """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
         self.pool.begin_rebuild()
         if self.tier is not None:
             self.tier.begin_rebuild()
         self.file_payload_bytes = 0
+        marking = self.pool.marking()
         for place in self.table.table_places():
             self.pool.mark(place, PAGE_SIZE, table=True)
-        for slot, word in self.table.occupied_words():
-            tag, length = word & TAG_MASK, blob_length(word)
-            if word & MOVING:
-                self.table.mark(slot, MOVING, on=False)
-            if tag == Tag.POOL:
-                self.pool.mark(pool_place(word), length)
-            elif tag == Tag.FILE and self.tier is not None:
-                self.tier.mark(file_sector(word), blob_sectors(length))
-                self.file_payload_bytes += length
+            for word in mark(marking, place >> _WORD_SHIFT):
+                if self.tier is not None:
+                    self.tier.mark(file_sector(word), blob_sectors(blob_length(word)))
+                    self.file_payload_bytes += blob_length(word)
         self.pool.finish_rebuild()
         self.table.update_reserve()
         self._books = self._make_books()

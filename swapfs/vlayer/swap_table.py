@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
+from swapfs._rebuild import count
 from swapfs.errors import TierFull
 from swapfs.region import ZSPAGE_BYTES, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
@@ -201,6 +202,7 @@ class SwapTable:
     def rebuild(self) -> None:
         """Derive counts and ring anew from the directory and the words, after a crash.
 
+        Copies that were under way are forgotten; their slots keep the place they had.
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
         self._live = OrderedDict.fromkeys(
@@ -208,9 +210,9 @@ class SwapTable:
         )
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * len(STATES)
-        for slot, word in self.occupied_words():
-            self.occupied[slot >> CLUSTER_SHIFT] += 1
-            self.counts[STATE_OF_KIND[word & KIND_MASK]] += 1
+        for cluster in self._live:
+            index = self.base(cluster << CLUSTER_SHIFT)
+            self.occupied[cluster] = count(self._arena, self.counts, STATE_OF_KIND, index)
         for cluster in [live for live in self._live if not self.occupied[live]]:
             self._directory[cluster] = 0  # the server died between two steps
             del self._live[cluster]

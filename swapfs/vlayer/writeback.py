@@ -20,7 +20,7 @@ from swapfs.errors import TierFull
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
 from swapfs.tiers.blob import Batch
 from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
-from swapfs.vlayer.blob_writer import BATCH_SECTORS, BlobWriter, let_requests_in
+from swapfs.vlayer.blob_writer import BATCH_SECTORS, BlobWriter
 from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.clock import ClockHand
 from swapfs.vlayer.entry import MOVING, blob_codec, blob_length
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 SCRATCH_BYTES: Final = BATCH_BYTES + READ_SLACK_BYTES
 _LOOK_AGAIN_S: Final = 1.0
-_BREATH_EVERY_STEPS: Final = 8  # steps of the clock hand that find nothing
 
 
 class Writeback:
@@ -194,11 +193,13 @@ class Writeback:
     def _collect(self, pages_max: int) -> None:
         """Copy cold blobs into the batch and mark their slots as moving."""
         lock = self._layer.lock
-        found = 0
-        lock.acquire()
-        try:
-            for steps, victims in enumerate(self._hand.victims(), 1):
+        with lock:
+            for victims in self._hand.victims():
+                found = len(self._batch.items)
                 for slot, word in victims:
+                    if lock.wanted() and len(self._batch.items) > found:
+                        self._hand.back(slot)  # a request waits: the rest comes in the next step
+                        break
                     full = not self._batch.fits(blob_length(word))
                     if full or len(self._batch.items) >= pages_max:
                         self._hand.back(slot)
@@ -207,15 +208,7 @@ class Writeback:
                         self._batch, slot, self._layer.blob(word), blob_codec(word), expected=word
                     )
                     self._layer.table.mark(slot, MOVING, on=True)
-                if len(self._batch.items) > found or not steps % _BREATH_EVERY_STEPS:
-                    found = len(self._batch.items)
-                    lock.release()
-                    try:
-                        let_requests_in()
-                    finally:
-                        lock.acquire()
-        finally:
-            lock.release()
+                lock.give_way()
 
     def clean(self) -> int:
         """Clean the tier while free segments are short; return the slots moved."""

@@ -12,7 +12,7 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, mixed_pages, page
 from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
-from swapfs.vlayer.entry import MOVING, Tag
+from swapfs.vlayer.entry import LENGTH_MASK, LENGTH_SHIFT, MOVING, Tag, move_pool, pool_place
 from swapfs.vlayer.layer import SlotDamaged
 
 STATE_OF = {"zero": "same", "text": "compressed", "numbers": "compressed", "random": "raw"}
@@ -212,6 +212,26 @@ def test_a_new_server_finds_every_page() -> None:
     before, after = rig.layer.pool.stats(), again.layer.pool.stats()
     assert (before.used_bytes, before.payload_bytes) == (after.used_bytes, after.payload_bytes)
     rig.region.close()
+
+
+@pytest.mark.parametrize(
+    "damage", ["twice", "inside an object", "a free zspage", "past the end", "too long"]
+)
+def test_a_new_server_refuses_a_table_that_contradicts_the_pool(damage: str) -> None:
+    rig = Rig(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES)
+    assert rig.store(0, page("text", 1), page("text", 2)) == 2
+    table, words = rig.layer.table, rig.region.arena_words
+    word, index = table.get(0), table.base(0) + 1
+    place = pool_place(word)
+    words[index] = {
+        "twice": word,
+        "inside an object": move_pool(word, place + 16),
+        "a free zspage": move_pool(word, 7 * ZSPAGE_BYTES),
+        "past the end": move_pool(word, 8 * ZSPAGE_BYTES),
+        "too long": words[index] | LENGTH_MASK << LENGTH_SHIFT,
+    }[damage]
+    with pytest.raises(AssertionError, match="the table names a place"):
+        Rig(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, region=rig.region)
 
 
 def test_a_copy_that_was_under_way_is_forgotten_by_a_new_server() -> None:

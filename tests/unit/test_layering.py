@@ -16,7 +16,17 @@ FUNCTION_LINES_MAX = 70
 # Lowest first. A module may import from lower layers and from its own.
 LAYERS = (
     ("", "errors", "units"),
-    ("syscalls", "procself", "values", "stats", "fuse_init", "_load", "_store", "_session"),
+    (
+        "syscalls",
+        "procself",
+        "values",
+        "stats",
+        "fuse_init",
+        "_load",
+        "_store",
+        "_rebuild",
+        "_session",
+    ),
     ("config_file", "config", "kernel", "guards", "region", "session", "handover"),
     ("tiers",),
     ("vlayer",),

@@ -132,3 +132,28 @@ def test_wrong_use_of_the_lock_is_an_error_and_no_deadlock() -> None:
             lock.acquire()
     lock.acquire()
     lock.release()
+
+
+def test_giving_way_lets_the_one_who_waits_go_first() -> None:
+    lock, turns = Lock(), []
+
+    def other() -> None:
+        with lock:
+            turns.append("other")
+
+    thread = threading.Thread(target=other)
+    with lock:
+        assert not lock.wanted()
+        lock.give_way()  # nobody waits: it stays ours
+        assert lock.locked()
+        thread.start()
+        while not lock.wanted():
+            thread.join(1e-3)
+        lock.give_way()
+        turns.append("holder")
+        assert not lock.wanted()
+        assert lock.locked()
+    thread.join()
+    assert turns == ["other", "holder"]
+    with pytest.raises(RuntimeError):
+        lock.release()

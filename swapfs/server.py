@@ -267,7 +267,7 @@ class Server:
             await trio.sleep(STATE_EVERY_S)
 
     async def _on_status(self, request: dict[str, object]) -> object:
-        return self._snapshots.make()
+        return self._snapshots.make(fresh=True)
 
     async def _on_demote(self, request: dict[str, object]) -> object:
         pages = request.get("pages", 0)

@@ -16,6 +16,7 @@ from mirror import host_release, source_line
 from proc import VmError, need, run, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cache import Cache
@@ -48,9 +49,13 @@ class RootImage:
         return (self.entry / "python-version").read_text().strip()
 
 
-def make_root(cache: Cache) -> RootImage:
-    """Return the root image for the host's release; makes it (about a minute) if absent."""
+def make_root(cache: Cache, extra: Sequence[str] = ()) -> RootImage:
+    """Return the root image for the host's release; makes it (about a minute) if absent.
+
+    With `extra` packages it is an image of its own; the plain one stays as it is.
+    """
     release = host_release()
+    packages = ",".join([_PACKAGES, *extra])
 
     def build(into: Path) -> None:
         need("mmdebstrap", "mke2fs")
@@ -59,7 +64,7 @@ def make_root(cache: Cache) -> RootImage:
         say(f"making the {release} root tree (mmdebstrap) ...")
         tree = into / "tree"
         run(
-            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={_PACKAGES}"]
+            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}"]
             + [f"--dpkgopt=path-exclude={path}/*" for path in _UNWANTED]
             + ['--aptopt=Apt::Install-Recommends "false"', *_proxy_options()]
             + [release, str(tree), source_line(release)],
@@ -71,8 +76,8 @@ def make_root(cache: Cache) -> RootImage:
         make_ext4(tree, into / "root.img", size_mib=_SIZE_MIB)
         remove_tree(tree)
 
-    key = digest(_RECIPE, release, _PACKAGES, str(_SIZE_MIB), *_UNWANTED)
-    return RootImage(cache.entry("root", key, build))
+    key = digest(_RECIPE, release, packages, str(_SIZE_MIB), *_UNWANTED)
+    return RootImage(cache.entry("root-extra" if extra else "root", key, build))
 
 
 _UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")

@@ -58,13 +58,18 @@ class Images:
     accel: str
 
 
-def prepare(kernel: str = "6.12", *, project: Path = CHECKOUT) -> Images:
-    """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is."""
+def prepare(
+    kernel: str = "6.12", *, project: Path = CHECKOUT, packages: Sequence[str] = ()
+) -> Images:
+    """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is.
+
+    `packages` are Debian packages that the root image shall have beyond the usual ones.
+    """
     cache = Cache()
     with cache.locked():
         files = fetch_kernel(kernel, cache)
         initrd = make_initrd(kernel, files, cache)
-        root = make_root(cache)
+        root = make_root(cache, packages)
         app = make_app(project, root.python_version, cache)
         accel = choose_accel(files.vmlinuz, initrd, cache)
     disks = (
@@ -110,18 +115,20 @@ def run_job(
     cmdline: str = "",
     echo: bool = True,
     project: Path = CHECKOUT,
+    packages: Sequence[str] = (),
 ) -> VmResult:
     """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
 
     The images are brought up to date first; `timeout_s` counts from QEMU's start. `cmdline` is
-    added to the kernel's. With `echo` the console goes to our stdout as it comes. Results of an
-    earlier run in `results_dir` are deleted. Raises VmError if a build step or QEMU itself fails.
+    added to the kernel's. `packages` are as for `prepare`. With `echo` the console goes to our
+    stdout as it comes. Results of an earlier run in `results_dir` are deleted. Raises VmError if a
+    build step or QEMU itself fails.
 
     A run that the emulator spoiled is done again, twice at most, and a line says so.
     """
     if not os.access(job_dir / "run", os.X_OK):
         raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
-    images = prepare(kernel, project=project)
+    images = prepare(kernel, project=project, packages=packages)
     for _ in range(_SPOILED_MAX):
         result = _run_once(
             job_dir, results_dir, images, memory_mib, cpus, disks_mib, timeout_s, cmdline, echo=echo

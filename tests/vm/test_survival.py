@@ -50,8 +50,8 @@ def test_whole_system_pressure(run_vm: RunVm) -> None:
     run = run_vm(
         "pressure",
         timeout_s=LONG_S,
-        memory_mib=512,
-        disks_mib=[1536],
+        memory_mib=448,
+        disks_mib=[1024],
         params={"runs": PRESSURE_RUNS},
     )
     assert run.failed == ()

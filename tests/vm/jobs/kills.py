@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 from guest import lab
@@ -22,14 +23,18 @@ NEW_SERVER_BOUND_S: Final = 60
 CHURN_S: Final = 2
 
 
-def kill_server(dead: set[int]) -> float:
-    """Kill the server that is not among the *dead*; return how long it took to appear."""
+def kill_server(dead: set[int], *, serving: bool = True) -> float:
+    """Kill the server that is not among the *dead*; return how long it took to appear.
+
+    :param serving: wait until it serves; else it is killed wherever it is in its recovery
+    """
     started_s = time.monotonic()
     alive: list[int] = []
 
     def appeared() -> bool:
         found = lab.snapshot()
-        alive[:] = [found["server_pid"]] if found else []
+        if found:
+            alive[:] = [found["server_pid"]] if serving else children_of(found["pid"])
         return bool(alive) and alive[0] not in dead
 
     if not lab.wait_for("a new server", appeared, NEW_SERVER_BOUND_S):
@@ -37,6 +42,11 @@ def kill_server(dead: set[int]) -> float:
     os.kill(alive[0], signal.SIGKILL)
     dead.add(alive[0])
     return time.monotonic() - started_s
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that *pid* has forked."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Churn(threading.Thread):
@@ -83,7 +93,7 @@ def main() -> int:
         churn.start()
         while len(dead) < kills and churn.is_alive():
             time.sleep(rng.uniform(*PAUSE_S))
-            waited_s = kill_server(dead)
+            waited_s = kill_server(dead, serving=len(dead) % 2 == 0)
             lab.say(f"kill {len(dead)}: server appeared after {waited_s:.1f} s")
         churn.stop()
         report.check(
@@ -96,7 +106,8 @@ def main() -> int:
         counters = lab.status()["counters"]
         report.check(
             "server starts counted",
-            counters["server_starts"] == len(dead) + 1,
+            # A server that was killed early in its recovery had not counted itself yet.
+            len(dead) // 2 < counters["server_starts"] <= len(dead) + 1,
             f"{counters['server_starts']} starts",
         )
         bad = {k: v for k, v in counters.items() if k.startswith(("failed_", "handler")) and v}

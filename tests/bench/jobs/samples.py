@@ -1,0 +1,37 @@
+"""What host and guest both name, and what a job measured, for the host's recorder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+PARAMS: Final = Path("/job/params.json")
+"""Where the guest finds what the host asks for."""
+
+SWAPFS_DISK: Final = "swapfs, pool + disk"
+"""The subject that is swapfs with a pool too small for the data and a disk below it."""
+BUILD: Final = "build"
+REDIS: Final = "redis"
+SORT: Final = "sort"
+
+
+class Samples:
+    """A list that becomes JSON; the order is that of the rounds."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(
+        self, test: str, subject: str, metric: str, value: float, unit: str, better: str = "lower"
+    ) -> None:
+        """Append one sample, with the arguments of `Recorder.add`."""
+        self.rows.append(
+            {
+                "test": test,
+                "subject": subject,
+                "metric": metric,
+                "value": value,
+                "unit": unit,
+                "better": better,
+            }
+        )

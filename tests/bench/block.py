@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swapfs import kernel
 from swapfs.units import MiB
 from tests.bench import contents, fio, names, subjects
 from tests.bench.record import Plan, Recorder
@@ -160,7 +159,7 @@ def _swapfs(name: str, work: Path, stack: ExitStack, data: Path, state: str) -> 
 
 def _swapfs_file(name: str, work: Path, stack: ExitStack, data: Path) -> Subject:
     """Pages in a file on the disk, behind a pool that is small beside them."""
-    _need_disk(work)
+    subjects.need_disk(work)
     mounted = stack.enter_context(
         subjects.swapfs_mount(
             work,
@@ -221,7 +220,7 @@ def _zram(name: str, stack: ExitStack, data: Path) -> Subject:
 
 def _loop_on_file(name: str, work: Path, stack: ExitStack, data: Path) -> Subject:
     """A swap file as it is: no compression, same file system as the tier's file."""
-    _need_disk(work)
+    subjects.need_disk(work)
     file = stack.enter_context(subjects.plain_file(work, SIZE_BYTES))
     device = stack.enter_context(subjects.loop_device(file))
     _fill(device, data)
@@ -237,13 +236,3 @@ def _nbdkit(name: str, work: Path, stack: ExitStack, data: Path, allocator: str)
 def _fill(device: Path, data: Path) -> None:
     contents.fill(device, data)
     contents.verify(device, data)
-
-
-def _need_disk(work: Path) -> None:
-    """Refuse a temporary directory in memory: it would be measured as if it were a disk."""
-    holders = [
-        entry for entry in kernel.mounts() if work.resolve().is_relative_to(entry.mountpoint)
-    ]
-    kind = max(holders, key=lambda entry: len(entry.mountpoint.parts)).fstype
-    if kind in {"tmpfs", "ramfs"}:
-        raise subjects.UnavailableError(f"{work} is on {kind}: set TMPDIR to a directory on a disk")

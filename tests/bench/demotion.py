@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from swapfs import kernel
 from swapfs.tiers.seal import KEY_BYTES, AeadSeal, ChecksumSeal, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.codec import compress
@@ -148,7 +147,7 @@ def run(plan: Plan, recorder: Recorder) -> None:
     try:
         subjects.need_root()
         subjects.need_tools("dd", "losetup")
-        _need_disk(plan.work)
+        subjects.need_disk(plan.work)
     except subjects.UnavailableError as error:
         for name in (ENCRYPTED, CHECKED, ON_DEVICE, DD):
             recorder.skip(name, str(error))
@@ -356,16 +355,6 @@ def _dd(noise: Path, tier: Path) -> float:
         "conv=notrunc", "status=none",
     )  # fmt: skip
     return DD_BYTES / (time.monotonic() - started)
-
-
-def _need_disk(work: Path) -> None:
-    """Refuse a temporary directory in memory: it would be measured as if it were a disk."""
-    holders = [
-        mount for mount in kernel.mounts() if work.resolve().is_relative_to(mount.mountpoint)
-    ]
-    kind = max(holders, key=lambda mount: len(mount.mountpoint.parts)).fstype
-    if kind in {"tmpfs", "ramfs"}:
-        raise subjects.UnavailableError(f"{work} is on {kind}: set TMPDIR to a directory on a disk")
 
 
 # ---- what the kernel counted ----

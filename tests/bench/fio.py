@@ -26,6 +26,8 @@ class Measured:
     block_bytes: int
     p50_us: float
     p99_us: float
+    p999_us: float | None = None
+    """Reads only."""
 
     @property
     def mib_per_s(self) -> float:
@@ -33,15 +35,21 @@ class Measured:
         return self.operations * self.block_bytes / self.seconds / (1 << 20)
 
 
-def random_reads(device: Path, *, block_kib: int, depth: int, seconds: float) -> Measured:
-    """Read blocks of *device* at random with fio, past the page cache, *depth* at once."""
+def random_reads(
+    device: Path, *, block_kib: int, depth: int, seconds: float, first_bytes: int | None = None
+) -> Measured:
+    """Read blocks of *device* at random with fio, past the page cache, *depth* at once.
+
+    :param first_bytes: read only from so many at its beginning
+    """
     # Depth 1 is what a page fault does: one synchronous read. fio takes no fractions of seconds.
     engine = ["--ioengine=psync"] if depth == 1 else ["--ioengine=libaio", f"--iodepth={depth}"]
     output = run(
         "fio", "--name=read", f"--filename={device}", "--readonly", "--rw=randread",
+        *([f"--size={first_bytes}"] if first_bytes else []),
         f"--bs={block_kib}k", *engine, "--direct=1", "--time_based",
         f"--runtime={round(seconds * 1000)}ms", "--randrepeat=0", "--norandommap",
-        "--percentile_list=50:99", "--eta=never", "--output-format=json",
+        "--percentile_list=50:99:99.9", "--eta=never", "--output-format=json",
         timeout_s=seconds + _GRACE_S,
     )  # fmt: skip
     return parse_fio(output, block_kib << 10)
@@ -79,6 +87,7 @@ def parse_fio(output: str, block_bytes: int) -> Measured:
             block_bytes=block_bytes,
             p50_us=centiles["50.000000"] / 1000,
             p99_us=centiles["99.000000"] / 1000,
+            p999_us=centiles["99.900000"] / 1000,
         )
     except (LookupError, TypeError) as error:
         raise FioError(f"fio: output without {error}") from error

@@ -8,7 +8,6 @@ instance in the same round. Every read must have been answered from memory; it i
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -264,16 +263,8 @@ def _warm(instance: Instance) -> None:
 
 def _reads(instance: Instance) -> dict[str, float]:
     """Read at random; return percentiles in microseconds."""
-    output = subjects.run(
-        "fio", "--name=read", f"--filename={instance.device}", "--readonly", "--rw=randread",
-        "--bs=4k", f"--size={READ_BYTES}", "--ioengine=psync", "--direct=1", "--time_based",
-        f"--runtime={round(instance.seconds * 1000)}ms", "--randrepeat=0", "--norandommap",
-        "--percentile_list=50:99:99.9", "--eta=never", "--output-format=json",
-    )  # fmt: skip
-    read = json.loads(output[output.index("{") :])["jobs"][0]["read"]
-    centiles = read["clat_ns"]["percentile"]
-    return {
-        names.P50: centiles["50.000000"] / 1000,
-        names.P99: centiles["99.000000"] / 1000,
-        P999: centiles["99.900000"] / 1000,
-    }
+    done = fio.random_reads(
+        instance.device, block_kib=4, depth=1, seconds=instance.seconds, first_bytes=READ_BYTES
+    )
+    assert done.p999_us is not None
+    return {names.P50: done.p50_us, names.P99: done.p99_us, P999: done.p999_us}

@@ -103,6 +103,16 @@ def need_root() -> None:
         raise UnavailableError("needs root")
 
 
+def need_disk(work: Path) -> None:
+    """Raise UnavailableError for a directory in memory: it would be measured as if on a disk."""
+    holders = [
+        entry for entry in kernel.mounts() if work.resolve().is_relative_to(entry.mountpoint)
+    ]
+    kind = max(holders, key=lambda entry: len(entry.mountpoint.parts)).fstype
+    if kind in {"tmpfs", "ramfs"}:
+        raise UnavailableError(f"{work} is on {kind}: set TMPDIR to a directory on a disk")
+
+
 @contextlib.contextmanager
 def swapfs_mount(
     directory: Path,

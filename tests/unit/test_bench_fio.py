@@ -24,7 +24,7 @@ FIO: dict[str, Any] = {
                 "slat_ns": {"mean": 0.0},
                 "clat_ns": {
                     "mean": 25000.0,
-                    "percentile": {"50.000000": 24960, "99.000000": 46336},
+                    "percentile": {"50.000000": 24960, "99.000000": 46336, "99.900000": 90624},
                 },
             },
             "write": {"total_ios": 0, "runtime": 0, "clat_ns": {}},
@@ -45,7 +45,12 @@ def fio_output(**changes: Any) -> str:
 
 def test_fio_output_becomes_microseconds_and_seconds() -> None:
     assert parse_fio(fio_output(), 4096) == Measured(
-        operations=40000, seconds=2.0, block_bytes=4096, p50_us=24.96, p99_us=46.336
+        operations=40000,
+        seconds=2.0,
+        block_bytes=4096,
+        p50_us=24.96,
+        p99_us=46.336,
+        p999_us=90.624,
     )
 
 

@@ -6,21 +6,16 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Final
 
+from churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
 from guest import lab
 
-DISK: Final = "/dev/disk/by-id/virtio-data0"
-UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M")
-LIMIT_MIB: Final = 48
-DATA_MIB: Final = 128
 KILLS: Final = 100
 PAUSE_S: Final = (0.5, 1.5)
 NEW_SERVER_BOUND_S: Final = 60
-CHURN_S: Final = 2
 
 
 def kill_server(dead: set[int], *, serving: bool = True) -> float:
@@ -49,35 +44,6 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-class Churn(threading.Thread):
-    """Has *hog* verify and rewrite without a pause until told to stop; sums its answers."""
-
-    def __init__(self, hog: lab.Hog) -> None:
-        super().__init__(name="churn")
-        self.pages = self.wrong = 0
-        self.details: list[str] = []
-        self._hog = hog
-        self._stop_asked = threading.Event()
-
-    def run(self) -> None:
-        """Go on until `stop`; a hog that dies ends it early, with the reason in details."""
-        while not self._stop_asked.is_set():
-            try:
-                answer = self._hog.do(f"churn {CHURN_S}")
-            except lab.LabError as error:
-                self.details.append(str(error))
-                self.wrong += 1
-                return
-            self.pages += answer["pages"]
-            self.wrong += answer["wrong"]
-            self.details += answer["details"]
-
-    def stop(self) -> None:
-        """Wait for the round that is under way and end."""
-        self._stop_asked.set()
-        self.join()
-
-
 def main() -> int:
     """Run the job and return its exit status."""
     report = lab.Report()
@@ -102,7 +68,6 @@ def main() -> int:
             f"{len(dead)} kills, {churn.pages} pages verified, {churn.wrong} wrong "
             + "; ".join(churn.details),
         )
-        hog.verify(report, "verify all after the kills")
         counters = lab.status()["counters"]
         report.check(
             "server starts counted",
@@ -110,14 +75,7 @@ def main() -> int:
             len(dead) // 2 < counters["server_starts"] <= len(dead) + 1,
             f"{counters['server_starts']} starts",
         )
-        bad = {k: v for k, v in counters.items() if k.startswith(("failed_", "handler")) and v}
-        report.check("no failures counted", not bad, f"{bad}")
-        guards = lab.bad_guards(lab.status())
-        report.check("guards hold in the last server", not guards, "; ".join(guards) or "all")
-        group.unlimited()
-        report.check("down with everything in use", True, lab.down())
-        hog.verify(report, "verify after swapoff")
-        hog.quit()
+        check_and_take_down(report, hog, group, ("failed_", "handler"))
         report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
         report.figures["summary"] = (
             f"{len(dead)} kills, {churn.pages} pages verified meanwhile, {churn.wrong} wrong"

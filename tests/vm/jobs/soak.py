@@ -11,12 +11,11 @@ import sys
 import time
 from typing import Final
 
+from churn import DATA_MIB, LIMIT_MIB, Churn, check_and_take_down
 from disk import MAPPED, NAME, FaultyDisk
 from guest import lab
-from kills import Churn, kill_server
+from kills import kill_server
 
-LIMIT_MIB: Final = 48
-DATA_MIB: Final = 128
 FAULTS: Final = ("write errors", "slow")
 SPELL_S: Final = (1.0, 4.0)
 PAUSE_S: Final = (0.5, 3.0)
@@ -57,14 +56,7 @@ def main() -> int:
             f"{len(dead)} kills, {faults} disk faults, {churn.pages} pages, {churn.wrong} wrong "
             + "; ".join(churn.details),
         )
-        hog.verify(report, "verify all at the end")
-        counters = lab.status()["counters"]
-        bad = {k: v for k, v in counters.items() if k.startswith("failed_read") and v}
-        report.check("no read failed", not bad, f"{bad}")
-        group.unlimited()
-        report.check("down with everything in use", True, lab.down())
-        hog.verify(report, "verify after swapoff")
-        hog.quit()
+        check_and_take_down(report, hog, group, ("failed_read", "handler"))
         lab.must("dmsetup", "remove", NAME)
         report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
     return report.status

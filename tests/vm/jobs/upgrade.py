@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
 from guest import lab
-from kills import DATA_MIB, LIMIT_MIB, UP, Churn
 
 import swapfs
 
@@ -67,16 +67,7 @@ def main() -> int:
             churn.wrong == 0 and churn.pages > 0,
             f"{churn.pages} pages verified, {churn.wrong} wrong " + "; ".join(churn.details),
         )
-        hog.verify(report, "verify all after the upgrades")
-        counters = lab.status()["counters"]
-        bad = {k: v for k, v in counters.items() if k.startswith(("failed_", "handler")) and v}
-        report.check("no failures counted", not bad, f"{bad}")
-        guards = lab.bad_guards(lab.status())
-        report.check("guards hold in the last version", not guards, "; ".join(guards) or "all")
-        group.unlimited()
-        report.check("down with everything in use", True, lab.down())
-        hog.verify(report, "verify after swapoff")
-        hog.quit()
+        check_and_take_down(report, hog, group, ("failed_", "handler"))
         report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
         report.figures["summary"] = (
             f"{UPGRADES} upgrades, {churn.pages} pages verified meanwhile, {churn.wrong} wrong"

@@ -12,13 +12,15 @@ UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M")
 LIMIT_MIB: Final = 48
 DATA_MIB: Final = 128
 CHURN_S: Final = 2
+ROUND_BOUND_S: Final = 300
+"""Longest wait for the end of a round, which takes CHURN_S unless swap stands still."""
 
 
 class Churn(threading.Thread):
     """Has *hog* verify and rewrite without a pause until told to stop; sums its answers."""
 
     def __init__(self, hog: lab.Hog) -> None:
-        super().__init__(name="churn")
+        super().__init__(name="churn", daemon=True)
         self.pages = self.wrong = 0
         self.details: list[str] = []
         self._hog = hog
@@ -38,9 +40,11 @@ class Churn(threading.Thread):
             self.details += answer["details"]
 
     def stop(self) -> None:
-        """Wait for the round that is under way and end."""
+        """Wait for the round that is under way and end; LabError if it never does."""
         self._stop_asked.set()
-        self.join()
+        self.join(ROUND_BOUND_S)
+        if self.is_alive():
+            raise lab.LabError(f"the hog has not answered for {ROUND_BOUND_S} s: swap stands still")
 
 
 def check_and_take_down(

@@ -14,29 +14,38 @@ from churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
 from guest import lab
 
 KILLS: Final = 100
-PAUSE_S: Final = (0.5, 1.5)
+SERVES_S: Final = (0.3, 1.5)
+"""How long a server lives that is killed while it serves: longer than what the monitor calls
+rapid (RAPID_LIFE_S), or it would give up, as it should."""
+RECOVERS_S: Final = (0.0, 0.3)
 NEW_SERVER_BOUND_S: Final = 60
 
 
-def kill_server(dead: set[int], *, serving: bool = True) -> float:
+def kill_server(dead: set[int], life_s: float, *, serving: bool = True) -> float:
     """Kill the server that is not among the *dead*; return how long it took to appear.
 
-    :param serving: wait until it serves; else it is killed wherever it is in its recovery
+    :param life_s: let it live so long from then on
+    :param serving: it appears when it serves; else when it is forked, and dies somewhere in its
+        recovery
     """
     started_s = time.monotonic()
     alive: list[int] = []
 
     def appeared() -> bool:
         found = lab.snapshot()
+        if found and found.get("held"):
+            raise lab.LabError(f"the monitor has given up after {len(dead)} kills")
         if found:
             alive[:] = [found["server_pid"]] if serving else children_of(found["pid"])
         return bool(alive) and alive[0] not in dead
 
     if not lab.wait_for("a new server", appeared, NEW_SERVER_BOUND_S):
         raise lab.LabError(f"no new server after {len(dead)} kills")
+    waited_s = time.monotonic() - started_s
+    time.sleep(life_s)
     os.kill(alive[0], signal.SIGKILL)
     dead.add(alive[0])
-    return time.monotonic() - started_s
+    return waited_s
 
 
 def children_of(pid: int) -> list[int]:
@@ -58,8 +67,9 @@ def main() -> int:
         churn = Churn(hog)
         churn.start()
         while len(dead) < kills and churn.is_alive():
-            time.sleep(rng.uniform(*PAUSE_S))
-            waited_s = kill_server(dead, serving=len(dead) % 2 == 0)
+            serving = len(dead) % 2 == 0
+            life_s = rng.uniform(*(SERVES_S if serving else RECOVERS_S))
+            waited_s = kill_server(dead, life_s, serving=serving)
             lab.say(f"kill {len(dead)}: server appeared after {waited_s:.1f} s")
         churn.stop()
         report.check(

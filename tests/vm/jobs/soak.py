@@ -39,10 +39,11 @@ def main() -> int:
         faults = 0
         end_s = time.monotonic() + minutes * 60
         while time.monotonic() < end_s and churn.is_alive():
-            time.sleep(rng.uniform(*PAUSE_S))
+            life_s = rng.uniform(*PAUSE_S)
             if rng.random() < 0.7:
-                kill_server(dead)
+                kill_server(dead, life_s)
             else:
+                time.sleep(life_s)
                 disk.behave(rng.choice(FAULTS))
                 lab.run("swapfs", "demote", "--pages", "1000")
                 time.sleep(rng.uniform(*SPELL_S))

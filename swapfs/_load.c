@@ -22,6 +22,14 @@
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 #define PAGE_SHIFT 12
 #define GIVE_WAY_BREATHS 5
+#define HELD_MAX_NS 500000u
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
 
 static uint64_t same_value(uint64_t word)
 {
@@ -121,6 +129,7 @@ static PyObject *load_layout(PyObject *self, PyObject *unused)
 typedef struct {
     PyObject_HEAD
     pthread_mutex_t mutex;
+    uint64_t let_go_ns; /* when give_way last did */
     _Atomic unsigned waiting; /* requests and threads that wait for it, or for the GIL */
 } Lock;
 
@@ -178,8 +187,8 @@ static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *keywords
         return NULL;
     pthread_mutexattr_init(&attributes);
     pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
-    /* Not every thread is a real-time one, and one that is must not wait for one that waits. */
-    pthread_mutexattr_setprotocol(&attributes, PTHREAD_PRIO_INHERIT);
+    /* Not priority-inheriting: the kernel allocates for that while we serve (I5), in
+     * refill_pi_state_cache(), and all threads of a server have one priority anyway. */
     pthread_mutex_init(&self->mutex, &attributes);
     pthread_mutexattr_destroy(&attributes);
     return (PyObject *)self;
@@ -207,14 +216,18 @@ static PyObject *lock_give_way(Lock *self, PyObject *unused)
 {
     const struct timespec breath = {.tv_nsec = 20000};
     int error = 0;
-    if (is_wanted(self)) {
+    /* On one CPU, under SCHED_FIFO, who waits for this thread cannot run to say so. */
+    if (is_wanted(self) || now_ns() - self->let_go_ns > HELD_MAX_NS) {
         error = pthread_mutex_unlock(&self->mutex);
         if (error == 0) {
             Py_BEGIN_ALLOW_THREADS
-            for (int breaths = 0; breaths < GIVE_WAY_BREATHS && is_wanted(self); breaths++)
+            int breaths = 0;
+            do
                 nanosleep(&breath, NULL);
+            while (++breaths < GIVE_WAY_BREATHS && is_wanted(self));
             error = pthread_mutex_lock(&self->mutex);
             Py_END_ALLOW_THREADS
+            self->let_go_ns = now_ns();
         }
     }
     return lock_result(error);
@@ -236,7 +249,7 @@ static PyTypeObject LockType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs._load.Lock",
     .tp_basicsize = sizeof(Lock),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "A lock for Python and C; its holder inherits the priority of who waits for it.",
+    .tp_doc = "A lock for Python and C, which knows whether it is wanted.",
     .tp_new = lock_new,
     .tp_dealloc = (destructor)lock_dealloc,
     .tp_methods = lock_methods,
@@ -269,7 +282,8 @@ static bool read_run(Reader *self, uint64_t slot, uint64_t end, char *out)
             reads[TAG_EMPTY] += (uint64_t)count;
         } else {
             uint64_t index = ((page - 1) << CLUSTER_SHIFT) + (slot & (CLUSTER_SLOTS - 1));
-            if (load(words + index, count, &self->arena, out, reads) < count)
+            if (index + (uint64_t)count > (uint64_t)self->arena.len / sizeof(uint64_t) ||
+                load(words + index, count, &self->arena, out, reads) < count)
                 return false;
         }
         slot += (uint64_t)count;
@@ -288,8 +302,10 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
         return -1;
     if (pthread_mutex_trylock(&self->lock->mutex) != 0) {
         atomic_fetch_add(&self->lock->waiting, 1);
-        pthread_mutex_lock(&self->lock->mutex);
+        int error = pthread_mutex_lock(&self->lock->mutex);
         atomic_fetch_sub(&self->lock->waiting, 1);
+        if (error)
+            return -1;
     }
     bool done = read_run(self, offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT, out);
     if (done)

@@ -88,6 +88,7 @@ struct places {
     const uint8_t *classes;
     const uint16_t *sizes;
     uint64_t zspages;
+    size_t size_classes;
 };
 
 /* Takes the place of a POOL *word*; what is wrong with it, or NULL. */
@@ -96,9 +97,12 @@ static const char *take_place(struct places *p, uint64_t word)
     uint64_t place = pool_place(word), zspage = place >> ZSPAGE_SHIFT;
     if (zspage >= p->zspages || p->classes[zspage] == NO_CLASS)
         return "the table names a place in a free zspage";
-    unsigned size_class = p->classes[zspage], size = p->sizes[size_class];
-    unsigned object = (unsigned)(place & ZSPAGE_MASK) / size;
-    if ((place & ZSPAGE_MASK) % size != 0 || blob_length(word) > size)
+    unsigned size_class = p->classes[zspage];
+    if (size_class >= p->size_classes)
+        return "a zspage is of no class that there is";
+    unsigned size = p->sizes[size_class], object = (unsigned)(place & ZSPAGE_MASK) / size;
+    if ((place & ZSPAGE_MASK) % size != 0 || blob_length(word) > size ||
+        object >= (1u << ZSPAGE_SHIFT) / size)
         return "the table names a place that is no object";
     uint64_t bit = zspage * MARKS_PER_ZSPAGE + object;
     if (p->marks[bit >> 3] & 1u << (bit & 7))
@@ -147,7 +151,8 @@ static PyObject *rebuild_mark(PyObject *self, PyObject *const *args, Py_ssize_t 
     int have = get_buffers(((PyTupleObject *)args[0])->ob_item, BUFFERS, CLASSES, b);
     if (have == BUFFERS && has_cluster(&b[ARENA], index) && (below = PyList_New(0)) != NULL) {
         struct places p = {b[MARKS].buf, b[USED].buf, b[OBJECTS].buf, b[PAYLOAD].buf,
-                           b[CLASSES].buf, b[SIZES].buf, (uint64_t)b[CLASSES].len};
+                           b[CLASSES].buf, b[SIZES].buf, (uint64_t)b[CLASSES].len,
+                           (size_t)b[SIZES].len / sizeof(uint16_t)};
         if (b[MARKS].len < b[CLASSES].len * (MARKS_PER_ZSPAGE / 8) ||
             b[USED].len < b[CLASSES].len * 2) {
             PyErr_SetString(PyExc_ValueError, "fewer marks than zspages");

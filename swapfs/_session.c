@@ -475,9 +475,8 @@ static PyObject *session_run(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "KOOO|O", &inode, &handlers[0], &handlers[1], &handlers[2],
                           &reader))
         return NULL;
-    g.reader = NULL;
-    if (reader != Py_None &&
-        (g.reader = PyCapsule_GetPointer(reader, SWAPFS_READER)) == NULL)
+    const struct swapfs_reader *entry = NULL;
+    if (reader != Py_None && (entry = PyCapsule_GetPointer(reader, SWAPFS_READER)) == NULL)
         return NULL;
     if (!g.armed || g.dev_fd < 0 || g.pair_loop < 0) {
         PyErr_SetString(PyExc_RuntimeError, "run() needs arm() and then pyfuse3.init()");
@@ -491,6 +490,7 @@ static PyObject *session_run(PyObject *self, PyObject *args)
     struct sigaction action = {.sa_handler = on_stop_signal};
     sigaction(STOP_SIGNAL, &action, NULL);
     g.inode = inode;
+    g.reader = entry;
     g.thread = pthread_self();
     int error = loop(handlers);
     atomic_store(&g.running, false);

@@ -18,7 +18,6 @@
 #define ZSPAGE_SHIFT 16
 #define ZSPAGE_MASK ((1u << ZSPAGE_SHIFT) - 1)
 #define NO_INDEX 0xFFFFu
-#define NO_CLASS 0xFFu
 
 /* ---- pack ---- */
 
@@ -107,6 +106,7 @@ struct books {
     const uint16_t *sizes, *capacities;
     const uint8_t *class_of_grains, *state_of_kind;
     uint64_t zspages;
+    size_t size_classes;
 };
 
 /* Whether the place of *old* can be given back in the arrays alone, if zspage *taken* gets one
@@ -122,8 +122,10 @@ static bool frees_easily(const struct books *k, uint64_t old, int64_t taken)
     if (zspage >= k->zspages)
         return false;
     unsigned size_class = k->classes[zspage];
+    if (size_class >= k->size_classes || (pool_place(old) & ZSPAGE_MASK) % k->sizes[size_class] != 0)
+        return false; /* free, or damaged: Python says so */
     unsigned used = k->used[zspage] + ((int64_t)zspage == taken);
-    return size_class != NO_CLASS && used > 1 && used != k->capacities[size_class];
+    return used > 1 && used != k->capacities[size_class];
 }
 
 /* Pool._pop */
@@ -166,7 +168,9 @@ static bool publish_one(struct books *k, uint64_t *word, uint64_t draft, const c
         uint64_t length = blob_length(draft);
         unsigned size_class = k->class_of_grains[(length + 15) >> 4];
         int64_t zspage = k->current[size_class];
-        if (zspage < 0 || !frees_easily(k, old, zspage))
+        if (zspage < 0 || (k->head[zspage] != NO_INDEX &&
+                           k->head[zspage] >= k->capacities[size_class]) ||
+            !frees_easily(k, old, zspage))
             return false;
         bool raw = blob_codec(draft) == CODEC_RAW;
         uint64_t place = take(k, zspage, size_class);
@@ -178,6 +182,7 @@ static bool publish_one(struct books *k, uint64_t *word, uint64_t draft, const c
         return false;
     }
     __atomic_store_n(word, new, __ATOMIC_RELEASE); /* I3: after the bytes, before the free */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* release alone lets the compiler free it before */
     k->state_counts[k->state_of_kind[old & KIND_MASK]]--;
     k->state_counts[k->state_of_kind[new & KIND_MASK]]++;
     k->counters[counter]++;
@@ -230,7 +235,7 @@ static PyObject *store_publish(PyObject *self, PyObject *const *args, Py_ssize_t
                 b[OCCUPIED].buf, b[USED].buf, b[HEAD].buf, b[FRESH].buf, b[CURRENT].buf,
                 b[OBJECTS].buf, b[PAYLOAD].buf, b[SIZES].buf, b[CAPACITIES].buf,
                 b[CLASS_OF_GRAINS].buf, b[STATE_OF_KIND].buf,
-                (uint64_t)b[CLASSES].len,
+                (uint64_t)b[CLASSES].len, (size_t)b[SIZES].len / sizeof(uint16_t),
             };
             uint64_t *words = (uint64_t *)k.arena + index;
             const uint64_t *drafts = b[DRAFTS].buf;

@@ -182,6 +182,7 @@ class Pool:
         base = zspage << _ZSPAGE_SHIFT
         index = self._head[zspage]
         if index != _END:
+            assert index < _OBJECTS[size_class], "a free list is damaged"
             place = base + index * size
             self._head[zspage] = self._halves[place >> 1]
         else:
@@ -200,6 +201,7 @@ class Pool:
         size_class = self._classes[zspage]
         assert size_class != NO_CLASS, "freed a place of a free zspage"
         size = _SIZES[size_class]
+        assert not (place & _ZSPAGE_MASK) % size, "freed a place that is no object"
         used = self._used[zspage] - 1
         self._used[zspage] = used
         self._objects[size_class] -= 1

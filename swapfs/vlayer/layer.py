@@ -244,7 +244,7 @@ class VirtualSlotLayer:
             return count
         index += slot & _SLOT_MASK
         done = load(self._words, index, count, self._arena, out, position, counters)
-        if done == 0 and first and self._words[index] & TAG_MASK == _POOL:
+        if done == 0 and first and self._words[index] & TAG_MASK != Tag.FILE:
             raise SlotDamaged(f"slot {slot}: its blob is no page")
         return done
 

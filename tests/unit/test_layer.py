@@ -164,6 +164,31 @@ def test_damage_in_memory_is_one_slot_only(rig: Rig) -> None:
     assert rig.load(2) == pages[0]
 
 
+@pytest.mark.parametrize("tag", range(4, 8))
+def test_a_word_that_means_nothing_is_damage_and_not_a_wait(tag: int) -> None:
+    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    rig.store(0, page("text", 1), page("text", 2))
+    rig.region.arena_words[rig.layer.table.base(0)] = 0xABC0 | tag
+    with pytest.raises(SlotDamaged):
+        rig.load(0)
+    assert rig.load(1) == page("text", 2)
+
+
+@pytest.mark.parametrize("new", ["text", "same"])
+def test_writing_over_a_damaged_slot_damages_no_other(rig: Rig, new: str) -> None:
+    pages = [page("text", seed) for seed in range(40)]
+    rig.store(0, *pages)
+    table, words = rig.layer.table, rig.region.arena_words
+    word = table.get(7)
+    words[table.base(0) + 7] = move_pool(word, pool_place(word) + 16)
+    with pytest.raises((AssertionError, SlotDamaged)):
+        rig.store(7, page(new, 99))
+    for seed in range(60):
+        rig.store(60 + seed, page("text", 100 + seed))
+    for slot in (*range(7), *range(8, 40)):
+        assert rig.load(slot) == pages[slot], slot
+
+
 def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
     rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
     pages = [page("text", seed) for seed in range(4)]

@@ -86,6 +86,12 @@ def test_leaves_a_damaged_page_to_python(rig: Rig) -> None:
     assert _read(rig, FIRST * PAGE_SIZE, PAGE_SIZE) is None
 
 
+def test_leaves_a_damaged_directory_to_python(rig: Rig) -> None:
+    rig.region.directory[0] = 0xFFFFFF
+    assert _read(rig, 0, PAGE_SIZE) is None
+    assert _read(rig, CLUSTER_SLOTS * PAGE_SIZE, PAGE_SIZE) == PAGES[20]
+
+
 def test_a_file_larger_than_the_table_is_refused(rig: Rig) -> None:
     with pytest.raises(ValueError, match="not inside"):
         rig.layer.reader(SIZE_BYTES + PAGE_SIZE)
@@ -149,7 +155,8 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
         thread.start()
         while not lock.wanted():
             thread.join(1e-3)
-        lock.give_way()
+        while lock.wanted():
+            lock.give_way()
         turns.append("holder")
         assert not lock.wanted()
         assert lock.locked()

@@ -8,9 +8,10 @@ from typing import Final
 from guest import lab
 
 UP: Final = ("--size", "320M", "--pool", "32M", "--overcommit", "20")
-FIRST_MIB: Final = 48
+FIRST_MIB: Final = 72
 SECOND_MIB: Final = 224
-LIMIT_MIB: Final = 24
+LIMIT_MIB: Final = 48
+"""Less, and the kernel runs out of pages that are not being written while swap is slow."""
 REFUSED_BOUND_S: Final = 300
 SLOTS_BOUND_S: Final = 60
 

@@ -22,7 +22,7 @@
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 #define PAGE_SHIFT 12
 #define GIVE_WAY_BREATHS 5
-#define HELD_MAX_NS 500000u
+#define HELD_MAX_NS 60000u
 
 static uint64_t now_ns(void)
 {
@@ -205,9 +205,16 @@ static bool is_wanted(Lock *self)
     return atomic_load_explicit(&self->waiting, memory_order_relaxed) != 0;
 }
 
+/* Under SCHED_FIFO a thread that computes keeps everybody else off its CPU: who would want the
+ * lock, the loop device's thread or the process that reads, cannot even say so. */
+static bool is_overdue(Lock *self)
+{
+    return now_ns() - self->let_go_ns > HELD_MAX_NS;
+}
+
 static PyObject *lock_wanted(Lock *self, PyObject *unused)
 {
-    return PyBool_FromLong(is_wanted(self));
+    return PyBool_FromLong(is_wanted(self) || is_overdue(self));
 }
 
 /* Lets who waits go first. A lock or a GIL that is let go and taken again at once goes to the
@@ -216,8 +223,7 @@ static PyObject *lock_give_way(Lock *self, PyObject *unused)
 {
     const struct timespec breath = {.tv_nsec = 20000};
     int error = 0;
-    /* On one CPU, under SCHED_FIFO, who waits for this thread cannot run to say so. */
-    if (is_wanted(self) || now_ns() - self->let_go_ns > HELD_MAX_NS) {
+    if (is_wanted(self) || is_overdue(self)) {
         error = pthread_mutex_unlock(&self->mutex);
         if (error == 0) {
             Py_BEGIN_ALLOW_THREADS
@@ -235,9 +241,9 @@ static PyObject *lock_give_way(Lock *self, PyObject *unused)
 
 static PyMethodDef lock_methods[] = {
     {"wanted", (PyCFunction)lock_wanted, METH_NOARGS,
-     "wanted() -> whether anyone waits for it, or a request for Python."},
+     "wanted() -> whether anyone waits for it, or a request for Python, or may be unable to say."},
     {"give_way", (PyCFunction)lock_give_way, METH_NOARGS,
-     "give_way(): if it is wanted, let it go, let them go first, and take it again."},
+     "give_way(): if it is wanted, let it go, let others go first, and take it again."},
     {"acquire", (PyCFunction)lock_acquire, METH_NOARGS, "acquire(): wait for it and take it."},
     {"release", (PyCFunction)lock_release, METH_NOARGS, "release(): give it back."},
     {"locked", (PyCFunction)lock_locked, METH_NOARGS, "locked() -> whether anyone has it."},

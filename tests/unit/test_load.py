@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -149,18 +150,23 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
 
     thread = threading.Thread(target=other)
     with lock:
-        assert not lock.wanted()
-        lock.give_way()  # nobody waits: it stays ours
+        lock.give_way()  # nobody waits
         assert lock.locked()
         thread.start()
-        while not lock.wanted():
-            thread.join(1e-3)
-        while lock.wanted():
+        while not turns:
             lock.give_way()
         turns.append("holder")
-        assert not lock.wanted()
         assert lock.locked()
     thread.join()
     assert turns == ["other", "holder"]
     with pytest.raises(RuntimeError):
         lock.release()
+
+
+def test_a_lock_held_for_long_counts_as_wanted() -> None:
+    lock = Lock()
+    with lock:
+        lock.give_way()
+        end_s = time.monotonic() + 10
+        while not lock.wanted():
+            assert time.monotonic() < end_s

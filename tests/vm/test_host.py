@@ -35,18 +35,17 @@ def test_killed_run_leaves_nothing(kernel: str, tmp_path: Path) -> None:
     (job / "run").write_text("#!/bin/sh\necho the job runs\nexec sleep 600\n")
     (job / "run").chmod(0o755)
     command = [sys.executable, str(VM), "run", str(job), "--kernel", kernel]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--results", str(tmp_path / "results")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    assert any("the job runs" in line for line in process.stdout), "it ended before its job began"
-    machines = _children(process.pid)
-    assert machines
-    process.kill()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        assert any("the job runs" in line for line in process.stdout), "ended before its job began"
+        machines = _children(process.pid)
+        assert machines
+        process.kill()
     deadline_s = time.monotonic() + GONE_WITHIN_S
     while any(_alive(pid) for pid in machines):
         assert time.monotonic() < deadline_s, f"still there: {machines}"

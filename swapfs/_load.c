@@ -22,7 +22,9 @@
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 #define PAGE_SHIFT 12
 #define GIVE_WAY_BREATHS 5
-#define HELD_MAX_NS 60000u
+#define HELD_MAX_NS 250000u
+#define HELD_READ_NS 15000u /* likewise, while reads come in */
+#define READ_LATELY_NS 10000000u
 
 static uint64_t now_ns(void)
 {
@@ -130,6 +132,8 @@ typedef struct {
     PyObject_HEAD
     pthread_mutex_t mutex;
     uint64_t let_go_ns; /* when give_way last did */
+    uint64_t reads, reads_seen; /* requests to read that have had it; and when that last grew */
+    uint64_t read_ns;
     _Atomic unsigned waiting; /* requests and threads that wait for it, or for the GIL */
 } Lock;
 
@@ -206,10 +210,17 @@ static bool is_wanted(Lock *self)
 }
 
 /* Under SCHED_FIFO a thread that computes keeps everybody else off its CPU: who would want the
- * lock, the loop device's thread or the process that reads, cannot even say so. */
+ * lock, the loop device's thread or the process that reads, cannot even say so. Rests cost half
+ * the speed of a demotion, so they are that frequent only while somebody does read. */
 static bool is_overdue(Lock *self)
 {
-    return now_ns() - self->let_go_ns > HELD_MAX_NS;
+    uint64_t now = now_ns();
+    if (self->reads != self->reads_seen) {
+        self->reads_seen = self->reads;
+        self->read_ns = now;
+    }
+    uint64_t held_max = now - self->read_ns < READ_LATELY_NS ? HELD_READ_NS : HELD_MAX_NS;
+    return now - self->let_go_ns > held_max;
 }
 
 static PyObject *lock_wanted(Lock *self, PyObject *unused)
@@ -313,6 +324,7 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
         if (error)
             return -1;
     }
+    self->lock->reads++;
     bool done = read_run(self, offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT, out);
     if (done)
         ((uint64_t *)self->counters.buf)[self->read_bytes] += size;

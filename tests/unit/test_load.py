@@ -170,3 +170,22 @@ def test_a_lock_held_for_long_counts_as_wanted() -> None:
         end_s = time.monotonic() + 10
         while not lock.wanted():
             assert time.monotonic() < end_s
+
+
+def test_it_is_let_go_more_often_while_pages_are_read(rig: Rig) -> None:
+    reader, out, lock = rig.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE), rig.layer.lock
+
+    def held_ns() -> int:
+        with lock:
+            lock.give_way()
+            start_ns = time.monotonic_ns()
+            while not lock.wanted():
+                pass
+            return time.monotonic_ns() - start_ns
+
+    undisturbed_ns = held_ns()
+    assert undisturbed_ns > 200_000
+    end_s = time.monotonic() + 10
+    while held_ns() > undisturbed_ns / 2:
+        reader.read(0, PAGE_SIZE, out)
+        assert time.monotonic() < end_s

@@ -34,7 +34,7 @@ from swapfs.server import Server
 from swapfs.stats import Counters
 from swapfs.takedown import TakeDown
 from swapfs.tiers.file import FileTier
-from swapfs.tiers.seal import AeadSeal, ChecksumSeal
+from swapfs.tiers.seal import ChecksumSeal, Seal
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class _Monitor:
         file = self._config.file
         if file is None:
             return None
-        seal = AeadSeal(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
+        seal = _cipher(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
         return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 
     def _lock(self) -> int:
@@ -330,6 +330,14 @@ class _Monitor:
             write_snapshot(config.runtime_dir, config.name, status)
         except OSError as error:
             log.error("state file of %s: %s", config.name, error.strerror)
+
+
+def _cipher(key: bytes) -> Seal:
+    # Not imported above: 14 MiB of locked memory that is only here for instances that encrypt. A
+    # server has it from us, by fork; it reads no library from a disk while it serves.
+    from swapfs.tiers.aead import AeadSeal
+
+    return AeadSeal(key)
 
 
 def _how_it_died(status: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from swapfs.errors import TierIOError
+from swapfs.tiers.aead import KEY_BYTES, AeadSeal
 from swapfs.tiers.base import Extent, LowerTier, TierStats
 from swapfs.tiers.blob import Batch
-from swapfs.tiers.seal import KEY_BYTES, AeadSeal, Seal
+from swapfs.tiers.seal import Seal
 from swapfs.tiers.segments import SEGMENT_BYTES, SegmentMap
 from swapfs.units import SECTOR_SIZE, PSector
 

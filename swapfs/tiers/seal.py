@@ -1,8 +1,6 @@
 """What keeps a blob's bytes honest while they are on a medium: a tag of 16 bytes.
 
-``AeadSeal`` encrypts the payload with AES-256-GCM (NIST SP 800-38D) under a key that lives in
-the locked region only, so that what is left on a disk cannot be read after the instance has
-ended; its tag is the checksum. ``ChecksumSeal`` leaves the payload readable and costs less.
+``ChecksumSeal`` leaves the payload readable; ``aead.AeadSeal`` encrypts it.
 """
 
 from __future__ import annotations
@@ -11,13 +9,9 @@ import zlib
 from abc import ABC, abstractmethod
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from swapfs.errors import BlobCorrupt
 
 TAG_BYTES: Final = 16
-KEY_BYTES: Final = 32
 
 
 class Seal(ABC):
@@ -56,25 +50,3 @@ class ChecksumSeal(Seal):
         if sealed[-TAG_BYTES:] != checksum.to_bytes(TAG_BYTES, "little"):
             raise BlobCorrupt("checksum mismatch")
         return payload
-
-
-class AeadSeal(Seal):
-    """AES-256-GCM; the sequence number is the nonce, the header is authenticated with it.
-
-    :param key: KEY_BYTES random bytes; whoever has them can read the blobs
-    """
-
-    encrypted = True
-
-    def __init__(self, key: bytes) -> None:
-        assert len(key) == KEY_BYTES
-        self._cipher = AESGCM(key)
-
-    def seal(self, header: bytes, sequence: int, payload: bytes | memoryview) -> bytes:  # noqa: D102
-        return self._cipher.encrypt(sequence.to_bytes(12, "little"), payload, header)
-
-    def open(self, header: bytes, sequence: int, sealed: memoryview) -> bytes:  # noqa: D102
-        try:
-            return self._cipher.decrypt(sequence.to_bytes(12, "little"), sealed, header)
-        except InvalidTag:
-            raise BlobCorrupt("authentication failed") from None

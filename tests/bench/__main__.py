@@ -30,7 +30,7 @@ from tests.bench.targets import judge
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 QUICK_ROUNDS: Final = 3
-FULL_ROUNDS: Final = 7
+FULL_ROUNDS: Final = 5
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -138,7 +138,7 @@ def _plan(options: argparse.Namespace) -> Iterator[Plan]:
     with tempfile.TemporaryDirectory(
         prefix="swapfs-bench-", ignore_cleanup_errors=True
     ) as directory:
-        seconds = 5.0 if options.full else 1.0
+        seconds = 3.0 if options.full else 1.0
         yield Plan(options.full, options.rounds, seconds, Path(directory), PROJECT)
 
 

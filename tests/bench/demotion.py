@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from swapfs.tiers.seal import KEY_BYTES, AeadSeal, ChecksumSeal, Seal
+from swapfs.tiers.aead import KEY_BYTES, AeadSeal
+from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.codec import compress
 from tests.bench import contents, fio, names, subjects, threads

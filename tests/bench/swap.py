@@ -80,7 +80,7 @@ PACKAGES: Final = ("gcc", "libc6-dev", "make", "redis-server")
 """What the real programs need in the VM."""
 SOURCE_PACKAGE: Final = "lua5.4"
 PROGRAM_MACHINE: Final = Machine(416, (768, 768), 2048, 4 * 3600)
-PROGRAM_ROUNDS_MAX: Final = {"kvm": 5, "tcg": 2}
+PROGRAM_ROUNDS_MAX: Final = {"kvm": 5, "tcg": 1}
 """Emulated, one round of all programs takes some twenty minutes."""
 LIMITS_MIB: Final = {BUILD: 64, REDIS: 48, SORT: 64}
 """Below what each wants, but enough for all of it compressed: zswap's pool counts against the

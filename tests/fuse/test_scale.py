@@ -90,3 +90,16 @@ def test_the_status_does_not_cost_more_with_size(instance: Instance) -> None:
     for _ in range(10):
         instance.status()
     assert time.monotonic() - began_s < 5.0
+
+
+@pytest.mark.parametrize(
+    ("options", "loaded"), [(("16M",), True), (("16M", "--no-file-encryption"), False), ((), False)]
+)
+def test_only_who_encrypts_holds_the_library(
+    start: Start, options: tuple[str, ...], *, loaded: bool
+) -> None:
+    file, *rest = options or (None,)
+    status = start("16M", "32M", file, *rest).status()
+    for pid in (status["pid"], status["server_pid"]):
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        assert ("cryptography" in maps) == loaded

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from swapfs.errors import BlobCorrupt
+from swapfs.tiers.aead import AeadSeal
 from swapfs.tiers.blob import BLOB_SECTORS_MAX, HEADER_BYTES, Batch, blob_sectors, check_blob, peek
-from swapfs.tiers.seal import TAG_BYTES, AeadSeal, ChecksumSeal, Seal
+from swapfs.tiers.seal import TAG_BYTES, ChecksumSeal, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 MASK = 0x1FFF

@@ -1,6 +1,7 @@
 /*
  * The bits of a swap table word, as far as C code needs them; vlayer/entry.py is the reference
- * and checks at import that both agree.
+ * and checks at import that both agree. And the sizes of a cluster and of a zspage (units.py,
+ * tiers/pool.py).
  */
 #ifndef SWAPFS_ENTRY_H
 #define SWAPFS_ENTRY_H
@@ -23,6 +24,12 @@ enum { CODEC_RAW, CODEC_LZ4 };
 #define SAME_DOUBLED (1u << 5)
 #define SAME_SHIFT 6
 #define KIND_MASK 0x7Fu
+
+#define CLUSTER_SHIFT 9
+#define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
+#define ZSPAGE_SHIFT 16
+#define ZSPAGE_MASK ((1u << ZSPAGE_SHIFT) - 1)
+#define NO_INDEX 0xFFFFu /* ends the list of places in a zspage that were given back */
 
 static inline uint64_t pool_place(uint64_t word)
 {

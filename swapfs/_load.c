@@ -13,25 +13,16 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
-#include <time.h>
 
+#include "_clock.h"
 #include "_entry.h"
 #include "_reader.h"
 
-#define CLUSTER_SHIFT 9
-#define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 #define PAGE_SHIFT 12
 #define GIVE_WAY_BREATHS 5
 #define HELD_MAX_NS 250000u
 #define HELD_READ_NS 15000u /* likewise, while reads come in */
 #define READ_LATELY_NS 10000000u
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static uint64_t same_value(uint64_t word)
 {

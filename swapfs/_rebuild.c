@@ -11,11 +11,7 @@
 
 #include "_entry.h"
 
-#define CLUSTER_SLOTS 512
-#define ZSPAGE_SHIFT 16
-#define ZSPAGE_MASK ((1u << ZSPAGE_SHIFT) - 1)
 #define MARKS_PER_ZSPAGE 2048 /* bits: objects of 32 bytes, the smallest */
-#define NO_INDEX 0xFFFFu
 #define NO_CLASS 0xFFu
 
 /* Gets the buffers of *count* arguments; how many could be had. All but the first *writable* of

@@ -40,9 +40,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "_clock.h"
 #include "_reader.h"
 
 #ifndef FUSE_NOTIFY_RESEND /* linux/fuse.h 7.41, kernel 6.9 */
@@ -98,13 +98,6 @@ static struct {
     uint64_t current_unique, current_start_ns;
     enum op current_op;
 } g = {.dev_fd = -1, .pair_loop = -1, .pair_pyfuse3 = -1};
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static void observe(enum op op, enum path path, uint64_t start_ns)
 {

@@ -15,10 +15,6 @@
 
 #include "_entry.h"
 
-#define ZSPAGE_SHIFT 16
-#define ZSPAGE_MASK ((1u << ZSPAGE_SHIFT) - 1)
-#define NO_INDEX 0xFFFFu
-
 /* ---- pack ---- */
 
 /* The word of a page filled with *value*; 0 if it does not fit (entry.py encode_same). */

@@ -2,8 +2,8 @@
  * Writing pages in bulk. `pack` turns pages into drafts of words, with the blobs beside them, and
  * touches nothing shared, so it runs without the layer's lock and without the GIL. `publish` then
  * gives each draft a place and puts it into the swap table, as long as nothing has to be decided:
- * a zspage of the class is at hand and has room, and the old place is given back without a zspage
- * changing lists. Whatever else comes up ends it, and layer.py does that page; the two must keep
+ * a zspage of the class has room, and no zspage becomes empty when the old place is given back.
+ * Whatever else comes up ends it, and layer.py does that page; the two must keep
  * the same books (tests/property/test_publish.py).
  */
 #define PY_SSIZE_T_CLEAN
@@ -88,8 +88,8 @@ static PyObject *store_pack(PyObject *self, PyObject *const *args, Py_ssize_t na
 
 /* The buffers of the books, in the order of VirtualSlotLayer._books(). */
 enum {
-    ARENA, CLASSES, COUNTERS, STATE_COUNTS, OCCUPIED, USED, HEAD, FRESH, CURRENT, OBJECTS, PAYLOAD,
-    SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_KIND, BOOKS
+    ARENA, CLASSES, COUNTERS, STATE_COUNTS, OCCUPIED, USED, HEAD, FRESH, OBJECTS, PAYLOAD,
+    NEXT, PREVIOUS, WHERE, LENGTHS, SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_KIND, BOOKS
 };
 
 struct books {
@@ -98,15 +98,49 @@ struct books {
     uint64_t *counters;
     int64_t *state_counts;
     uint16_t *occupied, *used, *head, *fresh;
-    int64_t *current, *objects, *payload;
+    int64_t *objects, *payload;
+    uint32_t *next, *previous; /* of Rings: the lists of zspages with room, by class */
+    uint8_t *where;
+    uint32_t *lengths;
     const uint16_t *sizes, *capacities;
     const uint8_t *class_of_grains, *state_of_kind;
     uint64_t zspages;
     size_t size_classes;
 };
 
-/* Whether the place of *old* can be given back in the arrays alone, if zspage *taken* gets one
- * object more before. */
+/* ---- the lists of zspages with room: Rings in tiers/rings.py ---- */
+
+enum { NO_ROOM, ROOM }; /* as in pool.py: the list of class c is ROOM + c */
+
+static void join(struct books *k, uint32_t left, uint32_t right)
+{
+    k->next[left] = right;
+    k->previous[right] = left;
+}
+
+/* Rings.move */
+static void move(struct books *k, uint32_t zspage, unsigned list)
+{
+    uint32_t sentinel = (uint32_t)k->zspages + list;
+    join(k, k->previous[zspage], k->next[zspage]);
+    k->lengths[k->where[zspage]]--;
+    join(k, zspage, k->next[sentinel]);
+    join(k, sentinel, zspage);
+    k->where[zspage] = (uint8_t)list;
+    k->lengths[list]++;
+}
+
+/* Rings.first, or -1 */
+static int64_t with_room(const struct books *k, unsigned size_class)
+{
+    uint32_t zspage = k->next[k->zspages + ROOM + size_class];
+    return zspage < k->zspages ? (int64_t)zspage : -1;
+}
+
+/* ---- places ---- */
+
+/* Whether the place of *old* can be given back without its zspage becoming empty, if zspage
+ * *taken* gets one object more before. */
 static bool frees_easily(const struct books *k, uint64_t old, int64_t taken)
 {
     unsigned tag = old & TAG_MASK;
@@ -121,7 +155,7 @@ static bool frees_easily(const struct books *k, uint64_t old, int64_t taken)
     if (size_class >= k->size_classes || (pool_place(old) & ZSPAGE_MASK) % k->sizes[size_class] != 0)
         return false; /* free, or damaged: Python says so */
     unsigned used = k->used[zspage] + ((int64_t)zspage == taken);
-    return used > 1 && used != k->capacities[size_class];
+    return used > 1;
 }
 
 /* Pool._pop */
@@ -136,17 +170,18 @@ static uint64_t take(struct books *k, int64_t zspage, unsigned size_class)
         place = base + k->fresh[zspage]++ * size;
     }
     if (++k->used[zspage] == k->capacities[size_class])
-        k->current[size_class] = -1;
+        move(k, (uint32_t)zspage, NO_ROOM);
     k->objects[size_class]++;
     return place;
 }
 
-/* Pool._give, for a zspage that stays on the list that it is on */
+/* Pool._give, for a zspage that does not become empty */
 static void give(struct books *k, uint64_t place)
 {
     uint64_t zspage = place >> ZSPAGE_SHIFT;
     unsigned size_class = k->classes[zspage];
-    k->used[zspage]--;
+    if (k->used[zspage]-- == k->capacities[size_class])
+        move(k, (uint32_t)zspage, ROOM + size_class);
     k->objects[size_class]--;
     memcpy(k->arena + place, &k->head[zspage], sizeof(uint16_t));
     k->head[zspage] = (uint16_t)((place & ZSPAGE_MASK) / k->sizes[size_class]);
@@ -163,7 +198,7 @@ static bool publish_one(struct books *k, uint64_t *word, uint64_t draft, const c
     if ((draft & TAG_MASK) == TAG_POOL) {
         uint64_t length = blob_length(draft);
         unsigned size_class = k->class_of_grains[(length + 15) >> 4];
-        int64_t zspage = k->current[size_class];
+        int64_t zspage = with_room(k, size_class);
         if (zspage < 0 || (k->head[zspage] != NO_INDEX &&
                            k->head[zspage] >= k->capacities[size_class]) ||
             !frees_easily(k, old, zspage))
@@ -228,8 +263,9 @@ static PyObject *store_publish(PyObject *self, PyObject *const *args, Py_ssize_t
         } else {
             struct books k = {
                 b[ARENA].buf, b[CLASSES].buf, b[COUNTERS].buf, b[STATE_COUNTS].buf,
-                b[OCCUPIED].buf, b[USED].buf, b[HEAD].buf, b[FRESH].buf, b[CURRENT].buf,
-                b[OBJECTS].buf, b[PAYLOAD].buf, b[SIZES].buf, b[CAPACITIES].buf,
+                b[OCCUPIED].buf, b[USED].buf, b[HEAD].buf, b[FRESH].buf, b[OBJECTS].buf,
+                b[PAYLOAD].buf, b[NEXT].buf, b[PREVIOUS].buf, b[WHERE].buf, b[LENGTHS].buf,
+                b[SIZES].buf, b[CAPACITIES].buf,
                 b[CLASS_OF_GRAINS].buf, b[STATE_OF_KIND].buf,
                 (uint64_t)b[CLASSES].len, (size_t)b[SIZES].len / sizeof(uint16_t),
             };

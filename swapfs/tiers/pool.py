@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from swapfs._rebuild import relink
 from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Region
+from swapfs.tiers.rings import Rings
 from swapfs.tiers.size_classes import CLASS_OBJECTS, CLASS_OF_GRAINS, CLASS_SIZES
 from swapfs.units import PAGE_SIZE
 
@@ -31,6 +32,10 @@ NO_PLACE: Final = -1
 _ZSPAGE_SHIFT: Final = 16
 _ZSPAGE_MASK: Final = ZSPAGE_BYTES - 1
 _END: Final = 0xFFFF
+_NO_ROOM: Final = 0
+"""The list of zspages where nothing is placed: full, free, or being drained."""
+_ROOM: Final = 1
+"""The list of those with room of class 0; the other classes' follow."""
 RAW_CLASS: Final = len(CLASS_SIZES) - 1
 """The class of whole pages, the largest that holds blobs."""
 # Table pages have a class of their own: raw pages must not take the rest of a zspage that was
@@ -97,11 +102,10 @@ class Pool:
         self._head = array("H", [_END]) * count  # first free object that was used before
         self._fresh = array("H", bytes(2 * count))  # objects never handed out start here
         self._free = [z for z in range(count - 1, -1, -1) if self._classes[z] == NO_CLASS]
-        # Zspages with room, by class: the one in use (-1: none), and the others. The dict is
-        # taken from at its end, since one whose front was deleted is slow to iterate.
-        self._current = array("l", [-1]) * len(_SIZES)
-        self._partial: list[dict[int, None]] = [{} for _ in _SIZES]
-        self._draining: set[int] = set()  # on no list: nothing is placed in them
+        # Zspages with room, by class. The one that got room last is used first: holes are filled
+        # before a zspage that has many, and that one may become empty.
+        self._room = Rings(count, _ROOM + len(_SIZES))
+        self._draining: set[int] = set()  # not among those: nothing is placed in them
         self._owned = array("l", bytes(8 * len(_SIZES)))  # zspages, by class
         self._objects = array("l", bytes(8 * len(_SIZES)))  # objects handed out, by class
         self._payload = array("l", [0])  # bytes
@@ -111,7 +115,8 @@ class Pool:
     def books(self) -> tuple[Buffer, ...]:
         """Return what ``_store.publish`` keeps up to date; anew after every rebuild."""
         return (
-            *(self._used, self._head, self._fresh, self._current, self._objects, self._payload),
+            *(self._used, self._head, self._fresh, self._objects, self._payload),
+            *self._room.buffers(),
             *(_SIZES_ARRAY, _OBJECTS_ARRAY, CLASS_OF_GRAINS),
         )
 
@@ -144,17 +149,11 @@ class Pool:
         self._give(place)
 
     def _take(self, size_class: int, kept_free: int) -> int:
-        zspage = self._current[size_class]
-        if zspage >= 0:
-            return self._pop(zspage, size_class)
-        partial = self._partial[size_class]
-        if partial:
-            zspage = partial.popitem()[0]
-        elif len(self._free) > kept_free:
+        zspage = self._room.first(_ROOM + size_class)
+        if zspage < 0:
+            if len(self._free) <= kept_free:
+                return self._take_larger(size_class + 1, RAW_CLASS)
             zspage = self._claim(size_class)
-        else:
-            return self._take_larger(size_class + 1, RAW_CLASS)
-        self._current[size_class] = zspage
         return self._pop(zspage, size_class)
 
     def _claim(self, size_class: int) -> int:
@@ -162,6 +161,7 @@ class Pool:
         if len(self._free) < self._least_free:
             self._least_free = len(self._free)
         self._classes[zspage] = size_class
+        self._room.move(zspage, _ROOM + size_class)
         self._owned[size_class] += 1
         self._fresh[zspage] = 0
         self._head[zspage] = _END
@@ -170,9 +170,7 @@ class Pool:
     def _take_larger(self, smallest: int, largest: int) -> int:
         """Full: an object of a larger class is better than a refusal; never a table page."""
         for size_class in range(smallest, largest + 1):
-            zspage = self._current[size_class]
-            if zspage < 0 and self._partial[size_class]:
-                zspage = self._current[size_class] = self._partial[size_class].popitem()[0]
+            zspage = self._room.first(_ROOM + size_class)
             if zspage >= 0:
                 return self._pop(zspage, size_class)
         return NO_PLACE
@@ -192,7 +190,7 @@ class Pool:
         used = self._used[zspage] + 1
         self._used[zspage] = used
         if used == _OBJECTS[size_class]:
-            self._current[size_class] = -1
+            self._room.move(zspage, _NO_ROOM)
         self._objects[size_class] += 1
         return place
 
@@ -206,19 +204,16 @@ class Pool:
         self._used[zspage] = used
         self._objects[size_class] -= 1
         if used == 0:
-            if self._current[size_class] == zspage:
-                self._current[size_class] = -1
-            else:
-                self._partial[size_class].pop(zspage, None)
-                self._draining.discard(zspage)
+            self._room.move(zspage, _NO_ROOM)
+            self._draining.discard(zspage)
             self._owned[size_class] -= 1
             self._classes[zspage] = NO_CLASS
             self._free.append(zspage)
             return
         self._halves[place >> 1] = self._head[zspage]
         self._head[zspage] = (place & _ZSPAGE_MASK) // size
-        if used == _OBJECTS[size_class] - 1:  # it was full, so it is not the current one
-            self._partial[size_class][zspage] = None
+        if used == _OBJECTS[size_class] - 1:  # it was full, so it is not being drained
+            self._room.move(zspage, _ROOM + size_class)
 
     # ---- moving what is in it ----
 
@@ -239,7 +234,7 @@ class Pool:
 
     def room_for_any(self) -> int:
         """Return how many blobs of any size would get a place now; 0 is exact, more is not."""
-        if self._current[RAW_CLASS] < 0 and not self._partial[RAW_CLASS]:
+        if not self._room.length(_ROOM + RAW_CLASS):
             return max(0, len(self._free) - self._kept_free) * _OBJECTS[RAW_CLASS]
         free = self._owned[RAW_CLASS] * _OBJECTS[RAW_CLASS] - self._objects[RAW_CLASS]
         return free + max(0, len(self._free) - self._kept_free) * _OBJECTS[RAW_CLASS]
@@ -251,9 +246,7 @@ class Pool:
 
     def sparse(self, size_class: int) -> list[int]:
         """Return the zspages of *size_class* that have room, in no order."""
-        zspages = list(self._partial[size_class])
-        current = self._current[size_class]
-        return [*zspages, current] if current >= 0 else zspages
+        return self._room.numbers(_ROOM + size_class, self._zspages)
 
     def used_in(self, zspage: int) -> int:
         """Return how many objects of *zspage* are handed out; may be read without the lock."""
@@ -269,12 +262,9 @@ class Pool:
 
         False: it does not belong to *size_class*, or is full.
         """
-        if self._current[size_class] == zspage:
-            self._current[size_class] = -1
-        elif zspage in self._partial[size_class]:
-            del self._partial[size_class][zspage]
-        else:
+        if self._room.where(zspage) != _ROOM + size_class:
             return False
+        self._room.move(zspage, _NO_ROOM)
         self._draining.add(zspage)
         return True
 
@@ -286,7 +276,7 @@ class Pool:
         """Use *zspage* as before, if it was drained and is not empty."""
         if zspage in self._draining:
             self._draining.remove(zspage)
-            self._partial[self._classes[zspage]][zspage] = None
+            self._room.move(zspage, _ROOM + self._classes[zspage])
 
     def allocate_to_move(self, size: int, largest: int, *, spare: bool) -> int:
         """Return a place for a blob that moves, in classes up to *largest*, or NO_PLACE.
@@ -295,8 +285,7 @@ class Pool:
         """
         place = self._take_larger(CLASS_OF_GRAINS[(size + 15) >> 4], largest)
         if place == NO_PLACE and spare and len(self._free) > self.reserve_zspages:
-            self._current[RAW_CLASS] = self._claim(RAW_CLASS)
-            place = self._pop(self._current[RAW_CLASS], RAW_CLASS)
+            place = self._pop(self._claim(RAW_CLASS), RAW_CLASS)
         if place != NO_PLACE:
             self._payload[0] += size
         return place
@@ -353,7 +342,7 @@ class Pool:
         self._owned[size_class] += 1
         if self._used[zspage] < objects:
             self._head[zspage] = relink(self._arena, self._marks, zspage, size, objects)
-            self._partial[size_class][zspage] = None
+            self._room.move(zspage, _ROOM + size_class)
 
     # ---- what it holds ----
 
@@ -387,11 +376,12 @@ class Pool:
             size_class = self._classes[zspage]
             if size_class == NO_CLASS:
                 assert zspage in self._free
+                assert self._room.where(zspage) == _NO_ROOM
                 continue
             used, objects = self._used[zspage], _OBJECTS[size_class]
             assert 0 < used <= objects
-            lists = (zspage in self._partial[size_class], zspage in self._draining)
-            assert sum(lists) + (zspage == self._current[size_class]) == (used < objects)
+            on_list = self._room.where(zspage) == _ROOM + size_class
+            assert on_list + (zspage in self._draining) == (used < objects)
             free, index = objects - self._fresh[zspage], self._head[zspage]
             while index != _END:
                 free += 1

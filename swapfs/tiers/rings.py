@@ -9,6 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+assert array("I").itemsize == 4, "_store.c counts on it"
 
 
 class Rings:
@@ -20,7 +26,7 @@ class Rings:
         self._next = array("I", range(1, nodes + 1))
         self._previous = array("I", [0]) + array("I", range(nodes - 1))
         self._where = bytearray(count)
-        self._lengths = [count] + [0] * (lists - 1)
+        self._lengths = array("I", [count]) + array("I", bytes(4 * (lists - 1)))
         for sentinel in range(count, nodes):
             self._link(sentinel, sentinel)
         self._link(count, 0)
@@ -29,6 +35,11 @@ class Rings:
     def _link(self, left: int, right: int) -> None:
         self._next[left] = right
         self._previous[right] = left
+
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Return the arrays, for C code that does what ``move`` does: next, previous, of each
+        number and then of each list's sentinel; the list of each number; the lists' lengths."""
+        return self._next, self._previous, self._where, self._lengths
 
     def where(self, number: int) -> int:
         """Return the list that *number* is in."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swapfs._store import publish
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
 from swapfs.testing.rig import Rig
@@ -52,7 +54,7 @@ def _state(rig: Rig) -> dict[str, Any]:
         "classes": bytes(rig.region.classes),
         "counters": rig.layer.counters.snapshot(),
         "pool": pool.stats(),
-        "lists": (pool._free, pool._partial, list(pool._current), list(pool._head)),
+        "lists": (pool._free, *(bytes(each) for each in pool._room.buffers()), list(pool._head)),
         "fresh": list(pool._fresh),
         "table": (table.state_counts(), list(table.occupied), table.clusters()),
     }
@@ -67,3 +69,25 @@ def test_the_same_books_as_page_by_page(history: list[Any]) -> None:
         one_by_one, expected = _run(history)
     assert results == expected
     assert _state(in_bulk) == _state(one_by_one)
+
+
+def test_a_full_pool_that_is_overwritten_is_no_special_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, in_bulk = Rig(SLOTS, POOL_BYTES, MemoryTier(4)), 0
+    pages = [page("heap", seed) for seed in range(200)]
+    rng = random.Random(1)
+    for slot in range(0, 400, 8):
+        rig.store(slot, *rng.sample(pages, 8))
+
+    def counted(*arguments: Any) -> int:
+        nonlocal in_bulk
+        done: int = publish(*arguments)
+        in_bulk += done
+        return done
+
+    monkeypatch.setattr(layer, "publish", counted)
+    for _ in range(200):
+        assert rig.store(rng.randrange(392), *rng.sample(pages, 8)) == 8
+    assert in_bulk > 0.95 * 200 * 8
+    rig.check()

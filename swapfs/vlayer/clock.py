@@ -34,8 +34,8 @@ class ClockHand:
         caller may let it go between two iterators.
         """
         table = self._layer.table
-        steps = 2 * (table.live_clusters + 1) * (CLUSTER_SLOTS // STEP_SLOTS)
-        for _ in range(steps):
+        slots = 2 * (table.live_clusters + 1) * CLUSTER_SLOTS
+        while slots > 0:
             if self._next >= CLUSTER_SLOTS:
                 cluster = table.oldest_cluster()
                 if cluster is None:
@@ -45,6 +45,7 @@ class ClockHand:
             first = self._next
             self._next = (first // STEP_SLOTS + 1) * STEP_SLOTS
             yield self._look(first, self._next - first)
+            slots -= max(1, self._next - first)  # fewer after `back`
 
     def _look(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         table = self._layer.table

@@ -82,6 +82,19 @@ def test_back_resumes_at_the_slot_and_keeps_second_chances(rig: Rig) -> None:
     assert not rig.layer.table.get(12) & REFERENCED
 
 
+def test_interruptions_do_not_end_a_round_early(rig: Rig) -> None:
+    _fill(rig, *range(100))
+    hand, taken = ClockHand(rig.layer), []
+    for step in hand.victims():
+        for number, (slot, _) in enumerate(step):
+            if number:
+                hand.back(slot)
+                break
+            taken.append(slot)
+            rig.layer.table.mark(slot, MOVING, on=True)
+    assert taken == list(range(100))
+
+
 def test_a_cluster_that_went_while_the_hand_was_in_it(rig: Rig) -> None:
     _fill(rig, *range(100), 600)
     hand = ClockHand(rig.layer)

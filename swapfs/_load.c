@@ -32,19 +32,25 @@ static uint64_t same_value(uint64_t word)
     return (uint64_t)((int64_t)word >> SAME_SHIFT); /* 58 bits, sign-extended */
 }
 
-/* Puts the page of a POOL *word* at *to*; false when the blob is no page. */
-static bool unpack(uint64_t word, const Py_buffer *arena, char *to)
+/* Puts the page of a blob at *to*; false when it is no page. */
+static bool unpack(const char *blob, uint64_t length, unsigned codec, char *to)
 {
-    uint64_t place = pool_place(word), length = blob_length(word);
-    if (place + length > (uint64_t)arena->len)
+    if (length > PAGE_BYTES)
         return false;
-    const char *blob = (const char *)arena->buf + place;
-    if (blob_codec(word) != CODEC_RAW)
+    if (codec != CODEC_RAW)
         return LZ4_decompress_safe(blob, to, (int)length, PAGE_BYTES) == (int)PAGE_BYTES;
     if (length != PAGE_BYTES)
         return false;
     memcpy(to, blob, PAGE_BYTES);
     return true;
+}
+
+/* Likewise the page of a POOL *word*. */
+static bool unpack_word(uint64_t word, const Py_buffer *arena, char *to)
+{
+    uint64_t place = pool_place(word), length = blob_length(word);
+    return place + length <= (uint64_t)arena->len &&
+           unpack((const char *)arena->buf + place, length, blob_codec(word), to);
 }
 
 /* Fills pages from *words on; stops at the first that is not in memory, or damaged. */
@@ -56,7 +62,7 @@ static Py_ssize_t load(uint64_t *words, Py_ssize_t count, const Py_buffer *arena
         uint64_t word = words[done];
         unsigned tag = word & TAG_MASK;
         if (tag == TAG_POOL) {
-            if (!unpack(word, arena, to))
+            if (!unpack_word(word, arena, to))
                 break;
             if (!(word & REFERENCED))
                 words[done] = word | REFERENCED;
@@ -107,6 +113,24 @@ static PyObject *load_load(PyObject *self, PyObject *const *args, Py_ssize_t nar
     }
     while (have-- > 0)
         PyBuffer_Release(&b[have]);
+    return result;
+}
+
+static PyObject *load_unpack(PyObject *self, PyObject *args)
+{
+    Py_buffer blob, out;
+    int codec;
+    Py_ssize_t position;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*iw*n", &blob, &codec, &out, &position))
+        return NULL;
+    if (position < 0 || position > out.len - (Py_ssize_t)PAGE_BYTES)
+        PyErr_SetString(PyExc_ValueError, "the page is not inside its buffer");
+    else /* with the GIL: it takes less time than to get it back when many threads read */
+        result = PyBool_FromLong(unpack(blob.buf, (uint64_t)blob.len, (unsigned)codec,
+                                        (char *)out.buf + position));
+    PyBuffer_Release(&blob);
+    PyBuffer_Release(&out);
     return result;
 }
 
@@ -403,6 +427,8 @@ static PyTypeObject ReaderType = {
 };
 
 static PyMethodDef methods[] = {
+    {"unpack", load_unpack, METH_VARARGS,
+     "unpack(blob, codec, out, position) -> whether the blob was a page, which is then in out."},
     {"load", (PyCFunction)(void (*)(void))load_load, METH_FASTCALL,
      "load(words, index, count, arena, out, position, reads) -> pages filled.\n\n"
      "Fill out from byte position on with the pages of words[index:index+count]. Ends early at a\n"

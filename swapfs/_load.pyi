@@ -3,6 +3,7 @@ from typing import final
 
 from typing_extensions import Buffer
 
+def unpack(blob: Buffer, codec: int, out: Buffer, position: int) -> bool: ...
 def load(
     words: memoryview,
     index: int,

@@ -1,4 +1,4 @@
-"""From a page to a blob and back. lz4 block format, no size header: every page is 4096 bytes."""
+"""From a page to a blob: lz4 block format, no size header. Back is `_load.unpack`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Final
 import lz4.block
 
 from swapfs.tiers.size_classes import INCOMPRESSIBLE_BYTES
-from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.entry import Codec
 
 ALGORITHM: Final = "lz4"
 _compress = lz4.block.compress
-_decompress = lz4.block.decompress
 
 
 def compress(page: memoryview) -> tuple[bytes | memoryview, int]:
@@ -25,20 +23,3 @@ def compress(page: memoryview) -> tuple[bytes | memoryview, int]:
     if len(blob) > INCOMPRESSIBLE_BYTES:
         return page, Codec.RAW
     return blob, Codec.LZ4
-
-
-def decompress(blob: bytes | memoryview, codec: int) -> bytes | memoryview:
-    """Return the page of *blob*.
-
-    :raises ValueError: the blob is damaged
-    """
-    if codec == Codec.RAW:
-        page: bytes | memoryview = blob
-    else:
-        try:
-            page = _decompress(blob, uncompressed_size=PAGE_SIZE)
-        except lz4.block.LZ4BlockError as error:
-            raise ValueError(str(error)) from error
-    if len(page) != PAGE_SIZE:
-        raise ValueError(f"a page of {len(page)} bytes")
-    return page

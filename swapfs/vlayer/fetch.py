@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from swapfs._load import unpack
 from swapfs.errors import BlobCorrupt, TierError, TierIOError
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
 from swapfs.tiers.blob import blob_sectors, check_blob
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE
-from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
     CHECK_MASK,
     PASSING,
@@ -123,7 +123,7 @@ class Fetcher:
         """Load at least one page from the disk; 0 when the first slot has changed meanwhile."""
         run, flights, follow = self._board(slot, count)
         if follow is not None:
-            return self._follow(slot, follow, run.words[0], out[done << PAGE_SHIFT :])
+            return self._follow(run, follow, out[done << PAGE_SHIFT :])
         if not run.words:
             return 0
         return self._lead(run, flights, out[done << PAGE_SHIFT :], scratch)
@@ -165,28 +165,18 @@ class Fetcher:
 
     def _lead(self, run: _Run, flights: list[_Flight], out: memoryview, scratch: memoryview) -> int:
         """Read *run*, land its flights and deliver its pages. Returns pages delivered."""
-        landed = 0
         try:
             view = self._read(run, scratch)
-            for word, flight in zip(run.words, flights, strict=True):
-                view = self._check(view, run.slot + landed, word, flight)
-                self._land(run.slot + landed, word, flight)
-                landed += 1
+            for index, flight in enumerate(flights):
+                view = self._check(view, run.slot + index, run.words[index], flight)
         except TierError as error:
-            self._land_all(run, flights, landed, error)
-        except BaseException:  # nobody may wait for this flight for ever
-            self._land_all(run, flights, landed, TierIOError("the read was given up"))
+            self._land(run, flights, error)
+        except BaseException:  # nobody may wait for these flights for ever
+            self._land(run, flights, TierIOError("the read was given up"))
             raise
-        good = 0
-        for word, flight in zip(run.words, flights, strict=True):
-            problem = self._arrive(run.slot + good, word, flight, flight.payload, out, good)
-            if problem is None:
-                good += 1
-            elif good:
-                break  # what is good goes out; the next round decides about this one
-            else:
-                return self._verdict(run.slot, word, problem)
-        return good
+        else:
+            self._land(run, flights)
+        return self._deliver(run, flights, [flight.payload for flight in flights], out)
 
     def _read(self, run: _Run, scratch: memoryview) -> memoryview:
         with self._layer.lock:
@@ -211,54 +201,64 @@ class Fetcher:
             flight.error = error
         return view[blob_sectors(length) * SECTOR_SIZE :]
 
-    def _land(self, slot: int, word: int, flight: _Flight) -> None:
+    def _land(self, run: _Run, flights: list[_Flight], error: TierError | None = None) -> None:
         with self._landing:
-            del self._flights[slot, word & ~PASSING]
-            flight.landed = True
-            if flight.waiters:  # the leader's scratch is used again before they wake
-                flight.shared = bytes(flight.payload)
-                self._landing.notify_all()
+            for index, flight in enumerate(flights):
+                del self._flights[run.slot + index, run.words[index] & ~PASSING]
+                flight.landed = True
+                flight.error = error or flight.error
+                if flight.waiters:  # the leader's scratch is used again before they wake
+                    flight.shared = bytes(flight.payload)
+                    self._landing.notify_all()
 
-    def _land_all(self, run: _Run, flights: list[_Flight], first: int, error: TierError) -> None:
-        for index in range(first, len(flights)):
-            flights[index].error = error
-            self._land(run.slot + index, run.words[index], flights[index])
-
-    def _follow(self, slot: int, flight: _Flight, word: int, out: memoryview) -> int:
+    def _follow(self, run: _Run, flight: _Flight, out: memoryview) -> int:
         with self._landing:
             while not flight.landed:
                 self._landing.wait()
-        payload = memoryview(flight.shared)
-        problem = self._arrive(slot, word, flight, payload, out, 0)
-        return 1 if problem is None else self._verdict(slot, word, problem)
+        return self._deliver(run, [flight], [flight.shared], out)
 
     # ---- what becomes of it ----
 
-    def _arrive(
+    def _deliver(
         self,
-        slot: int,
-        word: int,
-        flight: _Flight,
-        payload: bytes | memoryview,
+        run: _Run,
+        flights: list[_Flight],
+        payloads: Sequence[bytes | memoryview],
         out: memoryview,
-        index: int,
-    ) -> TierError | None:
-        """Put the page of *flight* at page *index* of *out*; return why that cannot be."""
-        if flight.error is not None:
-            return flight.error
-        try:
-            page = decompress(payload, blob_codec(word))
-        except ValueError as error:
-            return BlobCorrupt(f"slot {slot}: {error}")
-        out[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT] = page
+    ) -> int:
+        """Put the pages of *run* into *out*, up to the first that is none; return how many.
+
+        0 when the first is none and its slot has changed meanwhile; else that one's error.
+        """
+        good, problem = 0, None
+        for flight, payload in zip(flights, payloads, strict=True):
+            problem = flight.error
+            codec = blob_codec(run.words[good])
+            if problem is None and not unpack(payload, codec, out, good << PAGE_SHIFT):
+                problem = BlobCorrupt("its blob does not decompress to a page")
+            if problem is not None:
+                break
+            good += 1
+        if problem is not None and not good:
+            return self._verdict(run.slot, run.words[0], problem)
+        self._account(run, flights[:good], payloads)
+        return good  # the next round decides about the one after them
+
+    def _account(
+        self, run: _Run, flights: list[_Flight], payloads: Sequence[bytes | memoryview]
+    ) -> None:
+        """Count pages that were delivered, and bring them back to the pool if that is wanted."""
         layer = self._layer
         with layer.lock:
-            layer.counters.add("read_file_pages")
-            if self._newest_sequence() - flight.sequence <= self._recent_blobs:
-                layer.counters.add("refaulted_pages")
-            if self._promote is not None and self._promote():
-                self._bring_back(slot, word, payload)
-        return None
+            layer.counters.add("read_file_pages", len(flights))
+            oldest = self._newest_sequence() - self._recent_blobs
+            refaulted = sum(flight.sequence >= oldest for flight in flights)
+            layer.counters.add("refaulted_pages", refaulted)
+            if self._promote is not None:
+                for index, word in enumerate(run.words[: len(flights)]):
+                    if self._promote():
+                        self._bring_back(run.slot + index, word, payloads[index])
+                        layer.lock.give_way()
 
     def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer

@@ -56,6 +56,9 @@ READS: Final = 1500
 PLACES: Final = 16
 """MiB written, spread over a file of any size."""
 PAGE_SIZE: Final = 4096
+LIVED_S: Final = 0.5
+"""So long a server has lived before it is killed: to restart one that dies at once, the monitor
+takes its time."""
 END_TIMEOUT_S: Final = 10.0
 RECOVERY_TIMEOUT_S: Final = 300.0
 _SEED: Final = 5
@@ -202,6 +205,7 @@ def _record_memory(recorder: Recorder, test: str, subject: str, mounted: Mounted
 def recover(mounted: Mounted, offset: int, expected: bytes) -> float:
     """Kill the server; return the seconds until a read of the page at *offset* is answered."""
     pid = mounted.server_pid
+    time.sleep(max(0.0, LIVED_S - _age_s(pid)))
     fd = os.open(mounted.swap, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         began = time.monotonic()
@@ -216,6 +220,12 @@ def recover(mounted: Mounted, offset: int, expected: bytes) -> float:
     if mounted.server_pid == pid:
         raise RuntimeError("the server that was killed still serves")
     return took_s
+
+
+def _age_s(pid: int) -> float:
+    """Return how long ago process *pid* was made."""
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def _read_in_time(fd: int, offset: int) -> bytes:

@@ -158,6 +158,13 @@ static bool frees_easily(const struct books *k, uint64_t old, int64_t taken)
     return used > 1;
 }
 
+/* Whether the next free place of *zspage* lies in it: its list is in the arena, and may be damaged. */
+static bool is_sound(const struct books *k, int64_t zspage, unsigned size_class)
+{
+    uint16_t head = k->head[zspage];
+    return (head == NO_INDEX ? k->fresh[zspage] : head) < k->capacities[size_class];
+}
+
 /* Pool._pop */
 static uint64_t take(struct books *k, int64_t zspage, unsigned size_class)
 {
@@ -199,9 +206,7 @@ static bool publish_one(struct books *k, uint64_t *word, uint64_t draft, const c
         uint64_t length = blob_length(draft);
         unsigned size_class = k->class_of_grains[(length + 15) >> 4];
         int64_t zspage = with_room(k, size_class);
-        if (zspage < 0 || (k->head[zspage] != NO_INDEX &&
-                           k->head[zspage] >= k->capacities[size_class]) ||
-            !frees_easily(k, old, zspage))
+        if (zspage < 0 || !is_sound(k, zspage, size_class) || !frees_easily(k, old, zspage))
             return false;
         bool raw = blob_codec(draft) == CODEC_RAW;
         uint64_t place = take(k, zspage, size_class);

@@ -179,14 +179,16 @@ class Pool:
         size = _SIZES[size_class]
         base = zspage << _ZSPAGE_SHIFT
         index = self._head[zspage]
-        if index != _END:
-            assert index < _OBJECTS[size_class], "a free list is damaged"
-            place = base + index * size
+        reused = index != _END
+        if not reused:
+            index = self._fresh[zspage]
+        # The list is in the arena, and its end is a value like any other there.
+        assert index < _OBJECTS[size_class], "a free list is damaged"
+        place = base + index * size
+        if reused:
             self._head[zspage] = self._halves[place >> 1]
         else:
-            index = self._fresh[zspage]
             self._fresh[zspage] = index + 1
-            place = base + index * size
         used = self._used[zspage] + 1
         self._used[zspage] = used
         if used == _OBJECTS[size_class]:
@@ -245,8 +247,8 @@ class Pool:
         return self._owned[size_class] - -(-self._objects[size_class] // objects)
 
     def sparse(self, size_class: int) -> list[int]:
-        """Return the zspages of *size_class* that have room, in no order."""
-        return self._room.numbers(_ROOM + size_class, self._zspages)
+        """Return the zspages of *size_class* that have room; may be called without the lock."""
+        return self._room.members(_ROOM + size_class)
 
     def used_in(self, zspage: int) -> int:
         """Return how many objects of *zspage* are handed out; may be read without the lock."""

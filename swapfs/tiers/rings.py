@@ -72,6 +72,15 @@ class Rings:
         """Return the first *limit* numbers of list *ring*."""
         return list(islice(self._walk(ring), limit))
 
+    def members(self, ring: int) -> list[int]:
+        """Return the numbers in list *ring*, in their own order; other threads may move some."""
+        found, where, wanted = [], bytes(self._where), bytes((ring,))
+        number = where.find(wanted)
+        while number >= 0:
+            found.append(number)
+            number = where.find(wanted, number + 1)
+        return found
+
     def _walk(self, ring: int) -> Iterator[int]:
         number = self.first(ring)
         while 0 <= number < self._count:

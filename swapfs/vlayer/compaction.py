@@ -110,11 +110,10 @@ class Compactor:
         if count <= 0:
             return []
         pool = self._layer.pool
-        with self._layer.lock:
-            zspages = pool.sparse(size_class)
-        # Counts may change from here on; what matters of them is looked at again later.
+        # Without the lock: it may change at once, and what matters of it is looked at again later.
         return heapq.nsmallest(
-            count, ((pool.used_in(zspage), zspage, size_class) for zspage in zspages)
+            count,
+            ((pool.used_in(zspage), zspage, size_class) for zspage in pool.sparse(size_class)),
         )
 
     # ---- one round ----

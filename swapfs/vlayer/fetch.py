@@ -207,9 +207,14 @@ class Fetcher:
                 del self._flights[run.slot + index, run.words[index] & ~PASSING]
                 flight.landed = True
                 flight.error = error or flight.error
-                if flight.waiters:  # the leader's scratch is used again before they wake
+            waited_for = [flight for flight in flights if flight.waiters]
+            for flight in waited_for:  # the leader's scratch is used again before they wake
+                try:
                     flight.shared = bytes(flight.payload)
-                    self._landing.notify_all()
+                except MemoryError:
+                    flight.error = TierIOError("no memory for a copy")
+            if waited_for:
+                self._landing.notify_all()
 
     def _follow(self, run: _Run, flight: _Flight, out: memoryview) -> int:
         with self._landing:
@@ -256,9 +261,10 @@ class Fetcher:
             layer.counters.add("refaulted_pages", refaulted)
             if self._promote is not None:
                 for index, word in enumerate(run.words[: len(flights)]):
+                    if index:
+                        layer.lock.give_way()
                     if self._promote():
                         self._bring_back(run.slot + index, word, payloads[index])
-                        layer.lock.give_way()
 
     def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer

@@ -15,6 +15,7 @@ from swapfs.testing.rig import Rig
 from swapfs.testing.slow import SlowTier
 from swapfs.tiers.base import LowerTier
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
+from swapfs.vlayer import fetch
 from swapfs.vlayer.entry import Tag, file_sector
 from swapfs.vlayer.layer import SlotDamaged
 
@@ -241,6 +242,29 @@ def test_followers_learn_of_the_leaders_failure() -> None:
     assert isinstance(leader.finish(), BlobCorrupt)
     assert isinstance(follower.finish(), BlobCorrupt)
     assert rig.load(5) == TEXT[5]
+    rig.region.close()
+
+
+def test_followers_that_cannot_have_a_copy_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = SlowTier(MemoryTier(4))
+    rig = _demoted(tier, TEXT)
+    tier.read_gate.shut()
+    leader = Reader(rig, 5)
+    tier.read_gate.wait_for_arrival()
+    follower = Reader(rig, 5)
+    with rig.fetcher._landing:
+        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+
+    def exhausted(_payload: object) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "bytes", exhausted, raising=False)
+        tier.read_gate.open()
+        leader.finish()
+        assert isinstance(follower.finish(), TierIOError)
+    assert rig.load(5) == TEXT[5]
+    assert not rig.fetcher._flights
     rig.region.close()
 
 

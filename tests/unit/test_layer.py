@@ -239,6 +239,24 @@ def test_a_new_server_finds_every_page() -> None:
     rig.region.close()
 
 
+def test_a_damaged_free_list_overwrites_no_other_slot() -> None:
+    rig = Rig(512, 16 * ZSPAGE_BYTES)
+    pages = [page("random", seed) for seed in range(34)]
+    rig.store(0, *pages[:32])  # two full zspages
+    zspages = [pool_place(rig.layer.table.get(slot)) // ZSPAGE_BYTES for slot in range(32)]
+    zspage = zspages[3]
+    inside = [slot for slot in range(32) if zspages[slot] == zspage]
+    rig.layer.discard_run(inside[0], 1)
+    rig.layer.discard_run(inside[1], 1)
+    link = zspage * ZSPAGE_BYTES + rig.layer.pool._head[zspage] * PAGE_SIZE
+    rig.region.arena[link : link + 2] = b"\xff\xff"
+    with pytest.raises(AssertionError, match="damaged"):
+        rig.store(100, *pages[32:])
+    for slot in set(range(32)) - set(inside[:2]):
+        assert rig.load(slot) == pages[slot]
+    rig.region.close()
+
+
 @pytest.mark.parametrize(
     "damage", ["twice", "inside an object", "a free zspage", "past the end", "too long"]
 )

@@ -20,8 +20,11 @@
 
 #define PAGE_SHIFT 12
 #define GIVE_WAY_BREATHS 5
-#define HELD_MAX_NS 250000u
-#define HELD_READ_NS 15000u /* likewise, while reads come in */
+#define HELD_MAX_NS 60000u
+#define BREATH_NS 20000
+/* likewise, while reads come in */
+#define HELD_READ_NS 15000u
+#define BREATH_READ_NS 40000
 #define READ_LATELY_NS 10000000u
 
 static uint64_t same_value(uint64_t word)
@@ -224,18 +227,22 @@ static bool is_wanted(Lock *self)
     return atomic_load_explicit(&self->waiting, memory_order_relaxed) != 0;
 }
 
+static bool is_read_lately(Lock *self, uint64_t now)
+{
+    if (self->reads != self->reads_seen) {
+        self->reads_seen = self->reads;
+        self->read_ns = now;
+    }
+    return now - self->read_ns < READ_LATELY_NS;
+}
+
 /* Under SCHED_FIFO a thread that computes keeps everybody else off its CPU: who would want the
  * lock, the loop device's thread or the process that reads, cannot even say so. Rests cost half
  * the speed of a demotion, so they are that frequent only while somebody does read. */
 static bool is_overdue(Lock *self)
 {
     uint64_t now = now_ns();
-    if (self->reads != self->reads_seen) {
-        self->reads_seen = self->reads;
-        self->read_ns = now;
-    }
-    uint64_t held_max = now - self->read_ns < READ_LATELY_NS ? HELD_READ_NS : HELD_MAX_NS;
-    return now - self->let_go_ns > held_max;
+    return now - self->let_go_ns > (is_read_lately(self, now) ? HELD_READ_NS : HELD_MAX_NS);
 }
 
 static PyObject *lock_wanted(Lock *self, PyObject *unused)
@@ -247,9 +254,10 @@ static PyObject *lock_wanted(Lock *self, PyObject *unused)
  * same thread: the one that waits has not even woken up by then. Hence the short sleeps. */
 static PyObject *lock_give_way(Lock *self, PyObject *unused)
 {
-    const struct timespec breath = {.tv_nsec = 20000};
     int error = 0;
     if (is_wanted(self) || is_overdue(self)) {
+        const struct timespec breath = {
+            .tv_nsec = is_read_lately(self, now_ns()) ? BREATH_READ_NS : BREATH_NS};
         error = pthread_mutex_unlock(&self->mutex);
         if (error == 0) {
             Py_BEGIN_ALLOW_THREADS

@@ -26,9 +26,6 @@ from swapfs.units import PAGE_SIZE, SECTOR_SIZE, KiB, PSector
 _OURS: Final = b"SwBl"
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
 _LOOKED_AT_BYTES: Final = 128 * KiB  # the superblocks of btrfs (64K) and ISO 9660 (32K) are in it
-WRITE_BYTES: Final = 256 * KiB
-"""Of each write but the last, which takes the rest: large enough for the disk, and small since
-submitting it keeps a processor from everybody else (SCHED_FIFO)."""
 SIZE_BYTES_MAX: Final = SECTOR_SIZE << 32
 """A table word has 32 bits for a sector."""
 
@@ -170,23 +167,16 @@ class FileTier(LowerTier):
         assert 0 < sectors <= extent.sectors
         size = sectors * SECTOR_SIZE
         batch.view[batch.sectors * SECTOR_SIZE : size] = bytes(size - batch.sectors * SECTOR_SIZE)
-        pieces = max(1, size // WRITE_BYTES)
-        for number in range(pieces):
-            start = number * WRITE_BYTES
-            end = size if number == pieces - 1 else start + WRITE_BYTES
-            self._write_piece(extent.sector + start // SECTOR_SIZE, batch.view[start:end])
+        try:
+            written = os.pwritev(self.fd, [batch.view[:size]], extent.sector * SECTOR_SIZE)
+        except OSError as error:
+            raise TierIOError(f"write at sector {extent.sector}: {error.strerror}") from error
+        if written != size:
+            raise TierIOError(f"write at sector {extent.sector}: {written} of {size} bytes")
         if batch.sectors < extent.sectors:
             rest = PSector(extent.sector + batch.sectors)
             self._map.release(rest, extent.sectors - batch.sectors)
-        return pieces
-
-    def _write_piece(self, sector: int, piece: memoryview) -> None:
-        try:
-            written = os.pwritev(self.fd, [piece], sector * SECTOR_SIZE)
-        except OSError as error:
-            raise TierIOError(f"write at sector {sector}: {error.strerror}") from error
-        if written != len(piece):
-            raise TierIOError(f"write at sector {sector}: {written} of {len(piece)} bytes")
+        return 1
 
     def mark_bad(self, extent: Extent) -> None:  # noqa: D102
         self._map.mark_bad(extent.sector, extent.sectors)

@@ -13,7 +13,7 @@ from swapfs.errors import ConfigError, OperationError, TierIOError
 from swapfs.testing.pages import page
 from swapfs.tiers import file as file_tier
 from swapfs.tiers.blob import Batch, check_blob
-from swapfs.tiers.file import SIZE_BYTES_MAX, WRITE_BYTES, FileTier
+from swapfs.tiers.file import SIZE_BYTES_MAX, FileTier
 from swapfs.tiers.seal import ChecksumSeal
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import SECTOR_SIZE, MiB, PSector
@@ -143,27 +143,6 @@ def test_direct_io_that_is_insisted_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "back").exists()
     tier = FileTier(tmp_path / "back", SIZE, "auto")
     assert not tier.stats().direct_io
-    tier.close()
-
-
-def test_a_batch_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    pwritev = os.pwritev
-
-    def noted(fd: int, buffers: list[memoryview], offset: int) -> int:
-        sizes.append(sum(map(len, buffers)))
-        return pwritev(fd, buffers, offset)
-
-    monkeypatch.setattr(os, "pwritev", noted)
-    tier = FileTier(tmp_path / "back", SIZE, "auto")
-    batch = _batch(0, 300)
-    extent = tier.allocate(SEGMENT_SECTORS)
-    assert tier.write(extent, batch) == len(sizes)
-    assert len(sizes) > 1
-    assert set(sizes[:-1]) == {WRITE_BYTES}
-    assert WRITE_BYTES <= sizes[-1] < 2 * WRITE_BYTES
-    whole = tier.read(extent.sector, batch.sectors, _aligned())
-    assert whole == batch.view[: batch.sectors * SECTOR_SIZE]
     tier.close()
 
 

@@ -65,7 +65,7 @@ class FaultyTier(TierWrapper):
                 return view
         return super().read(sector, sectors, scratch)
 
-    def write(self, extent: Extent, batch: Batch) -> int:  # noqa: D102
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         fault = self._hit(*WRITE_FAULTS)
         if fault in ("lost_write", "flipped_write"):
             self.damaged_slots |= {item.slot for item in batch.items}
@@ -76,10 +76,10 @@ class FaultyTier(TierWrapper):
                 if batch.sectors < extent.sectors:
                     rest = PSector(extent.sector + batch.sectors)
                     self.inner.release(rest, extent.sectors - batch.sectors)
-                return 1
+                return
             case "flipped_write":
                 self._flip(batch.view[: batch.sectors * SECTOR_SIZE])
-        return super().write(extent, batch)
+        super().write(extent, batch)
 
     def _flip(self, view: memoryview) -> None:
         """Flip a bit in every sector, so that no blob in *view* is whole."""

@@ -30,14 +30,13 @@ class MemoryTier(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self.map.allocate(sectors, cleaning=cleaning)
 
-    def write(self, extent: Extent, batch: Batch) -> int:  # noqa: D102
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         assert batch.sectors <= extent.sectors
         self.writes += 1
         start, size = extent.sector * SECTOR_SIZE, batch.sectors * SECTOR_SIZE
         self.data[start : start + size] = batch.view[:size]
         if batch.sectors < extent.sectors:
             self.map.release(extent.sector + batch.sectors, extent.sectors - batch.sectors)
-        return 1
 
     def mark_bad(self, extent: Extent) -> None:  # noqa: D102
         self.map.mark_bad(extent.sector, extent.sectors)

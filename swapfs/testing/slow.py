@@ -60,6 +60,6 @@ class SlowTier(TierWrapper):
         self.read_gate.pass_through()
         return view
 
-    def write(self, extent: Extent, batch: Batch) -> int:  # noqa: D102
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         self.write_gate.pass_through()
-        return super().write(extent, batch)
+        super().write(extent, batch)

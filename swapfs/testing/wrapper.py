@@ -17,8 +17,8 @@ class TierWrapper(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self.inner.allocate(sectors, cleaning=cleaning)
 
-    def write(self, extent: Extent, batch: Batch) -> int:  # noqa: D102
-        return self.inner.write(extent, batch)
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
+        self.inner.write(extent, batch)
 
     def mark_bad(self, extent: Extent) -> None:  # noqa: D102
         self.inner.mark_bad(extent)

@@ -63,10 +63,8 @@ class LowerTier(ABC):
         """
 
     @abstractmethod
-    def write(self, extent: Extent, batch: Batch) -> int:
+    def write(self, extent: Extent, batch: Batch) -> None:
         """Write *batch* at the start of *extent* and release the extent's unused rest.
-
-        Returns in how many writes.
 
         :raises TierIOError: nothing of the batch may be trusted; the extent stays taken, and
             the caller calls ``mark_bad`` or ``release``

@@ -162,7 +162,7 @@ class FileTier(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self._map.allocate(sectors, cleaning=cleaning)
 
-    def write(self, extent: Extent, batch: Batch) -> int:  # noqa: D102
+    def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         sectors = -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS
         assert 0 < sectors <= extent.sectors
         size = sectors * SECTOR_SIZE
@@ -176,7 +176,6 @@ class FileTier(LowerTier):
         if batch.sectors < extent.sectors:
             rest = PSector(extent.sector + batch.sectors)
             self._map.release(rest, extent.sectors - batch.sectors)
-        return 1
 
     def mark_bad(self, extent: Extent) -> None:  # noqa: D102
         self._map.mark_bad(extent.sector, extent.sectors)

@@ -83,7 +83,7 @@ class BlobWriter:
         writer = threading.get_ident()
         self.health.begin(writer, self._clock_s())
         try:
-            writes = self._tier.write(extent, batch)
+            self._tier.write(extent, batch)
         except TierIOError as error:
             log.error("file tier: %s", error)
             self._abandon(extent, batch)
@@ -93,7 +93,7 @@ class BlobWriter:
             self.health.end(writer)
         self.health.succeeded()
         with self._layer.lock:
-            self._layer.counters.add("file_write_ops", writes)
+            self._layer.counters.add("file_write_ops")
             self._layer.counters.add("file_written_bytes", batch.sectors * SECTOR_SIZE)
         return True
 

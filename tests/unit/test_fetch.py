@@ -229,15 +229,21 @@ def test_a_failed_read_is_an_error_once() -> None:
     rig.region.close()
 
 
-def test_followers_learn_of_the_leaders_failure() -> None:
-    tier = SlowTier(FaultyTier(MemoryTier(4), "flipped_read", 1))
-    rig = _demoted(tier, TEXT)
+def _sharing(rig: Rig, tier: SlowTier) -> tuple[Reader, Reader]:
+    """Return two readers of slot 5, the second of which waits for the first one's disk read."""
     tier.read_gate.shut()
     leader = Reader(rig, 5)
     tier.read_gate.wait_for_arrival()
     follower = Reader(rig, 5)
     with rig.fetcher._landing:
         assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    return leader, follower
+
+
+def test_followers_learn_of_the_leaders_failure() -> None:
+    tier = SlowTier(FaultyTier(MemoryTier(4), "flipped_read", 1))
+    rig = _demoted(tier, TEXT)
+    leader, follower = _sharing(rig, tier)
     tier.read_gate.open()
     assert isinstance(leader.finish(), BlobCorrupt)
     assert isinstance(follower.finish(), BlobCorrupt)
@@ -248,12 +254,7 @@ def test_followers_learn_of_the_leaders_failure() -> None:
 def test_followers_that_cannot_have_a_copy_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     tier = SlowTier(MemoryTier(4))
     rig = _demoted(tier, TEXT)
-    tier.read_gate.shut()
-    leader = Reader(rig, 5)
-    tier.read_gate.wait_for_arrival()
-    follower = Reader(rig, 5)
-    with rig.fetcher._landing:
-        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    leader, follower = _sharing(rig, tier)
 
     def exhausted(_payload: object) -> bytes:
         raise MemoryError

@@ -7,6 +7,7 @@ on purpose would kill the hog with SIGBUS, which is right but ends the soak (see
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 import time
 from typing import Final
@@ -18,7 +19,34 @@ from kills import kill_server
 
 FAULTS: Final = ("write errors", "slow")
 SPELL_S: Final = (1.0, 4.0)
+KILL_IN_SPELL: Final = 0.5
 PAUSE_S: Final = (0.5, 3.0)
+DEMOTION_BOUND_S: Final = 120
+"""Longest wait for a demotion to end once the disk is good again."""
+
+
+def bad_spell(disk: FaultyDisk, fault: str, rng: random.Random, dead: set[int]) -> None:
+    """Have pages demoted while *disk* has *fault*, for a while; kill the server in half of them.
+
+    Nothing waits for the demotion before the disk is good again: on a slow disk it stands.
+    """
+    disk.behave(fault)
+    demotion = subprocess.Popen(
+        ["swapfs", "demote", "--pages", "1000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        if rng.random() < KILL_IN_SPELL:
+            kill_server(dead, rng.uniform(*SPELL_S))
+        else:
+            time.sleep(rng.uniform(*SPELL_S))
+    finally:
+        disk.behave("good")
+    try:
+        demotion.wait(DEMOTION_BOUND_S)  # a server that was killed makes it fail: that is right
+    except subprocess.TimeoutExpired:
+        demotion.kill()
+        raise lab.LabError(f"demotion stands {DEMOTION_BOUND_S} s after the disk is good") from None
 
 
 def main() -> int:
@@ -44,10 +72,7 @@ def main() -> int:
                 kill_server(dead, life_s)
             else:
                 time.sleep(life_s)
-                disk.behave(rng.choice(FAULTS))
-                lab.run("swapfs", "demote", "--pages", "1000")
-                time.sleep(rng.uniform(*SPELL_S))
-                disk.behave("good")
+                bad_spell(disk, rng.choice(FAULTS), rng, dead)
                 faults += 1
             lab.say(f"{len(dead)} kills, {faults} disk faults, {churn.pages} pages verified")
         churn.stop()

@@ -1,7 +1,7 @@
 """Starting the daemon from a command: in the background, or to stay with it.
 
 The daemon gets its configuration on stdin and reports on a pipe, in one line, when it serves
-or why it cannot.
+or why it cannot; lines before that one are notes on what it waits for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from swapfs.errors import GuardError, OperationError, SwapfsError, UsageError
 from swapfs.handover import Handover
 
 READY: Final = "ready"
+NOTE: Final = "note"
 _KINDS: Final[dict[str, type[SwapfsError]]] = {
     "usage": UsageError,
     "guard": GuardError,
@@ -88,8 +89,7 @@ def _start(
     assert process.stdin is not None
     with process.stdin as stdin:
         stdin.write(pickle.dumps((config, handover)))
-    with os.fdopen(read_end) as answers:
-        answer = answers.readline().strip()
+    answer = _read_answer(read_end)
     if answer == READY:
         return process
     process.wait()
@@ -97,3 +97,14 @@ def _start(
     if kind in _KINDS:
         raise _KINDS[kind](text)
     raise OperationError(f"the daemon died while it started; see {log_path}")
+
+
+def _read_answer(fd: int) -> str:
+    """Return the line on *fd* that says how it went, or ""; print the notes before it."""
+    with os.fdopen(fd) as lines:
+        for line in lines:
+            kind, _, text = line.strip().partition(": ")
+            if kind != NOTE:
+                return line.strip()
+            print(f"swapfs: {text}", file=sys.stderr, flush=True)
+    return ""

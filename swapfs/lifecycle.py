@@ -18,6 +18,7 @@ from swapfs import control, kernel, leftovers, reserve, systemd
 from swapfs.config import SWAP_FILE_NAME, default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
 from swapfs.leftovers import daemon_lives
+from swapfs.vlayer.health import STUCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +124,8 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
 
     status = _status_to_upgrade(name, runtime_dir)
     systemd.refuse_other_unit(status["pid"])
+    if not status.get("held"):
+        _refuse_stuck(status["tiers"])
     given = {key: value for key, value in status["config"].items() if value is not False}
     daemon.take_over(load(given), Handover.from_status(status))
     return str(status["version"]), __version__
@@ -137,6 +140,19 @@ def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
         if written and written[1].get("held") and daemon_lives(name, runtime_dir):
             return written[1]
         raise
+
+
+def _refuse_stuck(tiers: list[dict[str, Any]]) -> None:
+    """Refuse while a disk hangs: the old server could not end, and swap would stand still.
+
+    :raises OperationError: one of *tiers*, as in the status, has a write that does not end
+    """
+    for tier in tiers:
+        if str(tier["state"]).startswith(STUCK):
+            raise OperationError(
+                f"{tier['path']}: {tier['state']}, and until it ends no server can; "
+                "upgrade when the disk answers"
+            )
 
 
 @contextlib.contextmanager

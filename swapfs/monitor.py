@@ -8,6 +8,7 @@ server's code is loaded already and touches nothing that could have been swapped
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import logging
@@ -24,10 +25,10 @@ from typing import Any, Final
 from swapfs import kernel, syscalls, systemd
 from swapfs.config import Config, check_room, mount_source
 from swapfs.control import read_snapshot, snapshot_path, write_snapshot
-from swapfs.daemon import READY, describe
+from swapfs.daemon import NOTE, READY, describe
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.guards import Guards
-from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor
+from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 from swapfs.region import Region
 from swapfs.room import geometry_of, guaranteed_bytes
 from swapfs.server import Server
@@ -97,12 +98,20 @@ def announce(fd: int, message: str) -> None:
         log.info("nobody waits for: %s", message)
 
 
+def note(fd: int, message: str) -> None:
+    """Tell the same command, and the log, something that it should know while it waits."""
+    log.warning("%s", message)
+    with contextlib.suppress(OSError):
+        os.write(fd, f"{NOTE}: {message}\n".encode())
+
+
 class _Monitor:
     def __init__(self, config: Config, answer_fd: int) -> None:
         self._config = config
         self._answer_fd = answer_fd
         self._guards = Guards(config.unsafe)
-        self._retiring = False
+        self._successor: Successor | None = None
+        self._lock_path = config.runtime_dir / f"{config.name}.lock"
         self._take_down = TakeDown(config.name, config.runtime_dir)
         # Shared with the servers: monotonic seconds at which the present one began to serve.
         self._ready_at = ctypes.c_double.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
@@ -140,6 +149,12 @@ class _Monitor:
 
         :raises SwapfsError: that is not possible; the other one goes on
         """
+        with exclusively(self._lock_path):
+            held = self._take(handover)
+        outcome = self._watch_mounted(held, resume=True)
+        return 0 if outcome is not Outcome.NEVER_SERVED else 1
+
+    def _take(self, handover: Handover) -> Held:
         predecessor = Predecessor(handover)
         taken = predecessor.descriptors()
         self._set_guards()
@@ -149,10 +164,8 @@ class _Monitor:
         tier = self._open_tier(region, taken.tier_fd)
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
-        predecessor.retire()
-        held = Held(region, tier, taken.fuse_fd, taken.lock_fd)
-        outcome = self._watch_mounted(held, resume=True)
-        return 0 if outcome is not Outcome.NEVER_SERVED else 1
+        predecessor.retire(lambda text: note(self._answer_fd, text))
+        return Held(region, tier, taken.fuse_fd, taken.lock_fd)
 
     def _watch_mounted(self, held: Held, *, resume: bool = False) -> Outcome:
         outcome = Outcome.NEVER_SERVED
@@ -180,8 +193,7 @@ class _Monitor:
         return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 
     def _lock(self) -> int:
-        path = self._config.runtime_dir / f"{self._config.name}.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -223,9 +235,13 @@ class _Monitor:
             ready_at_s = self._ready_at.value
             ever_served = ever_served or ready_at_s > 0
             first = first and not ready_at_s
-            if self._retiring:
-                log.info("handed over to another monitor")
-                return Outcome.HANDED_OVER
+            if self._successor is not None:
+                if self._successor.lives():
+                    log.info("handed over to another monitor")
+                    return Outcome.HANDED_OVER
+                log.error("the monitor that was to go on has died; this one goes on")
+                self._successor = None
+                continue
             if os.waitstatus_to_exitcode(status) == 0:
                 return Outcome.UNMOUNTED
             if not ever_served:
@@ -275,12 +291,12 @@ class _Monitor:
     def _wait(self, pid: int) -> int:
         """Return the server's wait status; stop requests are handled meanwhile."""
         while True:
-            number = signal.sigwait(self._signals)
+            received = signal.sigwaitinfo(self._signals)
             self._take_down.reap()
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if received.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._take_down.start()
-            if number == RETIRE_SIGNAL:
-                self._retiring = True
+            if received.si_signo == RETIRE_SIGNAL:
+                self._successor = Successor(received.si_pid)
                 os.kill(pid, RETIRE_SIGNAL)
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:

@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from swapfs import control, kernel, metrics, session
+from swapfs import control, fuse_init, kernel, metrics, session
 from swapfs.config import Config
 from swapfs.errors import OperationError
 from swapfs.fs import SWAP_INODE, Namespace
@@ -68,7 +68,9 @@ class Server:
         recover: bool = False,
     ) -> None:
         self._config = config
+        self._region = region
         self._recover = recover
+        self._retiring = False
         self._layer = VirtualSlotLayer(region, tier)
         if recover:
             self._layer.rebuild()
@@ -104,7 +106,6 @@ class Server:
         )
         namespace = Namespace(config.size_bytes, self._free_bytes, self._count_bug)
         pyfuse3.init(namespace, f"/dev/fd/{handover.fuse_fd}", set())
-        self._region_bytes = region.geometry.total_bytes
         self._metrics: metrics.MetricsServer | None = None
         self._loop_error: BaseException | None = None
 
@@ -191,7 +192,7 @@ class Server:
     def _set_guards(self) -> None:
         """Set what must come after every thread and buffer exists, then insist on all (I8)."""
         guards = self._guards
-        guards.set_mlock(self._region_bytes)
+        guards.set_mlock(self._region.geometry.total_bytes)
         guards.set_gc()
         guards.set_oom_score()
         guards.set_realtime()
@@ -236,12 +237,18 @@ class Server:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {RETIRE_SIGNAL})
             async for _ in signals:
                 log.info("retiring")
+                self._retiring = True
                 await trio.to_thread.run_sync(session.stop)
 
     def _finish_deferred(self) -> None:
-        """Wait until every request that was taken is answered: nobody else will."""
+        """Wait until every request that was taken is answered.
+
+        Not for ever if the kernel can send them again to the next server, or none will come.
+        """
         deadline_s = time.monotonic() + STOP_WAIT_S
-        while session.counts()["in_flight"] and time.monotonic() < deadline_s:
+        opened = fuse_init.decode(self._region.session_init)
+        for_ever = self._retiring and opened is not None and not opened.can_resend
+        while session.counts()["in_flight"] and (for_ever or time.monotonic() < deadline_s):
             time.sleep(0.005)
 
     def _stop_threads(self) -> None:

@@ -12,6 +12,8 @@ BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 STUCK_AFTER_S: Final = 5.0
 """A batch that takes longer is reported as stuck."""
+STUCK: Final = "a write has been stuck"
+"""How the problem of such a tier begins."""
 
 
 @dataclass(slots=True)
@@ -56,5 +58,5 @@ class Health:
             )
         busy_s = now_s - min(list(self._busy_since_s.values()), default=now_s)
         if busy_s > STUCK_AFTER_S:
-            return f"a write has been stuck for {busy_s:.0f}s"
+            return f"{STUCK} for {busy_s:.0f}s"
         return "full" if self.full else ""

@@ -93,6 +93,15 @@ def test_a_daemon_that_dies_without_a_word(config: Config, monitor: Path) -> Non
     assert "last words" in (config.runtime_dir / "unit.log").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+def test_what_the_daemon_waits_for_is_told(
+    config: Config, monitor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor.write_text(READ_CONFIG + ANSWER.format("note: waiting: a disk\nready\n"))
+    os.waitpid(daemon.launch(config), 0)
+    assert capsys.readouterr().err == "swapfs: waiting: a disk\n"
+
+
 def test_the_foreground_ends_with_the_daemon(
     config: Config, monitor: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

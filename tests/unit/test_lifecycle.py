@@ -18,7 +18,7 @@ import pytest
 import swapfs
 from swapfs import control, kernel, leftovers, lifecycle, reserve
 from swapfs.config import Config
-from swapfs.errors import OperationError
+from swapfs.errors import OperationError, SwapfsError
 from swapfs.kernel import LoopDevice, MountEntry, SwapEntry
 from swapfs.leftovers import GhostSwap
 
@@ -402,3 +402,16 @@ def test_down_waits_for_the_daemon(
             with pytest.raises(OperationError, match="daemon of one still runs"):
                 lifecycle.down("one", run)
             assert control.snapshot_path(run, "one").exists()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_no_upgrade_while_a_disk_hangs_and_a_server_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    tier = {"path": "/dev/slow", "state": "a write has been stuck for 7s"}
+    status = {"pid": NO_PROCESS, "held": held, "tiers": [tier], "config": {}}
+    monkeypatch.setattr(control, "request", lambda *_: status)
+    with pytest.raises(SwapfsError) as caught:
+        lifecycle.upgrade("x", tmp_path)
+    # A held instance has no server that could be in its way: it comes as far as the next step.
+    assert ("upgrade when the disk answers" in str(caught.value)) is not held

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapfs import syscalls
-from swapfs.errors import GuardError
+from swapfs.errors import GuardError, OperationError
 from swapfs.procself import ProcSelf
 from swapfs.units import MiB, format_size
 
@@ -48,6 +48,7 @@ CURES: Final = {
     "gc": "call gc.disable(), and nothing that enables it again",
     "direct_io": "attach the loop device with losetup --direct-io=on",
     "discard": "use a kernel whose loop driver offers discard on FUSE files",
+    "max_background": "run with CAP_SYS_ADMIN, on Linux 5.2 or later",
 }
 
 
@@ -199,6 +200,25 @@ class Guards:
         """Report whether the loop device passes discards on, as *probe* reads it."""
         self._watches["discard"] = _Watch(required, probe)
 
+    def set_max_background(
+        self, requests: int, put: Callable[[int], None], get: Callable[[], int]
+    ) -> None:
+        """Let the kernel have *requests* under way at a time instead of 12.
+
+        All I/O of a loop device with direct I/O is background to FUSE. Without this, 12 reads
+        that wait for a disk keep every other request from being sent, of pages in memory too.
+        Not required: nothing goes wrong while disks answer.
+
+        :param put: sets the number; may raise OperationError
+        :param get: reads it back; may raise OperationError
+        """
+
+        def check() -> tuple[bool, str]:
+            found = get()
+            return found >= requests, f"{found} requests under way at the most"
+
+        self._set("max_background", lambda: put(requests), check, required=False)
+
     # reading back
 
     def verify(self) -> list[Guard]:
@@ -236,6 +256,8 @@ class Guards:
             action()
         except OSError as error:
             refusal = error.strerror or str(error)
+        except OperationError as error:
+            refusal = str(error)
         self._watches[name] = _Watch(required, check, refusal, proof)
 
     def _check_io_flusher(self) -> tuple[bool, str]:
@@ -296,7 +318,7 @@ class Guards:
 def _look(name: str, watch: _Watch) -> Guard:
     try:
         ok, detail = watch.check()
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, OperationError) as error:
         ok, detail = False, f"cannot be read back: {error}"
     if watch.refusal and not watch.proof:
         ok = False

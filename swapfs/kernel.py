@@ -8,14 +8,18 @@ a path inside a FUSE mount: a server that hangs must not hang ``status`` or ``do
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+from swapfs import syscalls
 from swapfs.errors import OperationError
 from swapfs.units import KiB
 
@@ -48,6 +52,8 @@ class MountEntry:
     mountpoint: Path
     fstype: str
     source: str
+    device: int
+    """Its st_dev. os.stat would ask the file system, which may be the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,15 @@ def mounts(root: Path = ROOT) -> list[MountEntry]:
         # The optional fields before "-" vary in number (Documentation/filesystems/proc.rst 3.5).
         dash = fields.index("-", 6)
         fstype, source = fields[dash + 1], fields[dash + 2]
-        entries.append(MountEntry(Path(unescape(fields[4])), unescape(fstype), unescape(source)))
+        major, _, minor = fields[2].partition(":")
+        entries.append(
+            MountEntry(
+                mountpoint=Path(unescape(fields[4])),
+                fstype=unescape(fstype),
+                source=unescape(source),
+                device=os.makedev(int(major), int(minor)),
+            )
+        )
     return entries
 
 
@@ -123,6 +137,48 @@ def mount_at(mountpoint: Path, root: Path = ROOT) -> MountEntry | None:
     """Return the topmost mount on exactly *mountpoint*, or None."""
     found = [entry for entry in mounts(root) if entry.mountpoint == mountpoint]
     return found[-1] if found else None
+
+
+class FuseControl:
+    """The numbers that the kernel lets be set for the FUSE connection on *mountpoint*.
+
+    fusectl need not be mounted on /sys/fs/fuse/connections. What cannot be done raises
+    OperationError. Source: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
+    """
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+
+    @functools.cached_property
+    def _directory(self) -> int:
+        mounted = mount_at(self._mountpoint)
+        if mounted is None:
+            raise OperationError(f"{self._mountpoint}: nothing is mounted here")
+        connections = syscalls.detached_mount("fusectl")
+        try:
+            number = str(os.minor(mounted.device))
+            return os.open(number, os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=connections)
+        finally:
+            os.close(connections)
+
+    def get(self, name: str) -> int:
+        """Return the value of *name*."""
+        with self._open(name, "r") as file:
+            return int(file.read())
+
+    def set(self, name: str, value: int) -> None:
+        """Make *value* that of *name*."""
+        with self._open(name, "w") as file:
+            file.write(f"{value}\n")
+
+    @contextlib.contextmanager
+    def _open(self, name: str, mode: str) -> Iterator[IO[str]]:
+        flags = {"r": os.O_RDONLY, "w": os.O_WRONLY}[mode] | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(name, flags, dir_fd=self._directory), mode) as file:
+                yield file
+        except OSError as error:
+            raise OperationError(f"fusectl {name}: {error.strerror}") from error
 
 
 def loops(root: Path = ROOT) -> list[LoopDevice]:

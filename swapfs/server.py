@@ -47,6 +47,8 @@ SWITCH_INTERVAL_S: Final = 1e-4
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
 SECOND_TRIES: Final = 2
+REQUESTS_MAX: Final = 1024
+"""Under way at a time: more than a loop device's 128, which may be two or three each."""
 STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
 
@@ -198,6 +200,12 @@ class Server:
         guards.set_realtime()
         guards.set_direct_io(lambda: self._probe_loop("direct I/O", lambda d: d.direct_io))
         guards.set_discard(lambda: self._probe_loop("discard", lambda d: d.discard_bytes_max > 0))
+        fuse = kernel.FuseControl(self._config.mountpoint)
+        guards.set_max_background(
+            REQUESTS_MAX,
+            lambda requests: fuse.set("max_background", requests),
+            lambda: fuse.get("max_background"),
+        )
         guards.require()
 
     def _probe_loop(

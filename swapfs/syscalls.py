@@ -38,9 +38,19 @@ MS_NOEXEC: Final = 8
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 
-_SYS_PIDFD_GETFD: Final = 438  # the same number on every architecture
 UMOUNT_NOFOLLOW: Final = 8
 """umount2(2) flags, include/linux/fs.h."""
+
+# the same numbers on every architecture
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_SYS_PIDFD_GETFD: Final = 438
+
+_FSOPEN_CLOEXEC: Final = 1
+_FSMOUNT_CLOEXEC: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+"""include/uapi/linux/mount.h."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -52,7 +62,7 @@ _libc.malloc.restype = ctypes.c_void_p
 _libc.free.argtypes = [ctypes.c_void_p]
 _libc.free.restype = None
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint]
+_libc.syscall.argtypes = [ctypes.c_long]  # the others: int, bytes and None as they are
 _libc.syscall.restype = ctypes.c_long
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
@@ -133,6 +143,25 @@ def umount2(target: str, flags: int = 0) -> None:
     :raises OSError: with *target* as its filename; EBUSY while it is in use
     """
     _raise_if(_libc.umount2(os.fsencode(target), flags) != 0, "umount2", target)
+
+
+def detached_mount(fstype: str) -> int:
+    """Return a descriptor, close-on-exec, of the root of an *fstype* mounted nowhere.
+
+    It is there as long as the descriptor, or one of a file in it, is open.
+
+    :raises OSError: EPERM without CAP_SYS_ADMIN, ENODEV unknown, ENOSYS before Linux 5.2
+    """
+    context = int(_libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC))
+    _raise_if(context < 0, "fsopen")
+    try:
+        created = _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        _raise_if(created != 0, "fsconfig")
+        root = int(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
+        _raise_if(root < 0, "fsmount")
+    finally:
+        os.close(context)
+    return root
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:

@@ -56,10 +56,12 @@ def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool
         direct = direct_io != "off" and _set_direct(fd)
         if direct_io == "on" and not direct:
             raise OperationError(f"{path}: no direct I/O here; use file-direct-io = 'auto'")
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
         if not existed:
             path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OperationError(f"cannot use backing file {path}: {error.strerror}") from error
         raise
     return fd, direct
 

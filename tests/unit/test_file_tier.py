@@ -114,6 +114,18 @@ def test_a_failure_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "old").read_bytes() == bytes(4096)
 
 
+def test_a_place_that_the_system_refuses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(OperationError, match=r"backing file .*/tier: Operation not permitted"):
+        FileTier(tmp_path / "tier", 8 * MiB)
+    assert not (tmp_path / "tier").exists()
+
+
 def test_sizes_that_cannot_work_are_refused(tmp_path: Path) -> None:
     for size in (2 * MiB, SIZE_BYTES_MAX + MiB):
         with pytest.raises(ConfigError, match="bytes are too"):

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from swapfs import syscalls
-from swapfs.errors import GuardError
+from swapfs.errors import GuardError, OperationError
 from swapfs.guards import CURES, Guard, Guards
 from swapfs.procself import ProcSelf
 
@@ -351,6 +352,27 @@ def test_probes_are_asked_at_each_verify() -> None:
     guards.set_direct_io(lambda: next(answers))
     assert only(guards) == Guard("direct_io", True, True, "on")
     assert only(guards) == Guard("direct_io", False, True, "off")
+
+
+def test_requests_under_way_are_set_and_read_back() -> None:
+    at_most = [12]
+    guards = Guards(unsafe=False)
+    guards.set_max_background(500, lambda requests: at_most.append(requests), lambda: at_most[-1])
+    assert only(guards) == Guard(
+        "max_background", True, False, "500 requests under way at the most"
+    )
+    at_most.append(12)
+    assert not only(guards).ok
+
+
+def test_a_fuse_connection_that_cannot_be_controlled_is_reported() -> None:
+    def refuse(*_: int) -> NoReturn:
+        raise OperationError("fusectl max_background: Operation not permitted")
+
+    guards = Guards(unsafe=False)
+    guards.set_max_background(500, refuse, refuse)
+    assert "not permitted" in only(guards).detail
+    guards.require()
 
 
 def test_probe_that_fails_breaks_its_guard_only() -> None:

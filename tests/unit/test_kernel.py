@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def test_mounts_with_optional_fields_and_escapes(root: Path) -> None:
         "40 27 0:9 / /mnt/a\\040b rw shared:1 master:2 - fuse.swapfs swapfs:x rw,user_id=0\n"
         "41 27 0:9 / /mnt/a\\040b rw - tmpfs none rw\n"
     )
-    assert kernel.mounts(root)[1] == MountEntry(Path("/mnt/a b"), "fuse.swapfs", "swapfs:x")
+    assert kernel.mounts(root)[1] == MountEntry(
+        Path("/mnt/a b"), "fuse.swapfs", "swapfs:x", os.makedev(0, 9)
+    )
     top = kernel.mount_at(Path("/mnt/a b"), root)
     assert top is not None
     assert top.fstype == "tmpfs"

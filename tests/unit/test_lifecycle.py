@@ -62,8 +62,8 @@ class Machine:
         self.step("foreground")
 
     def mounts(self) -> list[MountEntry]:
-        mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one")
-        return [MountEntry(Path("/"), "ext4", "root"), *([mine] if self.mounted else [])]
+        mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one", 0)
+        return [MountEntry(Path("/"), "ext4", "root", 0), *([mine] if self.mounted else [])]
 
     def loops(self) -> list[LoopDevice]:
         swap_file = str(self.config.mountpoint / "swap")

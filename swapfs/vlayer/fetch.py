@@ -19,7 +19,7 @@ from swapfs.errors import BlobCorrupt, TierError, TierIOError
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
 from swapfs.tiers.blob import blob_sectors, check_blob
 from swapfs.tiers.pool import NO_PLACE
-from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE
+from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.entry import (
     CHECK_MASK,
     PASSING,
@@ -41,6 +41,10 @@ WINDOW_BYTES: Final = 256 * 1024
 SCRATCH_BYTES: Final = WINDOW_BYTES + READ_SLACK_BYTES
 """Scratch that each worker brings, page aligned."""
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
+
+
+class _GivenUp(TierIOError):
+    """The leader did not come to this blob."""
 
 
 @dataclass(slots=True)
@@ -133,26 +137,35 @@ class Fetcher:
         run = _Run(slot)
         flights: list[_Flight] = []
         with self._landing:
-            for index, word in enumerate(self._file_words(slot, count)):
-                sectors = blob_sectors(blob_length(word))
-                if run.words and (
-                    file_sector(word) != file_sector(run.words[0]) + run.sectors
-                    or (run.sectors + sectors) * SECTOR_SIZE > WINDOW_BYTES
-                ):
+            try:
+                return run, flights, self._register(run, flights, self._file_words(slot, count))
+            except BaseException:  # nobody can follow yet: we have the lock
+                for index, word in enumerate(run.words):
+                    self._flights.pop((slot + index, word & ~PASSING), None)
+                raise
+
+    def _register(self, run: _Run, flights: list[_Flight], words: list[int]) -> _Flight | None:
+        """Add to *run* and *flights* what lies side by side, or return whom to follow."""
+        for index, word in enumerate(words):
+            sectors = blob_sectors(blob_length(word))
+            if run.words and (
+                file_sector(word) != file_sector(run.words[0]) + run.sectors
+                or (run.sectors + sectors) * SECTOR_SIZE > WINDOW_BYTES
+            ):
+                break
+            key = (run.slot + index, word & ~PASSING)
+            flight = self._flights.get(key)
+            if flight is not None:
+                if run.words:
                     break
-                key = (slot + index, word & ~PASSING)
-                flight = self._flights.get(key)
-                if flight is not None:
-                    if run.words:
-                        break
-                    flight.waiters += 1
-                    run.words.append(word)
-                    return run, flights, flight
-                self._flights[key] = flight = _Flight()
-                flights.append(flight)
                 run.words.append(word)
-                run.sectors += sectors
-        return run, flights, None
+                flight.waiters += 1
+                return flight
+            flights.append(_Flight())
+            run.words.append(word)
+            run.sectors += sectors
+            self._flights[key] = flights[-1]
+        return None
 
     def _file_words(self, slot: int, count: int) -> list[int]:
         """Return the words of *slot* and those after it, up to the first not in the file."""
@@ -166,23 +179,51 @@ class Fetcher:
     def _lead(self, run: _Run, flights: list[_Flight], out: memoryview, scratch: memoryview) -> int:
         """Read *run*, land its flights and deliver its pages. Returns pages delivered."""
         try:
-            view = self._read(run, scratch)
-            for index, flight in enumerate(flights):
-                view = self._check(view, run.slot + index, run.words[index], flight)
-        except TierError as error:
-            self._land(run, flights, error)
+            self._read_run(run, flights, scratch)
         except BaseException:  # nobody may wait for these flights for ever
-            self._land(run, flights, TierIOError("the read was given up"))
-            raise
-        else:
+            for flight in flights:
+                flight.error = _GivenUp()
             self._land(run, flights)
+            raise
+        self._land(run, flights)
         return self._deliver(run, flights, [flight.payload for flight in flights], out)
 
-    def _read(self, run: _Run, scratch: memoryview) -> memoryview:
+    def _read_run(self, run: _Run, flights: list[_Flight], scratch: memoryview) -> None:
+        """Note in each of *flights* its bytes, in *scratch*, or why there are none."""
+        try:
+            view = self._read(file_sector(run.words[0]), run.sectors, scratch)
+        except TierIOError as error:
+            if len(flights) > 1:
+                self._read_one_by_one(run, flights, scratch)
+            else:
+                flights[0].error = error
+            return
+        for index, flight in enumerate(flights):
+            view = self._check(view, run.slot + index, run.words[index], flight)
+
+    def _read_one_by_one(self, run: _Run, flights: list[_Flight], scratch: memoryview) -> None:
+        """Find out whose sector is bad (I4): it failed the whole read.
+
+        Ends at the first that is, as a disk may take long to fail; what comes after it is not
+        delivered anyway, and whoever follows one of those reads it himself.
+        """
+        for index, flight in enumerate(flights):
+            word = run.words[index]
+            try:
+                view = self._read(file_sector(word), blob_sectors(blob_length(word)), scratch)
+            except TierIOError as error:
+                flight.error = error
+                for other in flights[index + 1 :]:
+                    other.error = _GivenUp()
+                return
+            self._check(view, run.slot + index, word, flight)
+            flight.payload = bytes(flight.payload)  # the next one needs the scratch
+
+    def _read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
         with self._layer.lock:
             self._layer.counters.add("file_read_ops")
-            self._layer.counters.add("file_read_bytes", run.sectors * SECTOR_SIZE)
-        return self._tier.read(file_sector(run.words[0]), run.sectors, scratch)
+            self._layer.counters.add("file_read_bytes", sectors * SECTOR_SIZE)
+        return self._tier.read(sector, sectors, scratch)
 
     def _check(self, view: memoryview, slot: int, word: int, flight: _Flight) -> memoryview:
         """Note in *flight* what *view* starts with; return what follows it."""
@@ -201,12 +242,11 @@ class Fetcher:
             flight.error = error
         return view[blob_sectors(length) * SECTOR_SIZE :]
 
-    def _land(self, run: _Run, flights: list[_Flight], error: TierError | None = None) -> None:
+    def _land(self, run: _Run, flights: list[_Flight]) -> None:
         with self._landing:
             for index, flight in enumerate(flights):
                 del self._flights[run.slot + index, run.words[index] & ~PASSING]
                 flight.landed = True
-                flight.error = error or flight.error
             waited_for = [flight for flight in flights if flight.waiters]
             for flight in waited_for:  # the leader's scratch is used again before they wake
                 try:
@@ -280,10 +320,13 @@ class Fetcher:
         layer.counters.add("promoted_pages")
 
     def _verdict(self, slot: int, word: int, error: TierError) -> int:
-        """Return 0 if *slot* has changed since *word* was read, for another look; else raise."""
+        """Return 0 if *slot* has changed since *word* was read, for another look; else raise.
+
+        Also if nobody has read it: then the other look will.
+        """
         layer = self._layer
         with layer.lock:
-            if (layer.table.get(slot) ^ word) & ~PASSING:
+            if isinstance(error, _GivenUp) or (layer.table.get(slot) ^ word) & ~PASSING:
                 return 0
             corrupt = isinstance(error, BlobCorrupt)
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")

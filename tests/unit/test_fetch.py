@@ -13,8 +13,9 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.rig import Rig
 from swapfs.testing.slow import SlowTier
+from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.base import LowerTier
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB, PSector
 from swapfs.vlayer import fetch
 from swapfs.vlayer.entry import Tag, file_sector
 from swapfs.vlayer.layer import SlotDamaged
@@ -222,7 +223,7 @@ def test_a_failed_read_is_an_error_once() -> None:
     tier = FaultyTier(MemoryTier(4), "read_error", 1)
     rig = _demoted(tier, TEXT)
     with pytest.raises(TierIOError):
-        rig.load(0, 40)
+        rig.load(0)
     assert rig.counter("failed_read_io") == 1
     assert not rig.fetcher._flights
     assert rig.load(0, 40) == b"".join(TEXT)
@@ -238,6 +239,70 @@ def _sharing(rig: Rig, tier: SlowTier) -> tuple[Reader, Reader]:
     with rig.fetcher._landing:
         assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
     return leader, follower
+
+
+class BadSector(TierWrapper):
+    """A tier in which no read that covers sector ``bad`` succeeds."""
+
+    bad = -1
+
+    def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
+        if sector <= self.bad < sector + sectors:
+            raise TierIOError(f"read at sector {sector}: Input/output error")
+        return super().read(sector, sectors, scratch)
+
+
+def test_a_bad_sector_costs_its_slot_and_none_beside_it() -> None:
+    tier = BadSector(MemoryTier(4))
+    rig = _demoted(tier, TEXT)
+    tier.bad = file_sector(rig.layer.table.get(5))
+    assert rig.load(0, 8) == b"".join(TEXT[:5])
+    assert rig.counter("failed_read_io") == 1
+    with pytest.raises(TierIOError):
+        rig.load(5, 8)
+    assert rig.counter("failed_read_io") == 2
+    assert rig.load(6, 8) == b"".join(TEXT[6:14])
+    rig.check()
+    rig.region.close()
+
+
+def test_who_follows_a_read_that_a_bad_sector_ended_reads_for_himself() -> None:
+    slow = SlowTier(MemoryTier(6))
+    tier = BadSector(slow)
+    rig = _demoted(tier, TEXT)
+    tier.bad = file_sector(rig.layer.table.get(5))
+    slow.read_gate.shut()
+    leader = Reader(rig, 4, 8)
+    slow.read_gate.wait_for_arrival()
+    follower = Reader(rig, 7)
+    flights = rig.fetcher._flights
+    with rig.fetcher._landing:
+        assert _until(lambda: any(flight.waiters for flight in flights.values()), rig)
+    slow.read_gate.open()
+    assert leader.finish() == TEXT[4]
+    assert follower.finish() == TEXT[7]
+    assert not flights
+    rig.region.close()
+
+
+def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = _demoted(MemoryTier(4), TEXT)
+    made = []
+
+    def make() -> fetch._Flight:
+        made.append(fetch._Flight)
+        if len(made) == 3:
+            raise MemoryError
+        return flight()
+
+    flight = fetch._Flight
+    monkeypatch.setattr(fetch, "_Flight", make)
+    with pytest.raises(MemoryError):
+        rig.load(0, 8)
+    monkeypatch.undo()
+    assert rig.fetcher._flights == {}
+    assert rig.load(0, 8) == b"".join(TEXT[:8])
+    rig.region.close()
 
 
 def test_followers_learn_of_the_leaders_failure() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +51,10 @@ _MOUNTPOINT_OPTION = click.option(
 )
 _NAME_ARGUMENT = click.argument("name", default="swapfs")
 _RUNTIME_DIR_OPTION = click.option(
-    "--runtime-dir", type=click.Path(path_type=Path), default="/run/swapfs", show_default=True
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),  # as the kernel shows it
+    default="/run/swapfs",
+    show_default=True,
 )
 
 
@@ -87,6 +91,7 @@ def mount(foreground: bool, **options: Any) -> None:
     from swapfs import lifecycle
 
     settings = _load(options)
+    _let_interrupt()
     pid = lifecycle.mount(settings, foreground)
     if pid is not None:
         click.echo(f"{settings.swap_file}: served by process {pid}")
@@ -101,6 +106,7 @@ def up(**options: Any) -> None:
     from swapfs import lifecycle
 
     settings = _load(options)
+    _let_interrupt()
     device = lifecycle.up(settings)
     size = values.exact_size(settings.size_bytes)
     click.echo(f"{settings.name}: {size} of swap on {device}, priority {settings.priority}")
@@ -114,7 +120,7 @@ def down(name: str, runtime_dir: Path) -> None:
     _require_root("down")
     from swapfs import lifecycle
 
-    done = lifecycle.down(values.parse_name("NAME", name), runtime_dir.absolute())
+    done = lifecycle.down(values.parse_name("NAME", name), runtime_dir)
     click.echo(f"{name}: {', '.join(done) or 'nothing to take down'}")
 
 
@@ -189,12 +195,13 @@ def upgrade(name: str, runtime_dir: Path) -> None:
     _require_root("upgrade")
     from swapfs import lifecycle
 
-    before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir.absolute())
+    before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir)
     click.echo(f"{name}: version {before} has handed over to {now}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (sys.argv if None) and return the exit code."""
+    _set_up_process()
     try:
         code = cli.main(argv, prog_name="swapfs", standalone_mode=False)
     except click.ClickException as error:
@@ -206,12 +213,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwapfsError as error:
         _complain("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
     return code if isinstance(code, int) else 0
+
+
+def _set_up_process() -> None:
+    """Undo what a caller may have left us with."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no child of ours has a status
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # was closed; the next file would have become our standard output
+    os.close(fd)
 
 
 def _complain(problem: str) -> None:
     """Print *problem* to standard error, as one line whatever it quotes."""
     click.echo(f"swapfs: {' '.join(problem.split())}", err=True)
+
+
+def _let_interrupt() -> None:
+    """Let SIGTERM interrupt as Ctrl-C does: what is done so far must be undone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _require_root(command: str) -> None:

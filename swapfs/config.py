@@ -96,7 +96,8 @@ def load(
     """
     given = _merge(cli_values, config_file)
     name = _take(given, "name", values.parse_name, "swapfs")
-    runtime_dir = _take(given, "runtime-dir", values.parse_path, Path("/run/swapfs"))
+    # The kernel shows real paths, of mounts and of what loop devices stand on.
+    runtime_dir = _take(given, "runtime-dir", values.parse_path, Path("/run/swapfs")).resolve()
     mountpoint = default_mountpoint(runtime_dir, name)
     if _take(given, "mountpoint", values.parse_path, mountpoint) == mountpoint:
         _is_busy("mountpoint", mountpoint, name, root)  # `up` makes it

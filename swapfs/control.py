@@ -42,6 +42,16 @@ class _BadRequestError(SwapfsError):
     """The peer sent something that is not a request; it gets an answer and is cut off."""
 
 
+def make_runtime_dir(path: Path) -> None:
+    """Make the directory of sockets and snapshots; all may read it, whatever the umask.
+
+    :raises OSError: it cannot be made
+    """
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)  # `swapfs status` needs no root
+
+
 def socket_path(runtime_dir: Path, name: str) -> Path:
     """Return the place of the control socket of instance *name*."""
     return runtime_dir / f"{name}.sock"

@@ -6,6 +6,8 @@ or why it cannot; lines before that one are notes on what it waits for.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import signal
@@ -13,9 +15,12 @@ import subprocess
 import sys
 from typing import Final
 
+from swapfs import control
 from swapfs.config import Config
 from swapfs.errors import GuardError, OperationError, SwapfsError, UsageError
 from swapfs.handover import Handover
+
+log = logging.getLogger(__name__)
 
 READY: Final = "ready"
 NOTE: Final = "note"
@@ -30,6 +35,24 @@ def describe(error: SwapfsError) -> str:
     """Return *error* as the line that ``launch`` turns into the same kind of error again."""
     kinds = (kind for kind, error_type in _KINDS.items() if isinstance(error, error_type))
     return f"{next(kinds, 'operation')}: {error}"
+
+
+def announce(fd: int, message: str) -> bool:
+    """Tell the command that started the daemon how it went, once; whether it was there to hear."""
+    try:
+        os.write(fd, message.replace("\n", "; ").encode() + b"\n")
+        os.close(fd)
+    except OSError:
+        log.info("nobody waits for: %s", message)
+        return False
+    return True
+
+
+def note(fd: int, message: str) -> None:
+    """Tell the same command, and the log, something that it should know while it waits."""
+    log.warning("%s", message)
+    with contextlib.suppress(OSError):
+        os.write(fd, f"{NOTE}: {message}\n".encode())
 
 
 def launch(config: Config) -> int:
@@ -69,7 +92,7 @@ def take_over(config: Config, handover: Handover) -> int:
 def _start(
     config: Config, *, background: bool, handover: Handover | None = None
 ) -> subprocess.Popen[bytes]:
-    config.runtime_dir.mkdir(parents=True, exist_ok=True)
+    control.make_runtime_dir(config.runtime_dir)
     log_path = config.runtime_dir / f"{config.name}.log"
     read_end, write_end = os.pipe()
     with log_path.open("ab") if background else open(os.devnull, "ab") as log_file:
@@ -89,10 +112,16 @@ def _start(
     assert process.stdin is not None
     with process.stdin as stdin:
         stdin.write(pickle.dumps((config, handover)))
-    answer = _read_answer(read_end)
+    try:
+        answer = _read_answer(read_end)
+    except BaseException:
+        if handover is None:  # it ends when it finds nobody to tell; an upgrade goes on
+            process.wait()
+        raise
     if answer == READY:
         return process
-    process.wait()
+    if handover is None:  # else it may live on, and hold the pages
+        process.wait()
     kind, _, text = answer.partition(": ")
     if kind in _KINDS:
         raise _KINDS[kind](text)

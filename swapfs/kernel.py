@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import re
+import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -139,6 +140,13 @@ def mount_at(mountpoint: Path, root: Path = ROOT) -> MountEntry | None:
     return found[-1] if found else None
 
 
+def is_fuse_closed(fuse_fd: int) -> bool:
+    """Whether the kernel has ended the FUSE connection of *fuse_fd*: unmounted, or aborted."""
+    poll = select.poll()
+    poll.register(fuse_fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 class FuseControl:
     """The numbers that the kernel lets be set for the FUSE connection on *mountpoint*.
 
@@ -160,6 +168,10 @@ class FuseControl:
             return os.open(number, os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=connections)
         finally:
             os.close(connections)
+
+    def open(self) -> None:
+        """Find the connection now; afterwards it is found though it may be unmounted."""
+        self._directory  # noqa: B018 - cached
 
     def get(self, name: str) -> int:
         """Return the value of *name*."""

@@ -58,8 +58,13 @@ def refuse(config: Config) -> None:
     alive = daemon_lives(name, config.runtime_dir)
     for mounted in kernel.mounts():
         if mounted.source == mount_source(name):
-            how = "already mounted" if alive else "still mounted, its daemon is gone,"
-            raise OperationError(f"{name} is {how} on {mounted.mountpoint}: {cure}")
+            where = f"mounted on {mounted.mountpoint}"
+            if alive:
+                raise OperationError(f"{name} is already {where}: {cure}")
+            raise OperationError(
+                f"{name} is still {where}, and no daemon in {config.runtime_dir} serves it: choose "
+                f"another --name if one with another --runtime-dir does, else {cure}"
+            )
     if alive:
         raise OperationError(f"a daemon of {name} is running: {cure}")
     loop = kernel.find_loop(config.swap_file)

@@ -126,8 +126,7 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
     systemd.refuse_other_unit(status["pid"])
     if not status.get("held"):
         _refuse_stuck(status["tiers"])
-    given = {key: value for key, value in status["config"].items() if value is not False}
-    daemon.take_over(load(given), Handover.from_status(status))
+    daemon.take_over(load(status["config"]), Handover.from_status(status))
     return str(status["version"]), __version__
 
 
@@ -180,7 +179,7 @@ def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
         return
     undo.append(("remove mount point", lambda: _remove_mountpoint(config.runtime_dir, config.name)))
     try:
-        config.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        control.make_runtime_dir(config.runtime_dir)
         for made in (config.mountpoint.parent, config.mountpoint):
             made.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -188,7 +187,13 @@ def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
 
 
 def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
-    """Remove the default mount point if it is there, empty and not mounted on."""
+    """Remove the default mount point if it is there, empty and nobody's.
+
+    A daemon that lives is about to mount on it: of two that were started at once it is the one
+    that came first.
+    """
+    if daemon_lives(name, runtime_dir):
+        return
     mountpoint = default_mountpoint(runtime_dir, name)
     with contextlib.suppress(OSError):
         mountpoint.rmdir()
@@ -285,13 +290,22 @@ def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
     try:
         mounted = [m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)]
         for mountpoint in reversed(mounted):
-            kernel.umount(mountpoint)
+            try:
+                kernel.umount(mountpoint)
+            except OperationError:
+                if kernel.mount_at(mountpoint) is not None:
+                    raise
+                continue  # another `down` was faster
             done.append(f"unmounted {mountpoint}")
         if alive and not mounted:
             # Nothing left to unmount, so it must be asked; it may also be exiting already.
             with contextlib.suppress(OperationError):
                 control.request(control.socket_path(runtime_dir, name), "stop", STOP_TIMEOUT_S)
         if alive:
+            if not _ends_within(STOP_TIMEOUT_S, name, runtime_dir, pidfd):
+                # Another mount namespace (a container's) may have a copy of the mount.
+                with contextlib.suppress(OperationError):
+                    control.request(control.socket_path(runtime_dir, name), "abort", STOP_TIMEOUT_S)
             _wait_until_gone(name, runtime_dir, pidfd)
             done.append("stopped the daemon")
     finally:
@@ -309,12 +323,21 @@ def _open_process(pid: int) -> int | None:
 
 def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
     """Wait until the process *pidfd* has exited and nobody holds the lock of *name*."""
-    deadline = time.monotonic() + EXIT_WAIT_S
+    if not _ends_within(EXIT_WAIT_S, name, runtime_dir, pidfd):
+        raise OperationError(
+            f"nothing of {name} is mounted any more, but its daemon still runs after "
+            f"{EXIT_WAIT_S:g} s; see {runtime_dir}/{name}.log, and try again"
+        )
+
+
+def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None) -> bool:
+    deadline = time.monotonic() + wait_s
     if pidfd is not None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.poll(EXIT_WAIT_S * 1000)
+        poll.poll(wait_s * 1000)
     while daemon_lives(name, runtime_dir):
         if time.monotonic() >= deadline:
-            raise OperationError(f"the daemon of {name} still runs {EXIT_WAIT_S:g} s after unmount")
+            return False
         time.sleep(0.02)
+    return True

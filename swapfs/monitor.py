@@ -8,7 +8,6 @@ server's code is loaded already and touches nothing that could have been swapped
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import logging
@@ -20,12 +19,13 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 from swapfs import kernel, syscalls, systemd
-from swapfs.config import Config, check_room, mount_source
+from swapfs.config import SWAP_FILE_NAME, Config, check_room, mount_source
 from swapfs.control import read_snapshot, snapshot_path, write_snapshot
-from swapfs.daemon import NOTE, READY, describe
+from swapfs.daemon import READY, announce, describe, note
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.guards import Guards
 from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
@@ -44,6 +44,7 @@ RAPID_LIFE_S: Final = 0.2
 RAPID_DEATHS_MAX: Final = 10
 """After so many in a row the monitor restarts no more, and holds the data."""
 RESTART_PAUSE_MAX_S: Final = 5.0
+FORK_RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -76,6 +77,8 @@ def main() -> int:
     )
     config: Config
     handover: Handover | None
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones are inherited, and never come
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # Ctrl-\ must not end what swap stands on
     config, handover = pickle.loads(sys.stdin.buffer.read())  # from our own parent
     answer_fd = int(sys.argv[1])
     try:
@@ -83,26 +86,12 @@ def main() -> int:
         return monitor.run() if handover is None else monitor.take_over(handover)
     except SwapfsError as error:
         announce(answer_fd, describe(error))
+    except KeyboardInterrupt:  # before it is blocked; Ctrl-C reaches a foreground daemon too
+        announce(answer_fd, "operation: interrupted")
     except Exception as error:
         log.exception("the monitor failed")
         announce(answer_fd, f"operation: {type(error).__name__}: {error}")
     return 1
-
-
-def announce(fd: int, message: str) -> None:
-    """Tell the command that started the daemon how it went, once, in one line."""
-    try:
-        os.write(fd, message.replace("\n", "; ").encode() + b"\n")
-        os.close(fd)
-    except OSError:
-        log.info("nobody waits for: %s", message)
-
-
-def note(fd: int, message: str) -> None:
-    """Tell the same command, and the log, something that it should know while it waits."""
-    log.warning("%s", message)
-    with contextlib.suppress(OSError):
-        os.write(fd, f"{NOTE}: {message}\n".encode())
 
 
 class _Monitor:
@@ -111,6 +100,7 @@ class _Monitor:
         self._answer_fd = answer_fd
         self._guards = Guards(config.unsafe)
         self._successor: Successor | None = None
+        self._ever_served = False
         self._lock_path = config.runtime_dir / f"{config.name}.lock"
         self._take_down = TakeDown(config.name, config.runtime_dir)
         # Shared with the servers: monotonic seconds at which the present one began to serve.
@@ -132,12 +122,12 @@ class _Monitor:
         region = Region.create(geometry_of(config))
         region.blob_key[:] = os.urandom(len(region.blob_key))
         self._lock_memory(region)
+        # From here on a signal must not leave a new file or a mount behind.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         made = config.file is not None and not config.file.path.exists()
         outcome = Outcome.NEVER_SERVED
         try:
             tier = self._open_tier(region)
-            # From here on a signal must not leave a mount behind.
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             outcome = self._watch_mounted(Held(region, tier, self._mount(), lock_fd))
         finally:
             if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
@@ -151,7 +141,8 @@ class _Monitor:
         """
         with exclusively(self._lock_path):
             held = self._take(handover)
-        outcome = self._watch_mounted(held, resume=True)
+        self._ever_served = True
+        outcome = self._watch_mounted(held)
         return 0 if outcome is not Outcome.NEVER_SERVED else 1
 
     def _take(self, handover: Handover) -> Held:
@@ -167,12 +158,14 @@ class _Monitor:
         predecessor.retire(lambda text: note(self._answer_fd, text))
         return Held(region, tier, taken.fuse_fd, taken.lock_fd)
 
-    def _watch_mounted(self, held: Held, *, resume: bool = False) -> Outcome:
-        outcome = Outcome.NEVER_SERVED
+    def _watch_mounted(self, held: Held) -> Outcome:
+        """Watch, and unmount at the end; never under a server that may still be there."""
+        outcome = None
         try:
-            outcome = self._watch(held, resume=resume)
+            outcome = self._watch(held)
         finally:
-            if outcome is not Outcome.HANDED_OVER:
+            gone = outcome in (Outcome.UNMOUNTED, Outcome.NEVER_SERVED)
+            if gone or (outcome is None and not self._ever_served):
                 self._unmount()
                 snapshot_path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
         return outcome
@@ -212,7 +205,8 @@ class _Monitor:
                 mount_source(self._config.name), str(mountpoint), "fuse.swapfs", flags, options
             )
         except OSError as error:
-            raise OperationError(f"cannot mount on {mountpoint}: {error.strerror}") from error
+            what = error.filename or mountpoint  # /dev/fuse, or where it was to go
+            raise OperationError(f"cannot mount {what}: {error.strerror}") from error
         return fd
 
     def _unmount(self) -> None:
@@ -225,15 +219,15 @@ class _Monitor:
 
     # ---- watching ----
 
-    def _watch(self, held: Held, *, resume: bool) -> Outcome:
-        """Fork servers until one ends in good order."""
-        rapid, ever_served, first = 0, resume, True
+    def _watch(self, held: Held) -> Outcome:
+        """Fork servers until the connection is closed, or another monitor has it."""
+        rapid, first = 0, True
         while True:
             self._ready_at.value = 0.0
-            pid = self._fork(held, recover=ever_served, first=first)
+            pid = self._fork(held, first=first)
             status = self._wait(pid)
             ready_at_s = self._ready_at.value
-            ever_served = ever_served or ready_at_s > 0
+            self._ever_served = self._ever_served or ready_at_s > 0
             first = first and not ready_at_s
             if self._successor is not None:
                 if self._successor.lives():
@@ -242,9 +236,9 @@ class _Monitor:
                 log.error("the monitor that was to go on has died; this one goes on")
                 self._successor = None
                 continue
-            if os.waitstatus_to_exitcode(status) == 0:
+            if os.waitstatus_to_exitcode(status) == 0 and kernel.is_fuse_closed(held.fuse_fd):
                 return Outcome.UNMOUNTED
-            if not ever_served:
+            if not self._ever_served:
                 return Outcome.NEVER_SERVED
             served_s = time.monotonic() - ready_at_s if ready_at_s else 0.0
             how = _how_it_died(status)
@@ -258,35 +252,58 @@ class _Monitor:
             elif rapid > 1:
                 time.sleep(min(RESTART_PAUSE_MAX_S, 0.05 * 2**rapid))
 
-    def _fork(self, held: Held, *, recover: bool, first: bool) -> int:
-        pid = os.fork()
+    def _fork(self, held: Held, *, first: bool) -> int:
+        pid = self._fork_process()
         if pid:
             return pid
         status = 1
         try:
-            self._serve(held, recover=recover, first=first)
+            self._serve(held, first=first)
             status = 0
         except SwapfsError as error:
             log.error("%s", error)
-            announce(self._answer_fd, describe(error))
+            self._tell_failure(error)
         except BaseException as error:
             log.exception("the server failed")
-            announce(self._answer_fd, f"operation: {type(error).__name__}: {error}")
+            self._tell_failure(OperationError(f"{type(error).__name__}: {error}"))
         finally:
             logging.shutdown()
             os._exit(status)
 
-    def _serve(self, held: Held, *, recover: bool, first: bool) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the monitor's to handle
+    def _tell_failure(self, error: SwapfsError) -> None:
+        """Tell an `up` why there is no server, or an `upgrade` that there is none yet."""
+        if self._ever_served:
+            error = OperationError(
+                f"handed over, but the new server fails: {error}; monitor {os.getppid()} holds "
+                f"the pages and goes on trying, see 'swapfs status {self._config.name}'"
+            )
+        announce(self._answer_fd, describe(error))
+
+    def _fork_process(self) -> int:
+        """Fork; once there are pages to lose, for as long as it takes to have the memory for it."""
+        while True:
+            try:
+                return os.fork()
+            except OSError as error:
+                if not self._ever_served:
+                    raise OperationError(f"cannot start a server: {error.strerror}") from error
+                log.critical("cannot start a server: %s; trying again", error.strerror)
+            time.sleep(FORK_RETRY_S)
+
+    def _serve(self, held: Held, *, first: bool) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the monitor's to handle
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals - {RETIRE_SIGNAL})
         handover = replace(held.handover(), pid=os.getppid())
+        recover = self._ever_served
         server = Server(self._config, held.region, held.tier, handover, recover=recover)
         server.run(lambda: self._on_ready(first=first))
 
     def _on_ready(self, *, first: bool) -> None:
+        if first and not announce(self._answer_fd, READY) and not self._ever_served:
+            # It was interrupted, and has said so: what it started must not be there after all.
+            raise OperationError("the command that started this has ended")
         self._ready_at.value = time.monotonic()
-        if first:
-            announce(self._answer_fd, READY)
 
     def _wait(self, pid: int) -> int:
         """Return the server's wait status; stop requests are handled meanwhile."""
@@ -322,10 +339,22 @@ class _Monitor:
             if number == RETIRE_SIGNAL:
                 return Outcome.HANDED_OVER
             if number in (signal.SIGTERM, signal.SIGINT):
-                loop = kernel.find_loop(self._config.swap_file)
-                if loop is None:
+                needed_by = self._needed_by()
+                if needed_by is None:
                     return Outcome.UNMOUNTED
-                log.critical("asked to stop, but %s needs a server first", loop.device)
+                log.critical("asked to stop, but %s needs a server first", needed_by)
+
+    def _needed_by(self) -> str | None:
+        """Return what would lose its pages if the mount went now, or None."""
+        try:
+            # After a lazy unmount the kernel shows a path cut short.
+            for file in (self._config.swap_file, Path("/") / SWAP_FILE_NAME):
+                loop = kernel.find_loop(file)
+                if loop is not None:
+                    return str(loop.device)
+        except OperationError as error:
+            return f"a loop device that may be there ({error})"
+        return None
 
     def _publish_held(self, held: Held, reason: str) -> None:
         """Put into the state file what no server is there to tell."""
@@ -358,7 +387,9 @@ def _cipher(key: bytes) -> Seal:
 
 def _how_it_died(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
+        number = os.WTERMSIG(status)
+        named = {known.value: known.name for known in signal.Signals}
+        return named.get(number, f"signal {number}")
     return f"exit status {os.WEXITSTATUS(status)}"
 
 

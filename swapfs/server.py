@@ -8,12 +8,14 @@ memory is reserved, before the first request is taken.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -51,6 +53,7 @@ REQUESTS_MAX: Final = 1024
 """Under way at a time: more than a loop device's 128, which may be two or three each."""
 STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
+RETRY_S: Final = 5.0
 
 
 class Server:
@@ -71,6 +74,7 @@ class Server:
     ) -> None:
         self._config = config
         self._region = region
+        self._fuse = kernel.FuseControl(config.mountpoint)
         self._recover = recover
         self._retiring = False
         self._layer = VirtualSlotLayer(region, tier)
@@ -169,17 +173,48 @@ class Server:
                 "status": self._on_status,
                 "stop": self._on_stop,
                 "demote": self._on_demote,
+                "abort": self._on_abort,
             }
             path = control.socket_path(config.runtime_dir, config.name)
-            await nursery.start(control.serve, path, handlers)
-            if config.metrics is not None:
-                self._metrics = metrics.serve(config.metrics, self._snapshots.make)
+            listen = functools.partial(nursery.start, control.serve, path, handlers)
+            await self._offer(nursery, "control", listen)
+            if not self._recover:
+                await self._offer(nursery, "metrics", self._serve_metrics)
             self._start_threads()
             self._set_guards()
             nursery.start_soon(self._publish_state)
             nursery.start_soon(self._retire_when_asked)
             nursery.start_soon(self._serve_names, nursery.cancel_scope)
             on_ready()
+            if self._recover:  # resolving a name may take long; pages come first
+                await self._offer(nursery, "metrics", self._serve_metrics)
+
+    async def _serve_metrics(self) -> None:
+        if self._config.metrics is not None:
+            self._metrics = metrics.serve(self._config.metrics, self._snapshots.make)
+
+    async def _offer(
+        self, nursery: trio.Nursery, what: str, serve: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Start *serve*; in a server that others wait for, go on without it if it fails.
+
+        :raises OperationError: it failed in the first server, which has no pages yet
+        """
+        try:
+            await serve()
+        except OperationError as error:
+            if not self._recover:
+                raise
+            log.error("%s; going on without, and trying again", error)
+            self._snapshots.problems[what] = str(error)
+            nursery.start_soon(self._keep_trying, what, serve)
+
+    async def _keep_trying(self, what: str, serve: Callable[[], Awaitable[object]]) -> None:
+        while what in self._snapshots.problems:
+            await trio.sleep(RETRY_S)
+            with contextlib.suppress(OperationError):
+                await serve()
+                del self._snapshots.problems[what]
 
     def _start_threads(self) -> None:
         self._workers.start()
@@ -192,7 +227,7 @@ class Server:
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def _set_guards(self) -> None:
-        """Set what must come after every thread and buffer exists, then insist on all (I8)."""
+        """Set what must come after every thread and buffer exists, then insist on it (I8)."""
         guards = self._guards
         guards.set_mlock(self._region.geometry.total_bytes)
         guards.set_gc()
@@ -200,13 +235,14 @@ class Server:
         guards.set_realtime()
         guards.set_direct_io(lambda: self._probe_loop("direct I/O", lambda d: d.direct_io))
         guards.set_discard(lambda: self._probe_loop("discard", lambda d: d.discard_bytes_max > 0))
-        fuse = kernel.FuseControl(self._config.mountpoint)
+        fuse = self._fuse
         guards.set_max_background(
             REQUESTS_MAX,
             lambda requests: fuse.set("max_background", requests),
             lambda: fuse.get("max_background"),
         )
-        guards.require()
+        if not self._recover:  # a later server only reports: to stand still would help nobody
+            guards.require()
 
     def _probe_loop(
         self, what: str, holds: Callable[[kernel.LoopDevice], bool]
@@ -231,8 +267,8 @@ class Server:
                 reader.capsule(),
             )
         except BaseException as error:  # its end is the end of the server: say why
-            log.critical("the session loop died", exc_info=error)
             self._loop_error = error
+            log.critical("the session loop died", exc_info=error)
 
     async def _serve_names(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
@@ -308,6 +344,15 @@ class Server:
         # Not from this thread: unmounting asks this very thread to serve.
         await trio.to_thread.run_sync(kernel.umount, mountpoint)
         return {"stopped": True}
+
+    async def _on_abort(self, request: dict[str, object]) -> object:
+        """End the connection of a mount that is gone from here, and held by another namespace."""
+        device = kernel.find_loop(self._config.swap_file)
+        if device is not None or kernel.mount_at(self._config.mountpoint) is not None:
+            raise OperationError("it is mounted or in use; run 'swapfs down' instead")
+        log.warning("another mount namespace holds the mount; ending the session")
+        self._fuse.set("abort", 1)
+        return {"aborted": True}
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

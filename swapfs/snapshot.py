@@ -32,6 +32,8 @@ class SnapshotMaker:
     """Makes snapshots of one server; any thread may call it.
 
     :param handover: of the monitor, whose end is the end of the instance
+
+    ``problems`` are those of the server itself, by what has them: reasons why it is degraded.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SnapshotMaker:
         self._guards_read: list[dict[str, Any]] = []
         self._guards_read_s = -GUARDS_EVERY_S
         self._loop_device: Path | None = None
+        self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(config)
 
     def make(self, *, fresh: bool = False) -> dict[str, Any]:
@@ -179,7 +182,7 @@ class SnapshotMaker:
         ]
         if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
             reasons.append("the monitor is gone: nobody restarts this server when it dies")
-        return reasons
+        return reasons + list(self.problems.values())
 
 
 def _fixed_bytes(region: Region) -> int:

@@ -43,6 +43,22 @@ def test_upgrades_under_readers_writers_and_discarders(start: Start) -> None:
     assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
 
 
+@pytest.mark.parametrize("option", ["--no-file-encryption", "--no-promote"])
+def test_an_option_that_was_switched_off_stays_off(start: Start, option: str) -> None:
+    instance = start("32M", "8M", "64M", option)
+    fill(instance, 0, 256)
+    assert instance.demote(256) > 0
+    before = instance.status()
+    done = instance.cli("upgrade")
+    assert done.returncode == 0, done.stderr
+    after = instance.status()
+    assert after["pid"] != before["pid"]
+    assert after["config"] == before["config"]
+    assert after["tiers"][0]["encrypted"] == before["tiers"][0]["encrypted"]
+    with open(instance.open(), "r+b", buffering=0) as swap:
+        assert all(len(swap.read(4096)) == 4096 for _ in range(256))
+
+
 def _set_format(instance: Instance, version: int) -> None:
     region = instance.region()
     region._whole[8:12] = version.to_bytes(4, "little")

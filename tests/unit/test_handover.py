@@ -102,7 +102,7 @@ class _Watched(monitor._Monitor):
         self.forks = 0
         self._gone_fd = gone_fd
 
-    def _fork(self, held: Held, *, recover: bool, first: bool) -> int:
+    def _fork(self, held: Held, *, first: bool) -> int:
         self.forks += 1
         pid = os.fork()
         if pid:
@@ -112,6 +112,13 @@ class _Watched(monitor._Monitor):
             if self._gone_fd >= 0:
                 os.read(self._gone_fd, 1)
         os._exit(0)
+
+
+def _closed() -> int:
+    """Return a descriptor that tells of itself what /dev/fuse does after an unmount."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return write_end
 
 
 def _watch(config: Config, *, successor_dies: bool) -> tuple[Outcome, int]:
@@ -128,7 +135,8 @@ def _watch(config: Config, *, successor_dies: bool) -> tuple[Outcome, int]:
                 stdin=subprocess.PIPE, pass_fds=(gone_write,),
             )  # fmt: skip
             os.close(gone_write)
-            outcome = watched._watch(Held(None, None, -1, -1), resume=True)  # type: ignore[arg-type]
+            watched._ever_served = True
+            outcome = watched._watch(Held(None, None, _closed(), -1))  # type: ignore[arg-type]
             successor.communicate()
             os.write(result_write, f"{outcome.value} {watched.forks}".encode())
         finally:
@@ -161,3 +169,23 @@ def test_the_old_monitor_goes_on_when_its_successor_has_died(config: Config) -> 
     outcome, forks = _watch(config, successor_dies=True)
     assert outcome is Outcome.UNMOUNTED  # how the second server ended
     assert forks == 2
+
+
+def test_a_fork_that_fails_is_tried_again_once_there_are_pages(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[int] = []
+
+    def fork() -> int:
+        answers.append(0)
+        if len(answers) < 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return 4711
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(monitor, "FORK_RETRY_S", 0.0)
+    watched = monitor._Monitor(config, -1)
+    with pytest.raises(OperationError, match="cannot start a server"):
+        watched._fork_process()
+    watched._ever_served = True
+    assert watched._fork_process() == 4711

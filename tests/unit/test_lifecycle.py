@@ -61,7 +61,7 @@ class Machine:
     def run_foreground(self, config: Config) -> None:
         self.step("foreground")
 
-    def mounts(self) -> list[MountEntry]:
+    def mounts(self, _root: Path | None = None) -> list[MountEntry]:
         mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one", 0)
         return [MountEntry(Path("/"), "ext4", "root", 0), *([mine] if self.mounted else [])]
 
@@ -247,7 +247,7 @@ def test_second_start_is_refused_and_harms_nothing(
 ) -> None:
     lifecycle.up(machine.config)
     before = machine.state, list(machine.log)
-    with pytest.raises(OperationError, match=r"daemon is gone, on .*: run swapfs down one first"):
+    with pytest.raises(OperationError, match=r"still mounted on .*else run swapfs down one first"):
         start(machine.config)
     assert (machine.state, machine.log) == before
 
@@ -399,7 +399,10 @@ def test_down_waits_for_the_daemon(
             assert daemon.wait(timeout=10) == 0
         else:
             monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
-            with pytest.raises(OperationError, match="daemon of one still runs"):
+            with pytest.raises(
+                OperationError,
+                match="but its daemon still runs",
+            ):
                 lifecycle.down("one", run)
             assert control.snapshot_path(run, "one").exists()
 

@@ -1,0 +1,205 @@
+"""What surrounds a daemon is not as it wishes: it goes on, or nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from instance import Instance, Start, check, run, wait_until
+from test_recovery import kill_server, recovered
+
+from swapfs import kernel
+
+PAGE = 4096
+DATA = b"precious" * 512
+SIZES = ("--size", "64M", "--pool", "96M")
+
+
+@pytest.fixture
+def written(start: Start) -> Iterator[tuple[Instance, int]]:
+    """An instance with DATA in its first slot, and a descriptor of it."""
+    instance = start("64M", "96M")
+    fd = instance.open()
+    os.pwrite(fd, DATA, 0)
+    yield instance, fd
+    os.close(fd)
+
+
+# ---- signals ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGSEGV, signal.SIGRTMIN + 6])
+def test_a_server_may_end_by_any_signal(written: tuple[Instance, int], number: int) -> None:
+    instance, fd = written
+    server = instance.status()["server_pid"]
+    os.kill(server, number)
+    wait_until(lambda: recovered(instance, server), "another server")
+    assert os.pread(fd, PAGE, 0) == DATA
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+def test_what_is_the_monitors_to_handle_leaves_the_server(
+    written: tuple[Instance, int], number: int
+) -> None:
+    instance, fd = written
+    server = instance.status()["server_pid"]
+    os.kill(server, number)
+    assert os.pread(fd, PAGE, 0) == DATA
+    assert instance.status()["server_pid"] == server
+
+
+def test_a_server_is_replaced_though_the_caller_ignored_its_children(make_instance: Start) -> None:
+    instance = make_instance()
+    started = subprocess.run(
+        instance.mount_command(*SIZES),
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        check=False,
+    )
+    assert started.returncode == 0
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+
+
+# ---- what a later server lacks ----
+
+
+def test_a_later_server_serves_though_a_guard_is_lost(written: tuple[Instance, int]) -> None:
+    instance, fd = written
+    loop = instance.attach_loop()
+    check("losetup", "--direct-io=off", loop)
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+    assert os.pread(fd, PAGE, 0) == DATA
+    degraded = instance.status()["degraded"]
+    assert any("direct_io" in reason for reason in degraded), degraded
+
+
+def test_a_later_server_serves_though_its_metrics_address_is_taken(make_instance: Start) -> None:
+    instance = make_instance()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    instance.mount(*SIZES, "--metrics", address)
+    status = instance.status()
+    os.kill(status["pid"], signal.SIGSTOP)
+    try:
+        os.kill(status["server_pid"], signal.SIGKILL)
+        taken = _take(port)
+    finally:
+        os.kill(status["pid"], signal.SIGCONT)
+    with taken:
+        wait_until(lambda: recovered(instance, status["server_pid"]), "another server")
+        wait_until(lambda: address in str(instance.status()["degraded"]), "it to be told")
+        with open(instance.open(), "r+b", buffering=0) as swap:
+            assert swap.read(PAGE) == bytes(PAGE)
+    wait_until(lambda: address not in str(instance.status()["degraded"]), "it to be free again")
+    socket.create_connection(("127.0.0.1", port)).close()
+
+
+def _take(port: int) -> socket.socket:
+    """Listen on *port* as soon as the dead server's socket is gone."""
+    taken: list[socket.socket] = []
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError):
+            taken.append(socket.create_server(("127.0.0.1", port)))
+        return bool(taken)
+
+    wait_until(listens, "the port")
+    return taken[0]
+
+
+# ---- paths, permissions, namespaces ----
+
+
+def test_a_runtime_directory_behind_a_link(make_instance: Start) -> None:
+    instance = make_instance()
+    real = instance.directory / "real"
+    real.mkdir()
+    instance.runtime_dir.symlink_to(real)
+    instance.mount(*SIZES)
+    instance.attach_loop()
+    assert instance.status()["loop"] is not None
+    instance.detach_loops()
+    instance.down()
+
+
+def test_anybody_may_read_the_status(make_instance: Start) -> None:
+    instance = make_instance()
+    before = os.umask(0o077)
+    try:
+        instance.mount(*SIZES)
+    finally:
+        os.umask(before)
+    assert instance.runtime_dir.stat().st_mode & 0o777 == 0o755
+
+
+def test_down_ends_a_mount_that_another_namespace_holds(start: Start) -> None:
+    instance = start("64M", "96M")
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        instance.down()
+
+
+# ---- two at once, and interrupted ----
+
+
+def test_of_two_that_start_at_once_one_comes_up(make_instance: Start) -> None:
+    instance = make_instance()
+    for number in range(4):
+        both = [subprocess.Popen(_mount_by_name(instance), stderr=subprocess.PIPE, text=True)]
+        if number:
+            wait_until((instance.runtime_dir / f"{instance.name}.log").exists, "the first one")
+        both.append(subprocess.Popen(_mount_by_name(instance), stderr=subprocess.PIPE, text=True))
+        said = [process.communicate(timeout=60)[1] for process in both]
+        assert sorted(process.returncode for process in both) == [0, 1], said
+        instance.down()
+
+
+def _mount_by_name(instance: Instance) -> list[str]:
+    """Return the command that mounts on the default place, which a failed one removes."""
+    command = instance.mount_command(*SIZES)
+    place = instance.runtime_dir / instance.name / "mnt"
+    instance.mountpoint = place
+    return [str(place) if word.endswith(".mnt") else word for word in command]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["early", "late"])
+def test_an_interrupted_start_leaves_nothing(
+    make_instance: Start, number: int, moment: str
+) -> None:
+    instance = make_instance()
+    lock = instance.runtime_dir / f"{instance.name}.lock"
+    reached: Callable[[], bool] = {
+        "early": lambda: (instance.runtime_dir / f"{instance.name}.log").exists(),
+        "late": lambda: lock.exists() and kernel.mount_at(instance.mountpoint) is not None,
+    }[moment]
+    command = instance.mount_command(*SIZES, "--file", f"{instance.backing}:64M")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(reached, moment)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was too late
+        instance.down()
+        return
+    assert (process.returncode, said.strip()) == (1, "swapfs: interrupted")
+    instance.assert_gone()
+    assert not instance.backing.exists()
+
+
+def test_a_file_where_the_runtime_directory_should_be(make_instance: Start) -> None:
+    instance = make_instance()
+    instance.runtime_dir.write_text("")
+    for done in (run(*instance.mount_command(*SIZES)), instance.cli("down")):
+        assert done.returncode in (1, 2)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    Path(instance.runtime_dir).unlink()

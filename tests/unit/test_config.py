@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swapfs import control
 from swapfs.config import KEYS, Config, check_room, describe, load
 from swapfs.config_file import FileTierConfig
 from swapfs.errors import ConfigError
 from swapfs.units import GiB, MiB
+from swapfs.values import parse_name
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 @pytest.fixture
@@ -78,6 +83,7 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("name", "..", "is no name"),
         ("name", "-x", "is no name"),
         ("name", "x" * 33, "is no name"),
+        ("name", "a.json", "'a.json' is no name: .json is the ending of a file of instance a"),
         ("overcommit", "0.5", "--overcommit: '0.5' is not a number from 1 to"),
         ("overcommit", "nan", "is not a number"),
         ("overcommit", [2], "is not a number"),
@@ -114,6 +120,19 @@ def test_each_mistake_is_one_line(root: Path, key: str, value: object, says: str
         assert load({**BASE, key: value}, None, root).size_bytes == 64 * MiB
     else:
         assert says in problem({key: value}, root)
+
+
+def test_no_instance_is_named_like_a_file_of_another() -> None:
+    run = Path("/run")
+    made = {control.socket_path(run, "a").name, control.snapshot_path(run, "a").name}
+    documented = re.findall(r"^\| `NAME(\.\w+)` \|", CONFIGURATION.read_text(), re.MULTILINE)
+    made |= {f"a{suffix}" for suffix in documented}
+    assert {"a.sock", "a.json", "a.lock", "a.log", "a.tmp"} <= made
+    for name in made:
+        with pytest.raises(ConfigError, match=r"is no name: .* is the ending of a file of"):
+            parse_name("NAME", name)
+    for name in ("json", "a.jsonl", "log.1", "a-lock", "a.b"):
+        assert parse_name("NAME", name) == name
 
 
 @pytest.mark.parametrize("key", ["size", "pool"])

@@ -93,6 +93,34 @@ def test_legends_use_only_labels_that_the_query_keeps() -> None:
         assert wanted <= kept, target
 
 
+def test_dashboard_keeps_hosts_apart() -> None:
+    """Every host's instance is named swapfs unless somebody gave it another name."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    variables = {found["name"]: found for found in dashboard["templating"]["list"]}
+    assert "$instance" in variables["name"]["query"]["query"]
+    assert variables["instance"]["query"]["query"] == "label_values(swapfs_info, instance)"
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"]
+            selectors = SELECTOR.findall(query)
+            assert len(selectors) == len(METRIC_NAME.findall(query)), query
+            for _, matchers in selectors:
+                assert {'instance=~"$instance"', 'name=~"$name"'} <= set(matchers.split(", "))
+            for grouping in GROUPING.findall(query):
+                assert {"instance", "name"} <= set(grouping.split(", ")), query
+            assert target["legendFormat"].startswith("{{instance}} {{name}}"), target
+
+
+def test_every_alert_says_on_which_host() -> None:
+    summaries = re.findall(r"summary: (.*)", ALERTS.read_text())
+    assert len(summaries) == ALERTS.read_text().count("- alert: ")
+    for summary in summaries:
+        assert "swapfs {{ $labels.name }} on {{ $labels.instance }}: " in summary
+    for query in queries():
+        for grouping in re.findall(r"\bby\s*\(([^)]*)\)", query):
+            assert {"instance", "name"} <= set(grouping.split(", ")), query
+
+
 def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

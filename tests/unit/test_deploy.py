@@ -121,6 +121,18 @@ def test_every_alert_says_on_which_host() -> None:
             assert {"instance", "name"} <= set(grouping.split(", ")), query
 
 
+def test_gone_lasts_as_long_as_the_target_does_not_answer() -> None:
+    """Neither a window of minutes that ends it by itself, nor one that starts with every scrape."""
+    (gone,) = (query for query in queries() if "up == 0" in query)
+    days = re.findall(r"last_over_time\(swapfs_swap_active\[(\d+)d\]\) == 1", gone)
+    assert [int(count) >= 1 for count in days] == [True]
+    assert "and on (job, instance)" in gone, "the label name is not lost, and no other job counts"
+    assert not {"offset", "unless", "absent"} & set(re.findall(r"\w+", gone))
+    rule = ALERTS.read_text().partition("- alert: SwapfsGone")[2].partition("- alert:")[0]
+    for possibility in ("down", "HELD", "ghost", "starved"):
+        assert possibility in rule
+
+
 def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

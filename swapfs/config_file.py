@@ -13,9 +13,10 @@ from typing import Final
 
 from swapfs import values
 from swapfs.errors import ConfigError
-from swapfs.units import PAGE_SIZE, MiB, format_size
+from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB, format_size
 
 FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
+FILE_BYTES_MAX: Final = SECTOR_SIZE << 32  # a table word has 32 bits for a sector
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ def parse_file(
     if size_bytes < FILE_BYTES_MIN:
         least = format_size(FILE_BYTES_MIN)
         raise ConfigError(where, f"{path}: {format_size(size_bytes)} is too small (least: {least})")
+    if size_bytes > FILE_BYTES_MAX:
+        has, most = values.exact_size(size_bytes), format_size(FILE_BYTES_MAX)
+        problem = f"{path}: {has} is too large (most: {most}; write {path}:{most})"
+        raise ConfigError(where, problem)
     if missing_bytes > 0:
         free_bytes = _free_bytes(where, path)
         if missing_bytes > free_bytes:

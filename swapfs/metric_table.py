@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from swapfs.vlayer.health import STUCK
+
 Snapshot = dict[str, Any]
 """The status snapshot, as ``swapfs status --json`` shows it."""
 Sample = tuple[tuple[str, ...], float]
@@ -80,7 +82,17 @@ def _tiers(key: str) -> Read:
 
 def _tier_info(snapshot: Snapshot) -> Iterable[Sample]:
     for tier in snapshot["tiers"]:
-        yield (tier["name"], tier["path"], tier["state"]), 1.0
+        yield (tier["name"], tier["path"], _tier_state(tier["state"])), 1.0
+
+
+def _tier_state(said: str) -> str:
+    """Return what a tier says of itself as one of four words.
+
+    The text counts seconds and names sectors: as a label it would make a new series a scrape.
+    """
+    if said in ("ok", "full"):
+        return said
+    return "stuck" if said.startswith(STUCK) else "failing"
 
 
 def _info(snapshot: Snapshot) -> Iterable[Sample]:
@@ -148,7 +160,10 @@ METRICS: Final = (
     _gauge("clusters", "Swap table clusters of 512 slots in use.", _at("clusters")),
     # tiers below the pool
     _gauge(
-        "tier_info", "Always 1; where a tier is and its state.", _tier_info, "tier", "path", "state"
+        "tier_info",
+        "Always 1; where a tier is and its state: ok, full, failing or stuck.",
+        _tier_info,
+        *("tier", "path", "state"),
     ),
     _gauge("tier_size_bytes", "Size of a tier.", _tiers("size_bytes"), "tier"),
     _gauge("tier_used_bytes", "Tier in use, with its waste.", _tiers("used_bytes"), "tier"),

@@ -62,6 +62,7 @@ class SnapshotMaker:
         self._loop_device: Path | None = None
         self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(config)
+        self._loop_errors = 0
 
     def make(self, *, fresh: bool = False) -> dict[str, Any]:
         """Return the snapshot of this moment.
@@ -106,12 +107,12 @@ class SnapshotMaker:
         """Return what the layer holds; the only part that takes its lock."""
         layer = self._layer
         with layer.lock:
+            self._keep_loop_errors()
             slots = layer.table.state_counts()
             pool = layer.pool.stats()
             counters = layer.counters.snapshot()
             clusters, table_bytes = layer.table.live_clusters, layer.table.table_bytes
             file_payload_bytes = layer.file_payload_bytes
-        counters["handler_errors"] += session.counts()["handler_errors"]
         occupied = sum(slots.values()) - slots["empty"]
         return {
             "slots": slots,
@@ -131,6 +132,16 @@ class SnapshotMaker:
             "tiers": [self._tier(layer.tier, file_payload_bytes)] if layer.tier else [],
             "counters": counters,
         }
+
+    def _keep_loop_errors(self) -> None:
+        """Add what the session loop has counted since the last time to the region's counter.
+
+        The loop counts in this process and starts at 0 in the next one. Only what is in the
+        region is ever shown, so the counter never falls. The layer's lock is held.
+        """
+        errors = session.counts()["handler_errors"]
+        self._layer.counters.add("handler_errors", errors - self._loop_errors)
+        self._loop_errors = errors
 
     def _tier(self, tier: LowerTier, payload_bytes: int) -> dict[str, Any]:
         assert self._writeback is not None

@@ -49,8 +49,8 @@ def collect(runtime_dir: Path, names: Iterable[str] | None = None) -> list[Statu
     """Return the status of each instance in *runtime_dir*, or of those in *names*, by name.
 
     Adds to the server's own snapshot: ``state`` ("running"; "silent", it does not answer;
-    "held", its server died again and again and is not started any more; "dead", its process
-    is gone) and ``age_s``, how old the values are.
+    "held", its server died again and again and is not started any more; "dead", monitor and
+    server are gone) and ``age_s``, how old the values are.
     """
     found = {path.stem for path in runtime_dir.glob("*.json")}
     found |= {path.stem for path in runtime_dir.glob("*.sock")}
@@ -116,7 +116,8 @@ def _status_of(runtime_dir: Path, name: str) -> Status:
     state = "running" if age_s < SILENT_AFTER_S else "silent"
     if status.get("held"):
         state = "held"  # its monitor has said so, and says no more
-    if not _is_alive(status.get("pid")):
+    # One of the two is enough: a monitor starts another server, and a server goes on alone.
+    if not (_is_alive(status.get("pid")) or _is_alive(status.get("server_pid"))):
         state = "dead"
     return {**status, "name": name, "state": state, "age_s": round(age_s, 1)}
 

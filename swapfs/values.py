@@ -29,6 +29,8 @@ PRIORITY_MAX: Final = 32767
 
 # The first character is no dot and no dash: the name is part of paths and of command lines.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
+_FILE_ENDINGS: Final = (".sock", ".json", ".tmp", ".lock", ".log")
+"""Of the files beside the directory NAME: that of ``a.json`` would be in the way of ``a``."""
 
 
 def parse_name(where: str, value: object) -> str:
@@ -37,6 +39,11 @@ def parse_name(where: str, value: object) -> str:
     if not _NAME.fullmatch(text):
         raise ConfigError(
             where, f"{text!r} is no name (1 to 32 of A-Z a-z 0-9 . _ -, not . or - first)"
+        )
+    stem, dot, ending = text.rpartition(".")
+    if dot + ending in _FILE_ENDINGS:
+        raise ConfigError(
+            where, f"{text!r} is no name: .{ending} is the ending of a file of instance {stem}"
         )
     return text
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swapfs import control
 from swapfs.config import KEYS, Config, check_room, describe, load
-from swapfs.config_file import FileTierConfig
+from swapfs.config_file import FILE_BYTES_MAX, FileTierConfig
 from swapfs.errors import ConfigError
-from swapfs.units import GiB, MiB
+from swapfs.tiers import file as file_tier
+from swapfs.units import GiB, MiB, TiB
+from swapfs.values import parse_name
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 @pytest.fixture
@@ -78,6 +84,7 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("name", "..", "is no name"),
         ("name", "-x", "is no name"),
         ("name", "x" * 33, "is no name"),
+        ("name", "a.json", "'a.json' is no name: .json is the ending of a file of instance a"),
         ("overcommit", "0.5", "--overcommit: '0.5' is not a number from 1 to"),
         ("overcommit", "nan", "is not a number"),
         ("overcommit", [2], "is not a number"),
@@ -102,7 +109,8 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("file", "/tmp/x:4097", "is not a multiple of 4096"),
         ("file", "/tmp/x:4K", "too small (least: 3M)"),
         ("file", "/dev/null:1M", "neither a file nor a block device"),
-        ("file", "/tmp/swapfs-not-there:1024T", "its file system has"),
+        ("file", "/tmp/swapfs-not-there:3T", "3T is too large (most: 2T; write"),
+        ("file", "/tmp/swapfs-not-there:1024T", "(most: 2T; write /tmp/swapfs-not-there:2T)"),
         ("file", "", "is not a usable path"),
         ("file-direct-io", "on", "there is no file"),
         ("mountpoint", "/nowhere", "mountpoint: /nowhere: No such file"),
@@ -114,6 +122,19 @@ def test_each_mistake_is_one_line(root: Path, key: str, value: object, says: str
         assert load({**BASE, key: value}, None, root).size_bytes == 64 * MiB
     else:
         assert says in problem({key: value}, root)
+
+
+def test_no_instance_is_named_like_a_file_of_another() -> None:
+    run = Path("/run")
+    made = {control.socket_path(run, "a").name, control.snapshot_path(run, "a").name}
+    documented = re.findall(r"^\| `NAME(\.\w+)` \|", CONFIGURATION.read_text(), re.MULTILINE)
+    made |= {f"a{suffix}" for suffix in documented}
+    assert {"a.sock", "a.json", "a.lock", "a.log", "a.tmp"} <= made
+    for name in made:
+        with pytest.raises(ConfigError, match=r"is no name: .* is the ending of a file of"):
+            parse_name("NAME", name)
+    for name in ("json", "a.jsonl", "log.1", "a-lock", "a.b"):
+        assert parse_name("NAME", name) == name
 
 
 @pytest.mark.parametrize("key", ["size", "pool"])
@@ -196,6 +217,7 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
     monkeypatch.setattr("swapfs.config_file._free_bytes", lambda where, path: 0)
     assert load({**BASE, "file": f"{backing}:4M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
+    assert "its file system has 0B free" in problem({"file": f"{tmp_path}/new:2T"}, root)
 
 
 def test_a_block_device_must_have_the_size(
@@ -209,6 +231,24 @@ def test_a_block_device_must_have_the_size(
     config = load({**BASE, "file": str(device)}, None, root)
     assert config.file == FileTierConfig(device, 4 * MiB)
     assert "has only 4M, 8M asked for" in problem({"file": f"{device}:8M"}, root)
+
+
+def test_a_block_device_may_be_larger_than_what_is_used_of_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "device"
+    device.touch()
+    os.truncate(device, 3 * TiB)
+    monkeypatch.setattr("stat.S_ISREG", lambda mode: False)
+    monkeypatch.setattr("stat.S_ISBLK", lambda mode: True)
+    expected = f"--file: {device}: 3T is too large (most: 2T; write {device}:2T)"
+    assert problem({"file": str(device)}, root) == expected
+    config = load({**BASE, "file": f"{device}:2T"}, None, root)
+    assert config.file == FileTierConfig(device, 2 * TiB)
+
+
+def test_the_largest_file_is_the_largest_that_a_file_tier_takes() -> None:
+    assert FILE_BYTES_MAX == file_tier.SIZE_BYTES_MAX
 
 
 @pytest.mark.parametrize(

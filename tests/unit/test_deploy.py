@@ -93,6 +93,46 @@ def test_legends_use_only_labels_that_the_query_keeps() -> None:
         assert wanted <= kept, target
 
 
+def test_dashboard_keeps_hosts_apart() -> None:
+    """Every host's instance is named swapfs unless somebody gave it another name."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    variables = {found["name"]: found for found in dashboard["templating"]["list"]}
+    assert "$instance" in variables["name"]["query"]["query"]
+    assert variables["instance"]["query"]["query"] == "label_values(swapfs_info, instance)"
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"]
+            selectors = SELECTOR.findall(query)
+            assert len(selectors) == len(METRIC_NAME.findall(query)), query
+            for _, matchers in selectors:
+                assert {'instance=~"$instance"', 'name=~"$name"'} <= set(matchers.split(", "))
+            for grouping in GROUPING.findall(query):
+                assert {"instance", "name"} <= set(grouping.split(", ")), query
+            assert target["legendFormat"].startswith("{{instance}} {{name}}"), target
+
+
+def test_every_alert_says_on_which_host() -> None:
+    summaries = re.findall(r"summary: (.*)", ALERTS.read_text())
+    assert len(summaries) == ALERTS.read_text().count("- alert: ")
+    for summary in summaries:
+        assert "swapfs {{ $labels.name }} on {{ $labels.instance }}: " in summary
+    for query in queries():
+        for grouping in re.findall(r"\bby\s*\(([^)]*)\)", query):
+            assert {"instance", "name"} <= set(grouping.split(", ")), query
+
+
+def test_gone_lasts_as_long_as_the_target_does_not_answer() -> None:
+    """Neither a window of minutes that ends it by itself, nor one that starts with every scrape."""
+    (gone,) = (query for query in queries() if "up == 0" in query)
+    days = re.findall(r"last_over_time\(swapfs_swap_active\[(\d+)d\]\) == 1", gone)
+    assert [int(count) >= 1 for count in days] == [True]
+    assert "and on (job, instance)" in gone, "the label name is not lost, and no other job counts"
+    assert not {"offset", "unless", "absent"} & set(re.findall(r"\w+", gone))
+    rule = ALERTS.read_text().partition("- alert: SwapfsGone")[2].partition("- alert:")[0]
+    for possibility in ("down", "HELD", "ghost", "starved"):
+        assert possibility in rule
+
+
 def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -23,6 +23,7 @@ from swapfs import metrics
 from swapfs.errors import OperationError
 from swapfs.metric_table import METRICS, reference
 from swapfs.stats import COUNTERS
+from swapfs.vlayer.health import Health
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
@@ -174,6 +175,27 @@ def test_failing_tier_and_reasons_show(snapshot: dict[str, Any]) -> None:
     families = scrape(snapshot)
     assert value(families, "swapfs_health", check="tier_file") == 0
     assert value(families, "swapfs_degraded_reasons") == 2
+
+
+FAILING = Health()
+FAILING.failed("write at sector 4242: Input/output error", now_s=100.0)
+STUCK = Health()
+STUCK.begin(1, now_s=100.0)
+FULL = Health(full=True)
+
+
+@pytest.mark.parametrize(
+    ("health", "state"), [(Health(), "ok"), (FULL, "full"), (FAILING, "failing"), (STUCK, "stuck")]
+)
+def test_state_of_a_tier_is_one_word_and_no_new_series_at_each_scrape(
+    health: Health, state: str, snapshot: dict[str, Any]
+) -> None:
+    (tier,) = snapshot["tiers"]
+    for now_s in (106.0, 107.0, 150.0):
+        tier["state"] = health.problem(now_s) or "ok"  # as snapshot.py does
+        (sample,) = scrape(snapshot)["swapfs_tier_info"].samples
+        assert sample.labels["state"] == state
+        assert sample.value == 1
 
 
 def test_memory_only_instance_without_swap_has_no_empty_claims(snapshot: dict[str, Any]) -> None:

@@ -86,6 +86,31 @@ def test_state_of_a_snapshot(tmp_path: Path, pid: object, age_s: float, state: s
     assert found["orig_bytes"] == 30 * MIB
 
 
+@pytest.mark.parametrize(
+    ("server_pid", "age_s", "state"),
+    [
+        (os.getpid(), 0.0, "running"),
+        (os.getpid(), 60.0, "silent"),
+        (NO_PROCESS, 0.0, "dead"),
+        (None, 0.0, "dead"),
+    ],
+)
+def test_a_server_without_its_monitor_is_alive_and_its_swap_no_ghost(
+    tmp_path: Path, server_pid: int | None, age_s: float, state: str
+) -> None:
+    write(tmp_path, "one", age_s, pid=NO_PROCESS, server_pid=server_pid, degraded=["alone"])
+    (found,) = status.collect(tmp_path)
+    assert found["state"] == state
+    assert "DEGRADED  alone" in status.format_details([found])
+    assert status.dead_mounts([found]) == ({Path("/run/a b/mnt")} if state == "dead" else set())
+
+
+@pytest.mark.parametrize("server_pid", [NO_PROCESS, None])
+def test_a_monitor_between_two_servers_is_alive(tmp_path: Path, server_pid: int | None) -> None:
+    write(tmp_path, "one", pid=os.getpid(), server_pid=server_pid)
+    assert status.collect(tmp_path)[0]["state"] == "running"
+
+
 @pytest.mark.parametrize(("pid", "state"), [(os.getpid(), "held"), (NO_PROCESS, "dead")])
 def test_a_monitor_that_gave_up_stays_held_however_long_ago(
     tmp_path: Path, pid: int, state: str

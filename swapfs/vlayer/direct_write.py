@@ -3,8 +3,9 @@
 The session thread packs the pages into one of a few reserved batches, because the request's
 buffer is needed for the next request; a thread writes the batches and answers the request when
 its last page is down. A slot shows its old page until then, which a reader that races with the
-write may see anyway. When no batch comes free in time, the disk is stuck: from then on writes
-are refused at once until it moves again, so that reads of what is in memory never wait for it.
+write may see anyway. When no batch comes free in time, or no room by cleaning, the disk is
+stuck: from then on writes wait for neither until a write to it goes well, by whomever, so that
+reads of what is in memory never wait for it.
 """
 
 from __future__ import annotations
@@ -105,7 +106,6 @@ class DirectWriter:
         self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         self._wait_s = wait_s
-        self._stuck = False
         for view in views:
             self._free.put(Batch(view[:BATCH_BYTES], tier.seal))
 
@@ -176,19 +176,22 @@ class DirectWriter:
             return self._tier.allocate(BATCH_SECTORS)
         except TierFull:
             self._writer.health.full = True
-            wait_s = 0.0 if self._stuck else self._wait_s
-            if not self._writeback.wait_for_cleaning(wait_s):
+            if not self._tier.segments_to_clean():
+                raise
+            if not self._writeback.wait_for_cleaning(self._patience_s()):
+                self._writer.health.gave_up = True
                 raise
         return self._tier.allocate(BATCH_SECTORS)
 
     def _take_batch(self) -> Batch:
         try:
-            batch = self._free.get(timeout=0 if self._stuck else self._wait_s)
+            return self._free.get(timeout=self._patience_s())
         except queue.Empty:
-            self._stuck = True
+            self._writer.health.gave_up = True
             raise TierFull("the file tier does not answer") from None
-        self._stuck = False
-        return batch
+
+    def _patience_s(self) -> float:
+        return 0.0 if self._writer.health.gave_up else self._wait_s
 
     def _hand_over(self, part: _Part) -> None:
         with part.request.lock:

@@ -118,9 +118,7 @@ class Writeback:
             self._wake.set()
 
     def wait_for_cleaning(self, timeout_s: float) -> bool:
-        """Wait until the thread has cleaned; False: it has nothing to clean, or time is up."""
-        if not self._tier.segments_to_clean():
-            return False
+        """Have the thread clean, and wait until it has; False: time is up."""
         self._cleaned.clear()
         self._wake.set()
         return self._cleaned.wait(timeout_s)

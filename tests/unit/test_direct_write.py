@@ -14,7 +14,7 @@ from swapfs.testing.pages import page
 from swapfs.testing.rig import Rig, Ticket
 from swapfs.testing.slow import SlowTier
 from swapfs.tiers.base import LowerTier
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.entry import Tag
 
 SLOTS = 16 * CLUSTER_SLOTS
@@ -173,6 +173,48 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     assert rig.write_direct(1002, TEXT[2]) == PAGE_SIZE, "the disk moves again"
     assert rig.load(1000, 3) == b"".join(TEXT[:3])
     rig.check()
+
+
+def _in_crumbs(tier: LowerTier) -> tuple[Rig, list[int]]:
+    """Return a rig whose file, like its pool, is full, with holes too small for a page."""
+    rig, slot = _full(tier)
+    kept: list[int] = []
+    while rig.write_direct(slot, *RANDOM[:227]) > 0:  # each fills a segment
+        kept += range(slot + 1, slot + 227, 2)
+        slot += 227
+    for at in kept:
+        rig.layer.discard_run(at - 1, 1)
+    return rig, kept
+
+
+def test_a_stuck_cleaning_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = SlowTier(MemoryTier(6))
+    rig, kept = _in_crumbs(tier)
+    wait, waits = rig.down.wait_for_cleaning, []
+
+    def noted(timeout_s: float) -> bool:
+        waits.append(timeout_s)
+        return wait(timeout_s)
+
+    monkeypatch.setattr(rig.down, "wait_for_cleaning", noted)
+    rig.down.high_bytes = MiB * MiB  # it cleans, and demotes nothing
+    tier.write_gate.shut()
+    cleaner = threading.Thread(target=rig.down.run, daemon=True)
+    cleaner.start()
+    rig.down._wake.set()
+    tier.write_gate.wait_for_arrival()
+    for _ in range(4):
+        assert rig.write_direct(4000, TEXT[0]) == -ENOSPC
+    assert waits == [0.05, 0, 0, 0], "only the first holds the session loop"
+    tier.write_gate.open()
+    rig.down.stop()
+    cleaner.join(30)
+    assert rig.write_direct(4000, TEXT[0]) == PAGE_SIZE, "the disk moves again"
+    assert not rig.down.health.gave_up
+    rig.check()
+    for at in kept:
+        assert rig.load(at) == RANDOM[(at - kept[0] + 1) % 227]
+    rig.region.close()
 
 
 def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:

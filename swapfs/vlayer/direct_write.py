@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
@@ -20,7 +21,7 @@ from typing import Final, Protocol
 
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Extent, LowerTier
-from swapfs.tiers.blob import Batch
+from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS, steps
 from swapfs.vlayer.codec import compress
@@ -49,6 +50,13 @@ class Overflow(Protocol):
 
         *pages* may be reused when this returns.
         """
+
+
+class SecondChance(Overflow, Protocol):
+    """Takes writes that find no room below either, and makes room in the pool."""
+
+    def make_room(self, pages: int, /) -> bool:
+        """Move blobs together for *pages* pages; False if that gains nothing."""
 
 
 @dataclass(slots=True)
@@ -95,7 +103,7 @@ class DirectWriter:
         writeback: Writeback,
         views: Sequence[memoryview],
         *,
-        second: Overflow | None = None,
+        second: SecondChance | None = None,
         wait_s: float = WAIT_FOR_BATCH_S,
     ) -> None:
         self._second = second
@@ -223,14 +231,39 @@ class DirectWriter:
                 layer.counters.add("failed_write_io")
             return EIO
         error = 0
+        deadline_s = time.monotonic() + self._wait_s
         for items in steps(part.batch.items):
-            with layer.lock:
-                for item in items:
-                    try:
-                        self._writer.publish(part.extent, item, "write_direct")
-                        layer.counters.add("write_direct_pages")
-                    except TierFull:  # no page left for the swap table
+            late = self._publish(part.extent, items)
+            while late and self._make_table_room(deadline_s):
+                late = self._publish(part.extent, late)
+            if late:
+                error = ENOSPC
+                with layer.lock:
+                    layer.counters.add("failed_write_no_room", len(late))
+                    for item in late:
                         self._writer.release(part.extent, item)
-                        layer.counters.add("failed_write_no_room")
-                        error = ENOSPC
         return error
+
+    def _publish(self, extent: Extent, items: list[BatchItem]) -> list[BatchItem]:
+        """Publish *items*; return those whose cluster found no page for its words."""
+        late = []
+        with self._layer.lock:
+            for item in items:
+                try:
+                    self._writer.publish(extent, item, "write_direct")
+                    self._layer.counters.add("write_direct_pages")
+                except TierFull:
+                    late.append(item)
+        return late
+
+    def _make_table_room(self, deadline_s: float) -> bool:
+        """Have blobs moved together, or else down; False: neither gains, or time is up.
+
+        Only an overcommitted file needs it: the pool keeps room for the tables of others.
+        """
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            return False
+        if self._second is not None and self._second.make_room(1):
+            return True
+        return self._writeback.wait_for_demotion(left_s)

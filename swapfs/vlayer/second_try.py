@@ -91,6 +91,10 @@ class SecondTry:
         buffer[:length] = pages[:length]
         self._jobs.put(_Write(ticket, size, slot, buffer, count))
 
+    def make_room(self, pages: int) -> bool:
+        """Compact in the caller's thread, which may wait; see ``Compactor.make_room``."""
+        return self.compactor.make_room(pages)
+
     def _patience_s(self) -> float:
         return 0.0 if self._gave_up else self._wait_s
 

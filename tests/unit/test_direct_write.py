@@ -231,6 +231,46 @@ def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:
     rig.region.close()
 
 
+def _no_table_page(size: int, discard_every: int) -> tuple[Rig, int]:
+    """Return a rig without a place for a table page, and the first slot that needs one."""
+    rig = Rig(400 * CLUSTER_SLOTS, 16 * 64 * 1024, MemoryTier(8), wait_s=30.0)
+    rig.down.high_bytes = MiB * MiB  # nothing is demoted but on request
+    pool, stored, cluster = rig.layer.pool, 0, 50
+    while rig.store(stored, RANDOM[stored % 300][:size].ljust(PAGE_SIZE, b"\0")):
+        stored += 1
+    while rig.store(cluster * CLUSTER_SLOTS, page("zero", 1)):
+        cluster += 1
+    assert not pool.free_zspages
+    for slot in range(stored):
+        if slot % discard_every:
+            rig.layer.discard_run(slot, 1)
+    return rig, cluster * CLUSTER_SLOTS
+
+
+def test_a_table_page_for_a_direct_write_is_made_by_demotion() -> None:
+    rig, slot = _no_table_page(PAGE_SIZE, 1)
+    thread = threading.Thread(target=rig.down.run, daemon=True)
+    thread.start()
+    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    rig.down.stop()
+    thread.join(30)
+    assert rig.counter("demoted_pages") > 0
+    assert rig.counter("failed_write_no_room") == 0
+    assert rig.load(slot, 20) == b"".join(TEXT)
+    rig.check()
+    rig.region.close()
+
+
+def test_a_table_page_for_a_direct_write_is_made_by_compaction() -> None:
+    rig, slot = _no_table_page(1000, 2)  # and nobody demotes
+    assert not rig.layer.pool.free_zspages
+    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    assert rig.counter("compacted_pages")
+    assert rig.load(slot, 20) == b"".join(TEXT)
+    rig.check()
+    rig.region.close()
+
+
 def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryTier(8)
     rig, _ = _full(memory)

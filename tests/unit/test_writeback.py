@@ -415,6 +415,21 @@ def test_the_thread_demotes_when_kicked_serves_requests_and_stops() -> None:
     rig.region.close()
 
 
+def test_who_waits_for_demotion_is_told_whether_anything_went_down() -> None:
+    rig = Rig(SLOTS, 4 * MiB, MemoryTier(3))
+    assert not rig.down.wait_for_demotion(0.0), "nobody does it"
+    thread = threading.Thread(target=rig.down.run, daemon=True)
+    thread.start()
+    assert not rig.down.wait_for_demotion(30.0), "there is nothing to demote"
+    rig.store(0, *TEXT)
+    assert rig.down.wait_for_demotion(30.0)
+    assert rig.tag(0) == Tag.FILE
+    rig.down.stop()
+    thread.join(30)
+    rig.check()
+    rig.region.close()
+
+
 def test_the_thread_outlives_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(SLOTS, 4 * MiB, MemoryTier(20))
     monkeypatch.setattr(rig.down, "balance", lambda: 1 // 0)

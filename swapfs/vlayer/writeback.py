@@ -187,15 +187,13 @@ class Writeback:
         batch.reset(extent.sectors)
         try:
             self._collect(pages_max)
-            if not batch.items:
-                self._tier.release(extent.sector, extent.sectors)
-                return 0
-            written = self.writer.write(extent, batch)
         except BaseException:
-            self.writer.unmark(batch.items)
+            self.writer.drop(extent, batch)
             raise
-        if not written:
-            self.writer.unmark(batch.items)
+        if not batch.items:
+            self.writer.drop(extent, batch)
+            return 0
+        if not self.writer.write_copies(extent, batch):
             with self._layer.lock:
                 counters.add("failed_demotions")
             return 0

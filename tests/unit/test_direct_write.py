@@ -281,3 +281,19 @@ def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(4):  # no batch was lost
         assert rig.write_direct(1000, TEXT[0]) == PAGE_SIZE
     rig.region.close()
+
+
+def test_a_bug_while_writing_keeps_only_its_sectors_out_of_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = MemoryTier(8)
+    rig, _ = _full(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "write", lambda *_: 1 // 0)
+        assert rig.write_direct(3, TEXT[0]) == -EIO
+    assert memory.map.taken_bytes == 0
+    assert 0 < memory.map.bad_bytes < 3 * PAGE_SIZE
+    assert rig.load(3) == RANDOM[3], "the old page stays"
+    assert rig.write_direct(3, TEXT[0]) == PAGE_SIZE
+    rig.check()
+    rig.region.close()

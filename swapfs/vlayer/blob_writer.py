@@ -89,6 +89,9 @@ class BlobWriter:
             self._abandon(extent, batch)
             self.health.failed(str(error), self._clock_s())
             return False
+        except BaseException:  # a bug, or no memory: who knows what it wrote
+            self._abandon(extent, batch)
+            raise
         finally:
             self.health.end(writer)
         self.health.succeeded()
@@ -96,6 +99,21 @@ class BlobWriter:
             self._layer.counters.add("file_write_ops")
             self._layer.counters.add("file_written_bytes", batch.sectors * SECTOR_SIZE)
         return True
+
+    def write_copies(self, extent: Extent, batch: Batch) -> bool:
+        """``write`` a batch of copies, whose slots go on as before if it fails."""
+        written = False
+        try:
+            written = self.write(extent, batch)
+        finally:
+            if not written:
+                self.unmark(batch.items)
+        return written
+
+    def drop(self, extent: Extent, batch: Batch) -> None:
+        """Give up a batch of which nothing was written."""
+        self._tier.release(extent.sector, extent.sectors)
+        self.unmark(batch.items)
 
     def _abandon(self, extent: Extent, batch: Batch) -> None:
         """Keep the sectors of a failed write out of use, and only those."""

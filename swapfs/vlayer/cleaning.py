@@ -65,20 +65,18 @@ class Cleaner:
         self._batch.reset(extent.sectors)
         try:
             emptied = [source for source in sources if self._gather(source)]
-            written = bool(self._batch.items) and self._writer.write(extent, self._batch)
         except BaseException:
-            self._writer.unmark(self._batch.items)
+            self._writer.drop(extent, self._batch)
             raise
         moved = 0
-        if written:
+        if not self._batch.items:
+            self._writer.drop(extent, self._batch)
+        elif self._writer.write_copies(extent, self._batch):
             moved = len(self._writer.commit(extent, self._batch, "clean"))
             with self._layer.lock:
                 self._layer.counters.add("cleaned_pages", moved)
-        elif self._batch.items:
-            self._writer.unmark(self._batch.items)
-            return 0
         else:
-            self._tier.release(extent.sector, extent.sectors)
+            return 0
         for source in emptied:  # if not really: bad, damaged or busy sectors are in it
             self._tier.pass_over(source)
         return moved
@@ -100,11 +98,10 @@ class Cleaner:
                 )
             except BlobCorrupt:
                 continue  # its reader will be told; moving it would hide the damage
-            with self._layer.lock:
-                if self._layer.table.get(slot) != word:
-                    continue
-                self._layer.table.mark(slot, MOVING, on=True)
             self._writer.add(self._batch, slot, payload, codec, expected=word)
+            with self._layer.lock:
+                if self._layer.table.get(slot) == word:  # else the copy is dropped in the end
+                    self._layer.table.mark(slot, MOVING, on=True)
         return True
 
     def _live_blobs(

@@ -69,16 +69,18 @@ class Compactor:
                 return 0
             return self._pack(wanted, self._worth_zspages)
 
-    def make_room(self, pages: int) -> bool:
+    def make_room(self, pages: int, *, look: bool = True) -> bool:
         """Make room for *pages* pages that found none; False if there is no more to be made.
 
         True says that zspages were emptied, or that others have made room meanwhile.
+
+        :param look: whether it counts if there is room now; not for a write that could not use it
         """
         pool = self._layer.pool
         zspages = -(-pages // PAGES_PER_ZSPAGE) + pool.spare_zspages
         with self._round:
             with self._layer.lock:
-                if pool.room_for_any():
+                if look and pool.room_for_any():
                     return True
             return bool(self._pack(max(zspages, self._worth_zspages), 1) or self._squeeze(pages))
 
@@ -138,8 +140,8 @@ class Compactor:
                 self._find_slots(victims)
             for zspage, slots in victims.items():
                 with lock:
-                    if pages and pool.room_for_any() >= pages:
-                        break
+                    if pages and gained and pool.room_for_any() >= pages:
+                        break  # not before: such room is what the write could not use
                 gained += (
                     self._squeeze_one(zspage, slots) if pages else self._move_out(zspage, slots)
                 )

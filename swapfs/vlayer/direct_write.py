@@ -3,8 +3,9 @@
 The session thread packs the pages into one of a few reserved batches, because the request's
 buffer is needed for the next request; a thread writes the batches and answers the request when
 its last page is down. A slot shows its old page until then, which a reader that races with the
-write may see anyway. When no batch comes free in time, the disk is stuck: from then on writes
-are refused at once until it moves again, so that reads of what is in memory never wait for it.
+write may see anyway. When no batch comes free in time, or no room by cleaning, the disk is
+stuck: from then on writes wait for neither until a write to it goes well, by whomever, so that
+reads of what is in memory never wait for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
@@ -19,7 +21,7 @@ from typing import Final, Protocol
 
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Extent, LowerTier
-from swapfs.tiers.blob import Batch
+from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS, steps
 from swapfs.vlayer.codec import compress
@@ -48,6 +50,13 @@ class Overflow(Protocol):
 
         *pages* may be reused when this returns.
         """
+
+
+class SecondChance(Overflow, Protocol):
+    """Takes writes that find no room below either, and makes room in the pool."""
+
+    def make_room(self, pages: int, /) -> bool:
+        """Move blobs together for *pages* pages; False if that gains nothing."""
 
 
 @dataclass(slots=True)
@@ -94,7 +103,7 @@ class DirectWriter:
         writeback: Writeback,
         views: Sequence[memoryview],
         *,
-        second: Overflow | None = None,
+        second: SecondChance | None = None,
         wait_s: float = WAIT_FOR_BATCH_S,
     ) -> None:
         self._second = second
@@ -105,7 +114,6 @@ class DirectWriter:
         self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         self._wait_s = wait_s
-        self._stuck = False
         for view in views:
             self._free.put(Batch(view[:BATCH_BYTES], tier.seal))
 
@@ -176,19 +184,22 @@ class DirectWriter:
             return self._tier.allocate(BATCH_SECTORS)
         except TierFull:
             self._writer.health.full = True
-            wait_s = 0.0 if self._stuck else self._wait_s
-            if not self._writeback.wait_for_cleaning(wait_s):
+            if not self._tier.segments_to_clean():
+                raise
+            if not self._writeback.wait_for_cleaning(self._patience_s()):
+                self._writer.health.gave_up = True
                 raise
         return self._tier.allocate(BATCH_SECTORS)
 
     def _take_batch(self) -> Batch:
         try:
-            batch = self._free.get(timeout=0 if self._stuck else self._wait_s)
+            return self._free.get(timeout=self._patience_s())
         except queue.Empty:
-            self._stuck = True
+            self._writer.health.gave_up = True
             raise TierFull("the file tier does not answer") from None
-        self._stuck = False
-        return batch
+
+    def _patience_s(self) -> float:
+        return 0.0 if self._writer.health.gave_up else self._wait_s
 
     def _hand_over(self, part: _Part) -> None:
         with part.request.lock:
@@ -220,14 +231,39 @@ class DirectWriter:
                 layer.counters.add("failed_write_io")
             return EIO
         error = 0
+        deadline_s = time.monotonic() + self._wait_s
         for items in steps(part.batch.items):
-            with layer.lock:
-                for item in items:
-                    try:
-                        self._writer.publish(part.extent, item, "write_direct")
-                        layer.counters.add("write_direct_pages")
-                    except TierFull:  # no page left for the swap table
+            late = self._publish(part.extent, items)
+            while late and self._make_table_room(deadline_s):
+                late = self._publish(part.extent, late)
+            if late:
+                error = ENOSPC
+                with layer.lock:
+                    layer.counters.add("failed_write_no_room", len(late))
+                    for item in late:
                         self._writer.release(part.extent, item)
-                        layer.counters.add("failed_write_no_room")
-                        error = ENOSPC
         return error
+
+    def _publish(self, extent: Extent, items: list[BatchItem]) -> list[BatchItem]:
+        """Publish *items*; return those whose cluster found no page for its words."""
+        late = []
+        with self._layer.lock:
+            for item in items:
+                try:
+                    self._writer.publish(extent, item, "write_direct")
+                    self._layer.counters.add("write_direct_pages")
+                except TierFull:
+                    late.append(item)
+        return late
+
+    def _make_table_room(self, deadline_s: float) -> bool:
+        """Have blobs moved together, or else down; False: neither gains, or time is up.
+
+        Only an overcommitted file needs it: the pool keeps room for the tables of others.
+        """
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            return False
+        if self._second is not None and self._second.make_room(1):
+            return True
+        return self._writeback.wait_for_demotion(left_s)

@@ -4,7 +4,8 @@ A write that found the pool full, and no file tier with room either, is refused 
 blobs together makes no room (I6). A thread of its own does that, since it must not wait for a
 disk; it also compacts before any write has to wait. The request's buffer is needed for the next
 request, so what is left of the write is copied to one of a few buffers reserved at start; when
-none comes free in time, the write is refused.
+none comes free in time, the write is refused, and the next ones that find none are at once,
+until a write is stored again: the session loop is held up once.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class SecondTry:
         self._jobs: queue.SimpleQueue[_Write | str] = queue.SimpleQueue()
         self._looking = False
         self._look_at_s = 0.0
+        self._gave_up = False
         for view in views:
             self._free.put(view)
 
@@ -80,13 +82,21 @@ class SecondTry:
         *pages* may be reused when this returns.
         """
         try:
-            buffer = self._free.get(timeout=self._wait_s)
+            buffer = self._free.get(timeout=self._patience_s())
         except queue.Empty:
+            self._gave_up = True
             self._refuse(ticket)
             return
         length = count << PAGE_SHIFT
         buffer[:length] = pages[:length]
         self._jobs.put(_Write(ticket, size, slot, buffer, count))
+
+    def make_room(self, pages: int) -> bool:
+        """Compact in the caller's thread, which may wait; see ``Compactor.make_room``."""
+        return self.compactor.make_room(pages)
+
+    def _patience_s(self) -> float:
+        return 0.0 if self._gave_up else self._wait_s
 
     def _refuse(self, ticket: Answerable) -> None:
         with self._layer.lock:
@@ -127,6 +137,7 @@ class SecondTry:
             write.ticket.reply(-EIO)
         else:
             if stored:
+                self._gave_up = False
                 write.ticket.reply(write.size)
             else:
                 self._refuse(write.ticket)
@@ -135,7 +146,7 @@ class SecondTry:
 
     def _store(self, write: _Write) -> bool:
         deadline_s = self._clock_s() + self._wait_s
-        done = 0
+        done, look = 0, True
         while True:
             step = min(STORE_STEP, write.count - done)
             stored = self._layer.store_run(
@@ -144,8 +155,16 @@ class SecondTry:
             done += stored
             if done == write.count:
                 return True
-            if stored < step and not self._make_room(write.count - done, deadline_s):
+            if stored == step:
+                continue
+            # Room that was seen and then not used is none: a page of the table may need it too.
+            look = look or stored > 0
+            if not self._make_room(write.count - done, deadline_s, look=look):
                 return False
+            look = False
 
-    def _make_room(self, pages: int, deadline_s: float) -> bool:
-        return self._clock_s() < deadline_s and self.compactor.make_room(pages)
+    def _make_room(self, pages: int, deadline_s: float, *, look: bool) -> bool:
+        if self._clock_s() >= deadline_s:
+            self._gave_up = True  # or each write waits for the buffer that one like this had
+            return False
+        return self.compactor.make_room(pages, look=look)

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SCRATCH_BYTES: Final = BATCH_BYTES + READ_SLACK_BYTES
 _LOOK_AGAIN_S: Final = 1.0
+_PAGES_WAITED_FOR: Final = 256
+"""Demoted for one who waits: a short batch."""
 
 
 class Writeback:
@@ -67,6 +69,7 @@ class Writeback:
         self._cleaned = threading.Event()
         self._stop = False
         self._requests: queue.SimpleQueue[tuple[int, Callable[[int], None]]] = queue.SimpleQueue()
+        self._tell: Callable[[int], None] | None = None
 
     @property
     def health(self) -> Health:
@@ -118,12 +121,25 @@ class Writeback:
             self._wake.set()
 
     def wait_for_cleaning(self, timeout_s: float) -> bool:
-        """Wait until the thread has cleaned; False: it has nothing to clean, or time is up."""
-        if not self._tier.segments_to_clean():
-            return False
+        """Have the thread clean, and wait until it has; False: time is up."""
         self._cleaned.clear()
         self._wake.set()
         return self._cleaned.wait(timeout_s)
+
+    def wait_for_demotion(self, timeout_s: float) -> bool:
+        """Have the thread demote, and wait until something went down, whatever for.
+
+        False: nothing can, or time is up. One caller at a time.
+        """
+        moved: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._tell = moved.put  # it may have much to do before it comes to the request
+        self.request(_PAGES_WAITED_FOR, moved.put)
+        try:
+            return moved.get(timeout=timeout_s) > 0
+        except queue.Empty:
+            return False
+        finally:
+            self._tell = None
 
     def stop(self) -> None:
         """Let ``run`` return after the batch in hand."""
@@ -171,15 +187,13 @@ class Writeback:
         batch.reset(extent.sectors)
         try:
             self._collect(pages_max)
-            if not batch.items:
-                self._tier.release(extent.sector, extent.sectors)
-                return 0
-            written = self.writer.write(extent, batch)
         except BaseException:
-            self.writer.unmark(batch.items)
+            self.writer.drop(extent, batch)
             raise
-        if not written:
-            self.writer.unmark(batch.items)
+        if not batch.items:
+            self.writer.drop(extent, batch)
+            return 0
+        if not self.writer.write_copies(extent, batch):
             with self._layer.lock:
                 counters.add("failed_demotions")
             return 0
@@ -188,6 +202,8 @@ class Writeback:
             counters.add("demoted_pages", len(taken))
             counters.add("demoted_payload_bytes", sum(item.length for item in taken))
             counters.add("demoted_batches")
+        if taken and (tell := self._tell):
+            tell(len(taken))
         return len(taken)
 
     def _collect(self, pages_max: int) -> None:

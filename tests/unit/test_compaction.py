@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO, ENOSPC
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -367,6 +369,96 @@ def test_a_full_pool_refuses_and_keeps_what_it_has() -> None:
     _run(second)
     assert again.results == [PAGE_SIZE], "the buffers came back"
     _assert_holds(rig, model)
+    rig.region.close()
+
+
+def _one_place_left(rig: Rig, *sparse: int) -> int:
+    """Leave the pool one place, for a whole page; return the first cluster without a table page.
+
+    :param sparse: sizes of blobs that have a zspage each to themselves
+    """
+    pool = rig.layer.pool
+    assert rig.store(0, *[page("random", number) for number in range(15)]) == 15
+    for number, size in enumerate(sparse, 1):
+        data = random.Random(number).randbytes(size).ljust(PAGE_SIZE, b"\0")
+        used, slot = pool.used_bytes, 100 * number
+        while pool.used_bytes == used:  # until it opens a zspage
+            slot += rig.store(slot, data)
+        rig.layer.discard_run(100 * number, slot - 1 - 100 * number)
+    cluster = 1
+    while pool.free_zspages or pool.table_zspages * 16 > cluster:
+        assert rig.store(cluster * CLUSTER_SLOTS, page("zero", 1))
+        cluster += 1
+    assert pool.room_for_any() == 1
+    return cluster
+
+
+def _write_counted(
+    rig: Rig, slot: int, monkeypatch: pytest.MonkeyPatch, most: int = 20
+) -> tuple[int, int]:
+    """Write an incompressible page as one that found no room; return the answer and the tries."""
+    store, tries = rig.layer.store_run, [0]
+
+    def counted(*args: Any) -> int:
+        tries[0] += 1
+        assert tries[0] <= most, "it spins"
+        return store(*args)
+
+    second, ticket = _second(rig), Ticket()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.layer, "store_run", counted)
+        second.submit(ticket, PAGE_SIZE, slot, memoryview(page("random", 99)), 1)
+        _run(second)
+    return ticket.results[0], tries[0]
+
+
+@pytest.mark.parametrize(
+    ("sparse", "expected"),
+    [((), (-ENOSPC, 2)), ((1000, 1000, 1000), (PAGE_SIZE, 3)), ((500, 1000), (PAGE_SIZE, 3))],
+    ids=["nothing to gain", "by packing", "by squeezing"],
+)
+def test_a_place_that_the_table_would_take_is_no_room(
+    sparse: tuple[int, ...], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last place is for a page of the table or for the blob, and the write needs both."""
+    rig = Rig(400 * CLUSTER_SLOTS, 16 * ZSPAGE_BYTES)
+    cluster = _one_place_left(rig, *sparse)
+    assert _write_counted(rig, cluster * CLUSTER_SLOTS, monkeypatch) == expected
+    rig.check()
+    assert rig.load(0, 15) == b"".join(page("random", number) for number in range(15))
+    rig.region.close()
+
+
+def test_only_the_first_write_waits_for_a_buffer_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, _ = _fragmented(1)
+    second = _second(rig)
+    get, waits = second._free.get, []
+
+    def noted(*, timeout: float) -> memoryview:
+        waits.append(timeout)
+        return get(timeout=timeout)
+
+    monkeypatch.setattr(second, "_free", SimpleNamespace(get=noted, put=second._free.put))
+    tickets = [Ticket() for _ in range(5)]
+    for ticket in tickets:
+        second.submit(ticket, PAGE_SIZE, 0, memoryview(page("zero", 1)), 1)
+    assert waits == [0.05, 0.05, 0.05, 0, 0]
+    _run(second)
+    assert [ticket.results for ticket in tickets] == [[PAGE_SIZE]] * 2 + [[-ENOSPC]] * 3
+    second.submit(Ticket(), PAGE_SIZE, 0, memoryview(page("zero", 1)), 1)
+    assert waits[5:] == [0.05], "one was stored since"
+    rig.region.close()
+
+
+def test_a_write_whose_time_is_up_lets_the_next_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each write takes the buffer that comes free when the time of another is up."""
+    rig, _ = _fragmented(1, kind="random")
+    second, ticket = _second(rig, wait_s=0.0), Ticket()
+    second.submit(ticket, PAGE_SIZE, SLOTS - 1, memoryview(page("random", 1)), 1)
+    _run(second)
+    assert ticket.results == [-ENOSPC]
+    monkeypatch.setattr(second, "_wait_s", 5.0)
+    assert second._patience_s() == 0
     rig.region.close()
 
 

@@ -14,7 +14,7 @@ from swapfs.testing.pages import page
 from swapfs.testing.rig import Rig, Ticket
 from swapfs.testing.slow import SlowTier
 from swapfs.tiers.base import LowerTier
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.entry import Tag
 
 SLOTS = 16 * CLUSTER_SLOTS
@@ -175,6 +175,48 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     rig.check()
 
 
+def _in_crumbs(tier: LowerTier) -> tuple[Rig, list[int]]:
+    """Return a rig whose file, like its pool, is full, with holes too small for a page."""
+    rig, slot = _full(tier)
+    kept: list[int] = []
+    while rig.write_direct(slot, *RANDOM[:227]) > 0:  # each fills a segment
+        kept += range(slot + 1, slot + 227, 2)
+        slot += 227
+    for at in kept:
+        rig.layer.discard_run(at - 1, 1)
+    return rig, kept
+
+
+def test_a_stuck_cleaning_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = SlowTier(MemoryTier(6))
+    rig, kept = _in_crumbs(tier)
+    wait, waits = rig.down.wait_for_cleaning, []
+
+    def noted(timeout_s: float) -> bool:
+        waits.append(timeout_s)
+        return wait(timeout_s)
+
+    monkeypatch.setattr(rig.down, "wait_for_cleaning", noted)
+    rig.down.high_bytes = MiB * MiB  # it cleans, and demotes nothing
+    tier.write_gate.shut()
+    cleaner = threading.Thread(target=rig.down.run, daemon=True)
+    cleaner.start()
+    rig.down._wake.set()
+    tier.write_gate.wait_for_arrival()
+    for _ in range(4):
+        assert rig.write_direct(4000, TEXT[0]) == -ENOSPC
+    assert waits == [0.05, 0, 0, 0], "only the first holds the session loop"
+    tier.write_gate.open()
+    rig.down.stop()
+    cleaner.join(30)
+    assert rig.write_direct(4000, TEXT[0]) == PAGE_SIZE, "the disk moves again"
+    assert not rig.down.health.gave_up
+    rig.check()
+    for at in kept:
+        assert rig.load(at) == RANDOM[(at - kept[0] + 1) % 227]
+    rig.region.close()
+
+
 def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:
     memory = MemoryTier(8)
     rig = Rig(SLOTS + CLUSTER_SLOTS, 2 * 64 * 1024, memory)  # nothing is kept for tables
@@ -189,6 +231,46 @@ def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:
     rig.region.close()
 
 
+def _no_table_page(size: int, discard_every: int) -> tuple[Rig, int]:
+    """Return a rig without a place for a table page, and the first slot that needs one."""
+    rig = Rig(400 * CLUSTER_SLOTS, 16 * 64 * 1024, MemoryTier(8), wait_s=30.0)
+    rig.down.high_bytes = MiB * MiB  # nothing is demoted but on request
+    pool, stored, cluster = rig.layer.pool, 0, 50
+    while rig.store(stored, RANDOM[stored % 300][:size].ljust(PAGE_SIZE, b"\0")):
+        stored += 1
+    while rig.store(cluster * CLUSTER_SLOTS, page("zero", 1)):
+        cluster += 1
+    assert not pool.free_zspages
+    for slot in range(stored):
+        if slot % discard_every:
+            rig.layer.discard_run(slot, 1)
+    return rig, cluster * CLUSTER_SLOTS
+
+
+def test_a_table_page_for_a_direct_write_is_made_by_demotion() -> None:
+    rig, slot = _no_table_page(PAGE_SIZE, 1)
+    thread = threading.Thread(target=rig.down.run, daemon=True)
+    thread.start()
+    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    rig.down.stop()
+    thread.join(30)
+    assert rig.counter("demoted_pages") > 0
+    assert rig.counter("failed_write_no_room") == 0
+    assert rig.load(slot, 20) == b"".join(TEXT)
+    rig.check()
+    rig.region.close()
+
+
+def test_a_table_page_for_a_direct_write_is_made_by_compaction() -> None:
+    rig, slot = _no_table_page(1000, 2)  # and nobody demotes
+    assert not rig.layer.pool.free_zspages
+    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    assert rig.counter("compacted_pages")
+    assert rig.load(slot, 20) == b"".join(TEXT)
+    rig.check()
+    rig.region.close()
+
+
 def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryTier(8)
     rig, _ = _full(memory)
@@ -198,4 +280,20 @@ def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory.map.taken_bytes == 0
     for _ in range(4):  # no batch was lost
         assert rig.write_direct(1000, TEXT[0]) == PAGE_SIZE
+    rig.region.close()
+
+
+def test_a_bug_while_writing_keeps_only_its_sectors_out_of_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = MemoryTier(8)
+    rig, _ = _full(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "write", lambda *_: 1 // 0)
+        assert rig.write_direct(3, TEXT[0]) == -EIO
+    assert memory.map.taken_bytes == 0
+    assert 0 < memory.map.bad_bytes < 3 * PAGE_SIZE
+    assert rig.load(3) == RANDOM[3], "the old page stays"
+    assert rig.write_direct(3, TEXT[0]) == PAGE_SIZE
+    rig.check()
     rig.region.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -159,20 +161,50 @@ def test_only_the_sectors_of_a_failed_write_are_lost() -> None:
     rig.region.close()
 
 
-def test_a_bug_while_writing_leaves_no_slot_moving(monkeypatch: pytest.MonkeyPatch) -> None:
+def _failing_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *real* with a bug that shows at one call, from 1."""
+    calls = itertools.count(1)
+
+    def buggy(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise MemoryError
+        return real(*args, **kwargs)
+
+    return buggy
+
+
+def test_a_bug_while_writing_leaves_no_slot_moving_and_no_sector_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tier = MemoryTier(6)
     rig = Rig(SLOTS, 4 * MiB, tier)
     rig.store(0, *TEXT)
-
-    def buggy(*_: object) -> None:
-        raise RuntimeError("bug")
-
     with monkeypatch.context() as patch:
-        patch.setattr(tier, "write", buggy)
-        with pytest.raises(RuntimeError):
+        patch.setattr(tier, "write", _failing_at(1, tier.write))
+        with pytest.raises(MemoryError):
             rig.down.demote_batch()
-    assert not any(word & MOVING for _, word in rig.layer.table.occupied_words())
+    rig.check()
+    assert tier.map.bad_bytes == rig.counter("bad_sectors") * SECTOR_SIZE > 0, "who knows"
     assert rig.down.demote_batch() == 60
+    rig.check()
+    rig.region.close()
+
+
+@pytest.mark.parametrize("call", [1, 2, 60])
+def test_a_bug_while_collecting_leaves_no_slot_moving_and_no_sector_taken(
+    call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = MemoryTier(6)
+    rig = Rig(SLOTS, 4 * MiB, tier)
+    rig.store(0, *TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.down.writer, "add", _failing_at(call, rig.down.writer.add))
+        with pytest.raises(MemoryError):
+            rig.down.demote_batch()
+    rig.check()
+    assert (tier.map.taken_bytes, tier.map.bad_bytes) == (0, 0)
+    assert rig.down.demote(60) == 60
+    rig.check()
     rig.region.close()
 
 
@@ -364,6 +396,28 @@ def test_a_failed_write_while_cleaning_loses_nothing() -> None:
     rig.region.close()
 
 
+@pytest.mark.parametrize(("step", "call"), [("add", 1), ("add", 9), ("write", 1)])
+def test_a_bug_while_cleaning_leaves_no_slot_moving_and_no_sector_taken(
+    step: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = MemoryTier(10)
+    rig, kept = _sparse(memory, 5)
+    taken = memory.map.taken_bytes
+    owner = rig.down.writer if step == "add" else memory
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, _failing_at(call, getattr(owner, step)))
+        with pytest.raises(MemoryError):
+            rig.down.clean()
+    rig.check()
+    assert memory.map.taken_bytes == taken
+    assert bool(memory.map.bad_bytes) == (step == "write")
+    assert rig.down.clean() > 0
+    rig.check()
+    for slot in kept:
+        assert rig.load(slot) == TEXT[slot % 60]
+    rig.region.close()
+
+
 def test_a_file_promises_no_more_pages_than_it_holds() -> None:
     memory = MemoryTier(6)
     rig = Rig(SLOTS, 16 * 64 * 1024, memory)
@@ -411,6 +465,21 @@ def test_the_thread_demotes_when_kicked_serves_requests_and_stops() -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert len(answers) == 3, "a request at the end is answered too"
+    rig.check()
+    rig.region.close()
+
+
+def test_who_waits_for_demotion_is_told_whether_anything_went_down() -> None:
+    rig = Rig(SLOTS, 4 * MiB, MemoryTier(3))
+    assert not rig.down.wait_for_demotion(0.0), "nobody does it"
+    thread = threading.Thread(target=rig.down.run, daemon=True)
+    thread.start()
+    assert not rig.down.wait_for_demotion(30.0), "there is nothing to demote"
+    rig.store(0, *TEXT)
+    assert rig.down.wait_for_demotion(30.0)
+    assert rig.tag(0) == Tag.FILE
+    rig.down.stop()
+    thread.join(30)
     rig.check()
     rig.region.close()
 

@@ -360,7 +360,7 @@ static bool is_hot(const struct fuse_in_header *in)
 /* Keeps the kernel's FUSE_INIT, for the server that may have to resume this session. */
 static void keep_init(const struct fuse_in_header *in, uint32_t length)
 {
-    if (in->opcode == FUSE_INIT && length + sizeof(length) <= (size_t)g.init.len) {
+    if (in->opcode == FUSE_INIT && length + 2 * sizeof(length) <= (size_t)g.init.len) {
         memcpy((char *)g.init.buf + sizeof(length), in, length);
         memcpy(g.init.buf, &length, sizeof(length));
     }
@@ -523,6 +523,20 @@ static size_t max_pages(void)
     return pages;
 }
 
+/* The largest request of this session: every server must offer what the first one did, whatever
+ * became of the sysctl since. It is kept behind the FUSE_INIT, in the last bytes of its place. */
+static size_t session_bytes(void)
+{
+    uint32_t pages;
+    char *kept = (char *)g.init.buf + g.init.len - sizeof(pages);
+    memcpy(&pages, kept, sizeof(pages));
+    if (pages == 0) {
+        pages = (uint32_t)max_pages();
+        memcpy(kept, &pages, sizeof(pages));
+    }
+    return (size_t)pages * PAGE;
+}
+
 static char *map(size_t size)
 {
     char *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -539,7 +553,11 @@ static PyObject *session_arm(PyObject *self, PyObject *init)
     }
     if (PyObject_GetBuffer(init, &g.init, PyBUF_WRITABLE) < 0)
         return NULL;
-    g.bytes_max = max_pages() * PAGE;
+    if (g.init.len < 2 * (Py_ssize_t)sizeof(uint32_t)) {
+        PyErr_SetString(PyExc_ValueError, "too small for the session's opening");
+        return NULL;
+    }
+    g.bytes_max = session_bytes();
     g.in_map = map(PAGE + g.bytes_max);
     g.out_map = map(g.bytes_max);
     if (g.in_map == NULL || g.out_map == NULL ||
@@ -577,7 +595,7 @@ static PyObject *session_replay_init(PyObject *self, PyObject *unused)
 
     memcpy(&length, g.init.buf, sizeof(length));
     if (length < sizeof(request.header) || length > sizeof(request) ||
-        length + sizeof(length) > (size_t)g.init.len) {
+        length + 2 * sizeof(length) > (size_t)g.init.len) {
         PyErr_SetString(PyExc_ValueError, "no FUSE_INIT was kept");
         return NULL;
     }

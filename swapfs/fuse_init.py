@@ -1,7 +1,8 @@
 """What the kernel said about itself when it opened the FUSE session.
 
 Decodes the FUSE_INIT request that the region keeps (``Region.session_init``): a u32 length, then
-struct fuse_in_header and struct fuse_init_in (include/uapi/linux/fuse.h). Pure.
+struct fuse_in_header and struct fuse_init_in (include/uapi/linux/fuse.h); its last four bytes are
+the pages of the largest request. Pure.
 """
 
 from __future__ import annotations

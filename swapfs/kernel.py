@@ -219,6 +219,15 @@ def find_loop(backing: Path, root: Path = ROOT) -> LoopDevice | None:
     return next((loop for loop in loops(root) if loop.backing_file == str(backing)), None)
 
 
+def find_user(backing: Path, root: Path = ROOT) -> LoopDevice | None:
+    """Return a loop device that may stand on *backing*, or None.
+
+    After a lazy unmount the kernel shows its path cut short to the name, which another file may
+    have too: for questions where a yes in error does no harm.
+    """
+    return find_loop(backing, root) or find_loop(Path("/") / backing.name, root)
+
+
 def attach_loop(
     backing: Path, sector_size: int = 4096, direct_io: bool = True, root: Path = ROOT
 ) -> LoopDevice:

@@ -19,11 +19,10 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any, Final
 
 from swapfs import kernel, syscalls, systemd
-from swapfs.config import SWAP_FILE_NAME, Config, check_room, mount_source
+from swapfs.config import Config, check_room, mount_source
 from swapfs.control import read_snapshot, snapshot_path, write_snapshot
 from swapfs.daemon import READY, announce, describe, note
 from swapfs.errors import OperationError, SwapfsError
@@ -347,14 +346,10 @@ class _Monitor:
     def _needed_by(self) -> str | None:
         """Return what would lose its pages if the mount went now, or None."""
         try:
-            # After a lazy unmount the kernel shows a path cut short.
-            for file in (self._config.swap_file, Path("/") / SWAP_FILE_NAME):
-                loop = kernel.find_loop(file)
-                if loop is not None:
-                    return str(loop.device)
+            loop = kernel.find_user(self._config.swap_file)
         except OperationError as error:
             return f"a loop device that may be there ({error})"
-        return None
+        return str(loop.device) if loop else None
 
     def _publish_held(self, held: Held, reason: str) -> None:
         """Put into the state file what no server is there to tell."""

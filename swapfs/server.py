@@ -347,7 +347,7 @@ class Server:
 
     async def _on_abort(self, request: dict[str, object]) -> object:
         """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = kernel.find_loop(self._config.swap_file)
+        device = kernel.find_user(self._config.swap_file)
         if device is not None or kernel.mount_at(self._config.mountpoint) is not None:
             raise OperationError("it is mounted or in use; run 'swapfs down' instead")
         log.warning("another mount namespace holds the mount; ending the session")

@@ -14,7 +14,8 @@ import pytest
 from instance import Instance, Start, check, run, wait_until
 from test_recovery import kill_server, recovered
 
-from swapfs import kernel
+from swapfs import control, kernel
+from swapfs.errors import OperationError
 
 PAGE = 4096
 DATA = b"precious" * 512
@@ -147,6 +148,23 @@ def test_down_ends_a_mount_that_another_namespace_holds(start: Start) -> None:
         assert holder.stdout is not None
         holder.stdout.readline()
         instance.down()
+
+
+def test_a_mount_that_was_taken_away_lazily_is_not_ended_under_its_loop_device(
+    written: tuple[Instance, int],
+) -> None:
+    instance, fd = written
+    instance.attach_loop()
+    check("umount", "-l", instance.mountpoint)
+    sock = control.socket_path(instance.runtime_dir, instance.name)
+    try:
+        with pytest.raises(OperationError, match="in use"):
+            control.request(sock, "abort", 30)
+        assert os.pread(fd, PAGE, 0) == DATA
+    finally:
+        loop = kernel.find_user(instance.swap)
+        assert loop is not None
+        kernel.detach_loop(loop.device)
 
 
 # ---- two at once, and interrupted ----

@@ -158,9 +158,7 @@ class Compactor:
         found may change before its blob is moved.
         """
         table, lock = self._layer.table, self._layer.lock
-        with lock:
-            clusters = table.clusters()
-        for number, cluster in enumerate(clusters, 1):
+        for number, cluster in enumerate(self._layer.live_clusters(0, table.slots), 1):
             first = cluster << CLUSTER_SHIFT
             with lock:
                 words = table.run(first, CLUSTER_SLOTS)

@@ -295,7 +295,7 @@ class VirtualSlotLayer:
         """
         freed, end = 0, slot + count
         step = _DISCARD_STEP if breathe else CLUSTER_SLOTS
-        for cluster in self._live_clusters(slot, end):
+        for cluster in self.live_clusters(slot, end):
             first = max(slot, cluster << CLUSTER_SHIFT)
             stop = min(end, (cluster + 1) << CLUSTER_SHIFT)
             for start in range(first, stop, step):
@@ -305,8 +305,11 @@ class VirtualSlotLayer:
                     breathe()
         return freed
 
-    def _live_clusters(self, slot: int, end: int) -> Iterator[int]:
-        """Yield the clusters of a range that are live, looked up in pieces if there are many."""
+    def live_clusters(self, slot: int, end: int) -> Iterator[int]:
+        """Yield the clusters of a range that are live, looked up in pieces if there are many.
+
+        The caller does not hold the lock.
+        """
         first, past = slot >> CLUSTER_SHIFT, ((end - 1) >> CLUSTER_SHIFT) + 1
         step = past - first if self.table.live_clusters <= _LOOK_UP_MAX else _LOOK_UP_MAX
         for start in range(first, past, max(1, step)):

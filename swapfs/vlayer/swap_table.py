@@ -9,14 +9,15 @@ Idea: mm/swap_table.h and the dynamic clusters of the virtual swap space patches
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import compress
 from typing import Final
 
 from swapfs._rebuild import count
 from swapfs.errors import TierFull
 from swapfs.region import ZSPAGE_BYTES, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
+from swapfs.tiers.rings import Queue
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
 
@@ -48,7 +49,7 @@ class SwapTable:
         # Slots in use by cluster, and slots by state; ``_store.publish`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * len(STATES)
-        self._live: OrderedDict[int, None] = OrderedDict()
+        self._live = Queue(self._clusters)
         self.update_reserve()
 
     # ---- words ----
@@ -134,13 +135,13 @@ class SwapTable:
         self._arena[place : place + PAGE_SIZE] = bytes(PAGE_SIZE)
         page = (place >> PAGE_SHIFT) + 1
         self._directory[cluster] = page  # published only when it is zeroed (I3)
-        self._live[cluster] = None
+        self._live.append(cluster)
         self.update_reserve()
         return page
 
     def _give_back(self, cluster: int, page: int) -> None:
         self._directory[cluster] = 0
-        del self._live[cluster]
+        self._live.remove(cluster)
         self._pool.free_page((page - 1) << PAGE_SHIFT)
         self.update_reserve()
 
@@ -152,7 +153,8 @@ class SwapTable:
 
     def oldest_cluster(self) -> int | None:
         """Return the live cluster that the clock hand has not visited for longest."""
-        return next(iter(self._live), None)
+        cluster = self._live.first()
+        return cluster if cluster >= 0 else None
 
     def clusters(self) -> list[int]:
         """Return the live clusters, in the ring's order."""
@@ -161,7 +163,8 @@ class SwapTable:
     def rotate(self, cluster: int) -> None:
         """Let the clock hand pass *cluster*; no harm if it has been given back."""
         if cluster in self._live:
-            self._live.move_to_end(cluster)
+            self._live.remove(cluster)
+            self._live.append(cluster)
 
     def live_between(self, first: int, last: int) -> list[int]:
         """Return the clusters from *first* to *last* that are live, in order.
@@ -205,17 +208,17 @@ class SwapTable:
         Copies that were under way are forgotten; their slots keep the place they had.
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
-        self._live = OrderedDict.fromkeys(
-            cluster for cluster, page in enumerate(self._directory.tolist()) if page
-        )
-        self.occupied = array("H", bytes(2 * self._clusters))
-        self.counts = array("l", [0]) * len(STATES)
-        for cluster in self._live:
-            index = self.base(cluster << CLUSTER_SHIFT)
-            self.occupied[cluster] = count(self._arena, self.counts, STATE_OF_KIND, index)
-        for cluster in [live for live in self._live if not self.occupied[live]]:
-            self._directory[cluster] = 0  # the server died between two steps
-            del self._live[cluster]
+        directory, live = self._directory, Queue(self._clusters)
+        occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * len(STATES)
+        for cluster in compress(range(self._clusters), directory):
+            index = (directory[cluster] - 1) << CLUSTER_SHIFT
+            slots = count(self._arena, counts, STATE_OF_KIND, index)
+            if slots:
+                occupied[cluster] = slots
+                live.append(cluster)
+            else:
+                directory[cluster] = 0  # the server died between two steps
+        self._live, self.occupied, self.counts = live, occupied, counts
 
     def table_places(self) -> Iterator[int]:
         """Yield the place in the pool of every table page."""

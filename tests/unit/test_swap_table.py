@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -44,6 +45,23 @@ def test_cost_follows_use_not_size(huge: tuple[Region, Pool, SwapTable]) -> None
         assert table.exchange(slot, 0, "discard") == WORD
     assert table.live_clusters == 0
     assert pool.used_bytes == 0
+
+
+def test_a_cluster_in_use_costs_no_memory_but_its_page(
+    huge: tuple[Region, Pool, SwapTable],
+) -> None:
+    _, _, table = huge
+    tracemalloc.start()
+    try:
+        table.materialise(0)
+        before, _ = tracemalloc.get_traced_memory()
+        for cluster in range(1, 1000):
+            table.materialise(cluster * CLUSTER_SLOTS)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < PAGE_SIZE, "I5"
+    assert table.live_clusters == 1000
 
 
 def test_a_cluster_goes_when_its_last_slot_does(huge: tuple[Region, Pool, SwapTable]) -> None:

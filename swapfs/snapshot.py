@@ -198,5 +198,5 @@ class SnapshotMaker:
 
 def _fixed_bytes(region: Region) -> int:
     """Return what an empty region costs: its own tables, and the lists derived from them."""
-    lists = 15 * region.geometry.zspages + 2 * region.geometry.clusters
+    lists = 15 * region.geometry.zspages + 10 * region.geometry.clusters
     return region.fixed_bytes + lists

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -213,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwapfsError as error:
         _complain("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # of `swapfs status | head`: it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1

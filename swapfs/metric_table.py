@@ -156,7 +156,7 @@ METRICS: Final = (
     _gauge("pool_peak_bytes", "Largest pool use so far.", _at("pool", "peak_bytes")),
     _gauge("pool_free_zspages", "Zspages that no size class owns.", _at("pool", "zspages_free")),
     _gauge("metadata_bytes", "Swap table clusters in use.", _at("metadata_bytes")),
-    _gauge("fixed_bytes", "Header, directory and allocator arrays.", _at("fixed_bytes")),
+    _gauge("fixed_bytes", "Header, directory, allocators, map of the file.", _at("fixed_bytes")),
     _gauge("clusters", "Swap table clusters of 512 slots in use.", _at("clusters")),
     # tiers below the pool
     _gauge(

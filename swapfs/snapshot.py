@@ -49,7 +49,7 @@ class SnapshotMaker:
         self._config = config
         self._layer = layer
         self._region = region
-        self._fixed_bytes = _fixed_bytes(region)
+        self._fixed_bytes = _fixed_bytes(region, layer.tier)
         self._guards = guards
         self._writeback = writeback
         self._monitor_pid = handover.pid
@@ -196,7 +196,7 @@ class SnapshotMaker:
         return reasons + list(self.problems.values())
 
 
-def _fixed_bytes(region: Region) -> int:
-    """Return what an empty region costs: its own tables, and the lists derived from them."""
+def _fixed_bytes(region: Region, tier: LowerTier | None) -> int:
+    """Return what an empty instance costs: tables, and the lists derived from them."""
     lists = 15 * region.geometry.zspages + 10 * region.geometry.clusters
-    return region.fixed_bytes + lists
+    return region.fixed_bytes + lists + (tier.stats().map_bytes if tier else 0)

@@ -75,6 +75,7 @@ class MemoryTier(LowerTier):
             size_bytes=len(self.data),
             used_bytes=self.map.taken_bytes,
             bad_bytes=self.map.bad_bytes,
+            map_bytes=self.map.map_bytes,
             direct_io=False,
             encrypted=self.seal.encrypted,
             free_segments=self.map.free_segments,

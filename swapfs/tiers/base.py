@@ -29,13 +29,14 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """What a tier holds, in bytes; ``state`` is one word for people."""
+    """What a tier holds, in bytes; ``map_bytes`` is the memory that keeping track of it takes."""
 
     name: str
     path: str
     size_bytes: int
     used_bytes: int
     bad_bytes: int
+    map_bytes: int
     direct_io: bool
     encrypted: bool
     free_segments: int

@@ -219,6 +219,7 @@ class FileTier(LowerTier):
             size_bytes=self._map.segments * SEGMENT_BYTES,
             used_bytes=self._map.taken_bytes,
             bad_bytes=self._map.bad_bytes,
+            map_bytes=self._map.map_bytes,
             direct_io=self._direct,
             encrypted=self.seal.encrypted,
             free_segments=self._map.free_segments,

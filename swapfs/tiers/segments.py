@@ -61,6 +61,12 @@ class SegmentMap:
         self._bad_sectors = 0
         self._reset()
 
+    @property
+    def map_bytes(self) -> int:
+        """Memory that this map takes: two bits a sector, and some bytes a segment."""
+        live, lists = 2 * self.segments, 9 * self.segments
+        return len(self._bad) + len(self._taken) + live + lists
+
     def _reset(self) -> None:
         self._taken = bytearray(self._bad)
         self._live = array("H", bytes(2 * self.segments))  # sectors taken or bad, by segment

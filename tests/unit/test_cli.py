@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -256,3 +256,33 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == f"swapfs, version {__version__}\n"
     done = subprocess.run([*command, "bogus"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def _run_module(*words: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "swapfs", *map(str, words)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **how)
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = _run_module("status", "--runtime-dir", tmp_path, stdout=write_end)
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_closed_standard_descriptors_are_not_taken_by_files(tmp_path: Path) -> None:
+    done = _run_module(
+        *("status", "--runtime-dir", tmp_path), preexec_fn=lambda: os.closerange(0, 2)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_that_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = _run_module("down", "--runtime-dir", tmp_path / "file")
+    assert done.returncode in (1, 2)
+    assert str(tmp_path / "file") in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -69,10 +69,14 @@ def test_backing_file_holds_something_else(make_instance: Start) -> None:
     assert instance.backing.read_bytes() == before
 
 
-def test_backing_file_has_no_room(make_instance: Start) -> None:
+def test_backing_file_has_no_room(make_instance: Start, others: list[Callable[[], object]]) -> None:
     instance = make_instance()
-    assert_refused(instance, 2, "free", *SIZES, "--file", f"{instance.backing}:900T")
-    assert not instance.backing.exists()
+    small = instance.directory / "small"
+    small.mkdir()
+    check("mount", "-t", "tmpfs", "-o", "size=16M", "none", small)
+    others.append(lambda: check("umount", small))
+    assert_refused(instance, 2, "free", *SIZES, "--file", f"{small}/backing:64M")
+    assert list(small.iterdir()) == []
 
 
 def test_metrics_port_is_taken(make_instance: Start) -> None:

@@ -172,7 +172,7 @@ class Rig:
                 file_payload += blob_length(word)
         states["empty"] = table.slots - states.total()
         assert {s: states[s] for s in STATES} == table.state_counts()
-        assert used_clusters == set(table._live), "a cluster without slots has a page"
+        assert used_clusters == set(table.clusters()), "a cluster without slots has a page"
         _assert_disjoint(sorted(places.items()), "pool")
         _assert_disjoint(sorted(sectors), "file")
         stats = pool.stats()

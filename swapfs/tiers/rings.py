@@ -1,8 +1,7 @@
-"""Numbers in lists, every operation in constant time and without allocation.
+"""Numbers sorted into a few lists, every operation in constant time and without allocation.
 
-``Rings`` sorts all numbers into a few lists; ``Queue`` has some of them in one. Each list is a
-ring through two arrays, closed by a sentinel past the numbers (the kernel's ``list_head``).
-Knows nothing of what the numbers stand for.
+Each list is a ring through two arrays, closed by a sentinel past the numbers (the kernel's
+``list_head``). Knows nothing of what the numbers stand for.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 assert array("I").itemsize == 4, "_store.c counts on it"
-_OUT: Final = 0xFFFFFFFF
-"""The link of a number that a queue does not hold."""
 
 
 class Rings:
@@ -89,45 +86,3 @@ class Rings:
         while 0 <= number < self._count:
             yield number
             number = self._next[number]
-
-
-class Queue:
-    """Some of the numbers below *count*, each once, in the order in which they were appended."""
-
-    def __init__(self, count: int) -> None:
-        self._sentinel = count
-        self._next = array("I", [_OUT]) * (count + 1)
-        self._previous = array("I", [_OUT]) * (count + 1)
-        self._next[count] = self._previous[count] = count
-        self._length = 0
-
-    def append(self, number: int) -> None:
-        """Put *number*, which is not in the queue, at its end."""
-        last, sentinel = self._previous[self._sentinel], self._sentinel
-        self._next[last] = self._previous[sentinel] = number
-        self._previous[number], self._next[number] = last, sentinel
-        self._length += 1
-
-    def remove(self, number: int) -> None:
-        """Take *number*, which is in the queue, out of it."""
-        left, right = self._previous[number], self._next[number]
-        self._next[left], self._previous[right] = right, left
-        self._next[number] = _OUT
-        self._length -= 1
-
-    def first(self) -> int:
-        """Return the number that is in the queue for longest; -1 when it is empty."""
-        return self._next[self._sentinel] if self._length else -1
-
-    def __contains__(self, number: int) -> bool:
-        return self._next[number] != _OUT
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        following, sentinel = self._next, self._sentinel
-        number = following[sentinel]
-        while number != sentinel:
-            yield number
-            number = following[number]

@@ -17,7 +17,7 @@ from swapfs._rebuild import count
 from swapfs.errors import TierFull
 from swapfs.region import ZSPAGE_BYTES, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
-from swapfs.tiers.rings import Queue
+from swapfs.tiers.rings import Rings
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
 
@@ -25,6 +25,8 @@ _SLOT_MASK: Final = CLUSTER_SLOTS - 1
 _PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
 _RESERVE_SHARE: Final = 8
 """At most 1/8 of the pool is held back for tables that an overcommitted file may need."""
+_UNUSED, _LIVE = range(2)
+"""Lists of clusters: without a table page, and with one in the order of the clock hand."""
 
 
 def table_reserve_bytes(clusters: int, pool_bytes: int) -> int:
@@ -49,7 +51,7 @@ class SwapTable:
         # Slots in use by cluster, and slots by state; ``_store.publish`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * len(STATES)
-        self._live = Queue(self._clusters)
+        self._ring = Rings(self._clusters, 2)
         self.update_reserve()
 
     # ---- words ----
@@ -135,13 +137,13 @@ class SwapTable:
         self._arena[place : place + PAGE_SIZE] = bytes(PAGE_SIZE)
         page = (place >> PAGE_SHIFT) + 1
         self._directory[cluster] = page  # published only when it is zeroed (I3)
-        self._live.append(cluster)
+        self._ring.move(cluster, _LIVE, last=True)
         self.update_reserve()
         return page
 
     def _give_back(self, cluster: int, page: int) -> None:
         self._directory[cluster] = 0
-        self._live.remove(cluster)
+        self._ring.move(cluster, _UNUSED)
         self._pool.free_page((page - 1) << PAGE_SHIFT)
         self.update_reserve()
 
@@ -153,26 +155,25 @@ class SwapTable:
 
     def oldest_cluster(self) -> int | None:
         """Return the live cluster that the clock hand has not visited for longest."""
-        cluster = self._live.first()
+        cluster = self._ring.first(_LIVE)
         return cluster if cluster >= 0 else None
 
     def clusters(self) -> list[int]:
         """Return the live clusters, in the ring's order."""
-        return list(self._live)
+        return self._ring.numbers(_LIVE, self._clusters)
 
     def rotate(self, cluster: int) -> None:
         """Let the clock hand pass *cluster*; no harm if it has been given back."""
-        if cluster in self._live:
-            self._live.remove(cluster)
-            self._live.append(cluster)
+        if self._ring.where(cluster) == _LIVE:
+            self._ring.move(cluster, _LIVE, last=True)
 
     def live_between(self, first: int, last: int) -> list[int]:
         """Return the clusters from *first* to *last* that are live, in order.
 
         Costs the smaller of what is in use and the range.
         """
-        if last - first >= len(self._live):
-            return sorted(live for live in self._live if first <= live <= last)
+        if last - first >= self.live_clusters:
+            return sorted(live for live in self.clusters() if first <= live <= last)
         directory = self._directory
         return [cluster for cluster in range(first, last + 1) if directory[cluster]]
 
@@ -181,7 +182,7 @@ class SwapTable:
     @property
     def live_clusters(self) -> int:
         """Clusters that have a table page."""
-        return len(self._live)
+        return self._ring.length(_LIVE)
 
     def state_counts(self) -> dict[str, int]:
         """Return the number of slots in each state of STATES."""
@@ -192,11 +193,11 @@ class SwapTable:
     @property
     def table_bytes(self) -> int:
         """Bytes of table pages in the pool."""
-        return len(self._live) * PAGE_SIZE
+        return self.live_clusters * PAGE_SIZE
 
     def occupied_words(self) -> Iterator[tuple[int, int]]:
         """Yield (slot, word) of every occupied slot, cluster by cluster in the ring's order."""
-        for cluster in list(self._live):
+        for cluster in self.clusters():
             first = cluster << CLUSTER_SHIFT
             for index, word in enumerate(self.run(first, CLUSTER_SLOTS)):
                 if word:
@@ -208,19 +209,19 @@ class SwapTable:
         Copies that were under way are forgotten; their slots keep the place they had.
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
-        directory, live = self._directory, Queue(self._clusters)
+        directory, ring = self._directory, Rings(self._clusters, 2)
         occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * len(STATES)
         for cluster in compress(range(self._clusters), directory):
             index = (directory[cluster] - 1) << CLUSTER_SHIFT
             slots = count(self._arena, counts, STATE_OF_KIND, index)
             if slots:
                 occupied[cluster] = slots
-                live.append(cluster)
+                ring.move(cluster, _LIVE, last=True)
             else:
                 directory[cluster] = 0  # the server died between two steps
-        self._live, self.occupied, self.counts = live, occupied, counts
+        self._ring, self.occupied, self.counts = ring, occupied, counts
 
     def table_places(self) -> Iterator[int]:
         """Yield the place in the pool of every table page."""
-        for cluster in self._live:
+        for cluster in self.clusters():
             yield (self._directory[cluster] - 1) << PAGE_SHIFT

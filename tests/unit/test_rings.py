@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from swapfs.tiers.rings import Queue, Rings
+from swapfs.tiers.rings import Rings
 
 
 def test_what_is_moved_about_is_in_one_list_in_order() -> None:
@@ -22,20 +22,3 @@ def test_what_is_moved_about_is_in_one_list_in_order() -> None:
             assert rings.members(each) == sorted(expected)
             assert rings.length(each) == len(expected)
             assert rings.first(each) == (expected[0] if expected else -1)
-
-
-def test_a_queue_keeps_the_order_in_which_numbers_came() -> None:
-    rng = random.Random(2)
-    queue, model = Queue(20), list[int]()
-    for _ in range(2000):
-        number = rng.randrange(20)
-        assert (number in queue) == (number in model)
-        if number in model:
-            queue.remove(number)
-            model.remove(number)
-        if rng.random() < 0.5:
-            queue.append(number)
-            model.append(number)
-        assert list(queue) == model
-        assert len(queue) == len(model)
-        assert queue.first() == (model[0] if model else -1)

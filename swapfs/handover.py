@@ -16,14 +16,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs import syscalls
+from swapfs import kernel, syscalls
 from swapfs.errors import OperationError
 
 RETIRE_SIGNAL: Final = signal.SIGUSR1
@@ -118,7 +117,7 @@ class Predecessor:
         except ProcessLookupError as error:
             raise OperationError(f"monitor {self._handover.pid} has just died") from error
         waited_s = 0.0
-        while not _has_ended(self._pidfd, RETIRE_NOTE_S):
+        while not kernel.has_ended(self._pidfd, RETIRE_NOTE_S):
             waited_s += RETIRE_NOTE_S
             note(
                 f"waiting for the old server, which has not finished after {waited_s:.0f} s; a "
@@ -139,10 +138,4 @@ class Successor:
         """Whether it is there to go on; one of another pid namespace cannot be seen and counts."""
         if self._pid == 0:
             return True
-        return self._pidfd >= 0 and not _has_ended(self._pidfd, 0)
-
-
-def _has_ended(pidfd: int, wait_s: float) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(wait_s * 1000))
+        return self._pidfd >= 0 and not kernel.has_ended(self._pidfd, 0)

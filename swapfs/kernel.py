@@ -140,6 +140,13 @@ def mount_at(mountpoint: Path, root: Path = ROOT) -> MountEntry | None:
     return found[-1] if found else None
 
 
+def has_ended(pidfd: int, wait_s: float) -> bool:
+    """Whether the process of *pidfd* has ended, or does within *wait_s*."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(wait_s * 1000))
+
+
 def is_fuse_closed(fuse_fd: int) -> bool:
     """Whether the kernel has ended the FUSE connection of *fuse_fd*: unmounted, or aborted."""
     poll = select.poll()
@@ -151,7 +158,8 @@ class FuseControl:
     """The numbers that the kernel lets be set for the FUSE connection on *mountpoint*.
 
     fusectl need not be mounted on /sys/fs/fuse/connections. What cannot be done raises
-    OperationError. Source: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
+    OperationError. Once used it finds the connection though it may be unmounted.
+    Source: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
     """
 
     def __init__(self, mountpoint: Path) -> None:
@@ -168,10 +176,6 @@ class FuseControl:
             return os.open(number, os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=connections)
         finally:
             os.close(connections)
-
-    def open(self) -> None:
-        """Find the connection now; afterwards it is found though it may be unmounted."""
-        self._directory  # noqa: B018 - cached
 
     def get(self, name: str) -> int:
         """Return the value of *name*."""
@@ -225,7 +229,9 @@ def find_user(backing: Path, root: Path = ROOT) -> LoopDevice | None:
     After a lazy unmount the kernel shows its path cut short to the name, which another file may
     have too: for questions where a yes in error does no harm.
     """
-    return find_loop(backing, root) or find_loop(Path("/") / backing.name, root)
+    attached = loops(root)
+    paths = (str(backing), f"/{backing.name}")
+    return next((loop for path in paths for loop in attached if loop.backing_file == path), None)
 
 
 def attach_loop(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from swapfs import control, kernel, leftovers, reserve, systemd
 from swapfs.config import SWAP_FILE_NAME, default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
 from swapfs.leftovers import daemon_lives
-from swapfs.vlayer.health import STUCK
+from swapfs.vlayer.health import condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +146,7 @@ def _refuse_stuck(tiers: list[dict[str, Any]]) -> None:
     :raises OperationError: one of *tiers*, as in the status, has a write that does not end
     """
     for tier in tiers:
-        if str(tier["state"]).startswith(STUCK):
+        if condition(tier["state"]) == "stuck":
             raise OperationError(
                 f"{tier['path']}: {tier['state']}, and until it ends no server can; "
                 "upgrade when the disk answers"
@@ -333,9 +332,7 @@ def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
 def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None) -> bool:
     deadline = time.monotonic() + wait_s
     if pidfd is not None:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(wait_s * 1000)
+        kernel.has_ended(pidfd, wait_s)
     while daemon_lives(name, runtime_dir):
         if time.monotonic() >= deadline:
             return False

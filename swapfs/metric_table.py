@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from swapfs.vlayer.health import STUCK
+from swapfs.vlayer.health import condition
 
 Snapshot = dict[str, Any]
 """The status snapshot, as ``swapfs status --json`` shows it."""
@@ -82,17 +82,7 @@ def _tiers(key: str) -> Read:
 
 def _tier_info(snapshot: Snapshot) -> Iterable[Sample]:
     for tier in snapshot["tiers"]:
-        yield (tier["name"], tier["path"], _tier_state(tier["state"])), 1.0
-
-
-def _tier_state(said: str) -> str:
-    """Return what a tier says of itself as one of four words.
-
-    The text counts seconds and names sectors: as a label it would make a new series a scrape.
-    """
-    if said in ("ok", "full"):
-        return said
-    return "stuck" if said.startswith(STUCK) else "failing"
+        yield (tier["name"], tier["path"], condition(tier["state"])), 1.0
 
 
 def _info(snapshot: Snapshot) -> Iterable[Sample]:

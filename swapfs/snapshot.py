@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapfs import __version__, fuse_init, kernel, session
-from swapfs.config import SWAP_FILE_NAME, Config, describe
+from swapfs.config import Config, describe
 from swapfs.guards import Guards
 from swapfs.handover import Handover
 from swapfs.region import Region
@@ -171,11 +171,10 @@ class SnapshotMaker:
 
     def _find_loop(self) -> kernel.LoopDevice | None:
         """Find our loop device, also after a lazy unmount has cut its path short."""
-        loop = kernel.find_loop(self._config.swap_file)
-        if loop is None and self._loop_device is not None:
-            loop = kernel.find_loop(Path("/") / SWAP_FILE_NAME)
-            if loop is not None and loop.device != self._loop_device:
-                loop = None
+        swap_file = self._config.swap_file
+        loop = kernel.find_user(swap_file)
+        if loop and loop.backing_file != str(swap_file) and loop.device != self._loop_device:
+            loop = None
         self._loop_device = loop.device if loop else None
         return loop
 
@@ -198,5 +197,5 @@ class SnapshotMaker:
 
 def _fixed_bytes(region: Region, tier: LowerTier | None) -> int:
     """Return what an empty instance costs: tables, and the lists derived from them."""
-    lists = 15 * region.geometry.zspages + 10 * region.geometry.clusters
+    lists = 15 * region.geometry.zspages + 11 * region.geometry.clusters
     return region.fixed_bytes + lists + (tier.stats().map_bytes if tier else 0)

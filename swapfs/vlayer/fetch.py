@@ -158,8 +158,8 @@ class Fetcher:
             if flight is not None:
                 if run.words:
                     break
-                run.words.append(word)
                 flight.waiters += 1
+                run.words.append(word)
                 return flight
             flights.append(_Flight())
             run.words.append(word)

@@ -12,8 +12,18 @@ BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 STUCK_AFTER_S: Final = 5.0
 """A batch that takes longer is reported as stuck."""
-STUCK: Final = "a write has been stuck"
+_STUCK: Final = "a write has been stuck"
 """How the problem of such a tier begins."""
+
+
+def condition(state: str) -> str:
+    """Return a tier's state, as the status has it, as one word: ok, full, stuck or failing.
+
+    The text counts seconds and names sectors: as a label it would make a new series a scrape.
+    """
+    if state in ("ok", "full"):
+        return state
+    return "stuck" if state.startswith(_STUCK) else "failing"
 
 
 @dataclass(slots=True)
@@ -60,5 +70,5 @@ class Health:
             )
         busy_s = now_s - min(list(self._busy_since_s.values()), default=now_s)
         if busy_s > STUCK_AFTER_S:
-            return f"{STUCK} for {busy_s:.0f}s"
+            return f"{_STUCK} for {busy_s:.0f}s"
         return "full" if self.full else ""

@@ -220,14 +220,20 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
     assert "its file system has 0B free" in problem({"file": f"{tmp_path}/new:2T"}, root)
 
 
+def _block_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> Path:
+    """Return what passes for a block device of *size_bytes*."""
+    device = tmp_path / "device"
+    device.touch()
+    os.truncate(device, size_bytes)
+    monkeypatch.setattr("stat.S_ISREG", lambda mode: False)
+    monkeypatch.setattr("stat.S_ISBLK", lambda mode: True)
+    return device
+
+
 def test_a_block_device_must_have_the_size(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = tmp_path / "device"
-    device.touch()
-    os.truncate(device, 4 * MiB)
-    monkeypatch.setattr("stat.S_ISREG", lambda mode: False)
-    monkeypatch.setattr("stat.S_ISBLK", lambda mode: True)
+    device = _block_device(tmp_path, monkeypatch, 4 * MiB)
     config = load({**BASE, "file": str(device)}, None, root)
     assert config.file == FileTierConfig(device, 4 * MiB)
     assert "has only 4M, 8M asked for" in problem({"file": f"{device}:8M"}, root)
@@ -236,11 +242,7 @@ def test_a_block_device_must_have_the_size(
 def test_a_block_device_may_be_larger_than_what_is_used_of_it(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = tmp_path / "device"
-    device.touch()
-    os.truncate(device, 3 * TiB)
-    monkeypatch.setattr("stat.S_ISREG", lambda mode: False)
-    monkeypatch.setattr("stat.S_ISBLK", lambda mode: True)
+    device = _block_device(tmp_path, monkeypatch, 3 * TiB)
     expected = f"--file: {device}: 3T is too large (most: 2T; write {device}:2T)"
     assert problem({"file": str(device)}, root) == expected
     config = load({**BASE, "file": f"{device}:2T"}, None, root)

@@ -5,7 +5,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 STAMP := .venv/.swapfs-stamp
 BENCH_STAMP := .venv/.swapfs-bench-stamp
-SOURCES := pyproject.toml $(wildcard swapfs/*.c swapfs/*.h)
+SOURCES := pyproject.toml $(wildcard swapfs/*/*.c swapfs/*/*.h)
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
 KERNEL ?= 6.12
 MINUTES ?= 10
@@ -69,4 +69,4 @@ $(BENCH_STAMP): $(STAMP)
 	@deploy/setup/extra.sh bench $@
 
 clean:  ## remove the virtualenv and build leftovers; the VM cache is `deploy/vm/vm.py path`
-	rm -rf .venv build ./*.egg-info swapfs/*.so
+	rm -rf .venv build ./*.egg-info swapfs/*/*.so

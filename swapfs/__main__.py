@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from swapfs.cli import main
+from swapfs.command.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

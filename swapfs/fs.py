@@ -1,7 +1,7 @@
 """The FUSE face: one directory with one file, served by pyfuse3 under trio.
 
 Only names and attributes are served here. Reads, writes and discards of the file never get
-this far: the session loop answers them (``hotpath.py``). What a swap file must not suffer is
+this far: the session loop answers them (``swap_file``). What a swap file must not suffer is
 refused: it cannot be removed, renamed, resized or joined by another file.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
-from swapfs.config import SWAP_FILE_NAME
+from swapfs.config.model import SWAP_FILE_NAME
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 

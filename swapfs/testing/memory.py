@@ -62,8 +62,8 @@ class MemoryTier(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self.map.segments_to_clean()
 
-    def pass_over(self, segment: Extent) -> None:  # noqa: D102
-        self.map.pass_over(segment)
+    def skip(self, segment: Extent) -> None:  # noqa: D102
+        self.map.skip(segment)
 
     def room_pages(self) -> int:  # noqa: D102
         return self.map.room_pages()

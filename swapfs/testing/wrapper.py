@@ -38,8 +38,8 @@ class TierWrapper(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self.inner.segments_to_clean()
 
-    def pass_over(self, segment: Extent) -> None:  # noqa: D102
-        self.inner.pass_over(segment)
+    def skip(self, segment: Extent) -> None:  # noqa: D102
+        self.inner.skip(segment)
 
     def room_pages(self) -> int:  # noqa: D102
         return self.inner.room_pages()

@@ -104,7 +104,7 @@ class LowerTier(ABC):
         """
 
     @abstractmethod
-    def pass_over(self, segment: Extent) -> None:
+    def skip(self, segment: Extent) -> None:
         """Leave *segment*, which could not be emptied, out of cleaning until it changes."""
 
     @abstractmethod

@@ -206,8 +206,8 @@ class FileTier(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self._map.segments_to_clean()
 
-    def pass_over(self, segment: Extent) -> None:  # noqa: D102
-        self._map.pass_over(segment)
+    def skip(self, segment: Extent) -> None:  # noqa: D102
+        self._map.skip(segment)
 
     def room_pages(self) -> int:  # noqa: D102
         return self._map.room_pages()

@@ -17,9 +17,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swapfs._rebuild import relink
-from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Region
-from swapfs.tiers.rings import Rings
+from swapfs.core._rebuild import relink
+from swapfs.region.layout import NO_CLASS, ZSPAGE_BYTES, Region
+from swapfs.region.lists import ListHeads
 from swapfs.tiers.size_classes import CLASS_OBJECTS, CLASS_OF_GRAINS, CLASS_SIZES
 from swapfs.units import PAGE_SIZE
 
@@ -104,7 +104,7 @@ class Pool:
         self._free = [z for z in range(count - 1, -1, -1) if self._classes[z] == NO_CLASS]
         # Zspages with room, by class. The one that got room last is used first: holes are filled
         # before a zspage that has many, and that one may become empty.
-        self._room = Rings(count, _ROOM + len(_SIZES))
+        self._room = ListHeads(count, _ROOM + len(_SIZES))
         self._draining: set[int] = set()  # not among those: nothing is placed in them
         self._owned = array("l", bytes(8 * len(_SIZES)))  # zspages, by class
         self._objects = array("l", bytes(8 * len(_SIZES)))  # objects handed out, by class

@@ -14,9 +14,9 @@ from array import array
 from typing import Final
 
 from swapfs.errors import TierFull
+from swapfs.region.lists import ListHeads
 from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import BLOB_SECTORS_MAX
-from swapfs.tiers.rings import Rings
 from swapfs.units import SECTOR_SIZE, MiB, PSector
 
 SEGMENT_BYTES: Final = MiB
@@ -70,7 +70,7 @@ class SegmentMap:
     def _reset(self) -> None:
         self._taken = bytearray(self._bad)
         self._live = array("H", bytes(2 * self.segments))  # sectors taken or bad, by segment
-        self._lists = Rings(self.segments, _PASSED + 1)
+        self._lists = ListHeads(self.segments, _PASSED + 1)
         self._taken_sectors = 0
 
     # ---- allocation ----
@@ -190,7 +190,7 @@ class SegmentMap:
                 return []  # the copy would be as sparse as it is
             return [Extent(PSector(s * SEGMENT_SECTORS), SEGMENT_SECTORS) for s in picked]
 
-    def pass_over(self, segment: Extent) -> None:
+    def skip(self, segment: Extent) -> None:
         """Leave *segment* out of cleaning until what it holds changes."""
         with self._lock:
             number = segment.sector // SEGMENT_SECTORS

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from swapfs.region import ZSPAGE_BYTES
+from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.units import PAGE_SIZE
 
 GRAIN: Final = 16

@@ -78,7 +78,7 @@ class Cleaner:
         else:
             return 0
         for source in emptied:  # if not really: bad, damaged or busy sectors are in it
-            self._tier.pass_over(source)
+            self._tier.skip(source)
         return moved
 
     def _gather(self, source: Extent) -> bool:

@@ -18,7 +18,7 @@ import heapq
 import threading
 from typing import Final
 
-from swapfs.region import ZSPAGE_BYTES
+from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.tiers.pool import NO_PLACE, RAW_CLASS
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
 from swapfs.vlayer.blob_writer import let_requests_in
@@ -61,7 +61,7 @@ class Compactor:
         """Whether free zspages are short; cheap."""
         return self._layer.pool.free_zspages < self.low_zspages
 
-    def tidy(self) -> int:
+    def compact_if_low(self) -> int:
         """Pack if free zspages are short and it is worth a walk; return zspages gained."""
         with self._round:
             wanted = 2 * self.low_zspages - self._layer.pool.free_zspages

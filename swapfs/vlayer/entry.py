@@ -19,7 +19,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swapfs._load import layout
+from swapfs.core._load import layout
 from swapfs.units import PSector
 
 
@@ -42,7 +42,7 @@ class Codec(IntEnum):
 TAG_MASK: Final = 0b111
 REFERENCED: Final = 1 << 3
 MOVING: Final = 1 << 4
-PASSING: Final = REFERENCED | MOVING
+FLAGS: Final = REFERENCED | MOVING
 """Bits that say nothing about what the slot holds."""
 KIND_MASK: Final = 0x7F
 """Tag, passing bits and codec: all that the accounting of a word depends on."""

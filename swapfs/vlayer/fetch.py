@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from swapfs._load import unpack
+from swapfs.core._load import unpack
 from swapfs.errors import BlobCorrupt, TierError, TierIOError
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
 from swapfs.tiers.blob import blob_sectors, check_blob
@@ -22,7 +22,7 @@ from swapfs.tiers.pool import NO_PLACE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.entry import (
     CHECK_MASK,
-    PASSING,
+    FLAGS,
     REFERENCED,
     TAG_MASK,
     Tag,
@@ -141,7 +141,7 @@ class Fetcher:
                 return run, flights, self._register(run, flights, self._file_words(slot, count))
             except BaseException:  # nobody can follow yet: we have the lock
                 for index, word in enumerate(run.words):
-                    self._flights.pop((slot + index, word & ~PASSING), None)
+                    self._flights.pop((slot + index, word & ~FLAGS), None)
                 raise
 
     def _register(self, run: _Run, flights: list[_Flight], words: list[int]) -> _Flight | None:
@@ -153,7 +153,7 @@ class Fetcher:
                 or (run.sectors + sectors) * SECTOR_SIZE > WINDOW_BYTES
             ):
                 break
-            key = (run.slot + index, word & ~PASSING)
+            key = (run.slot + index, word & ~FLAGS)
             flight = self._flights.get(key)
             if flight is not None:
                 if run.words:
@@ -245,7 +245,7 @@ class Fetcher:
     def _land(self, run: _Run, flights: list[_Flight]) -> None:
         with self._landing:
             for index, flight in enumerate(flights):
-                del self._flights[run.slot + index, run.words[index] & ~PASSING]
+                del self._flights[run.slot + index, run.words[index] & ~FLAGS]
                 flight.landed = True
             waited_for = [flight for flight in flights if flight.waiters]
             for flight in waited_for:  # the leader's scratch is used again before they wake
@@ -308,7 +308,7 @@ class Fetcher:
 
     def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer
-        if (layer.table.get(slot) ^ word) & ~PASSING:
+        if (layer.table.get(slot) ^ word) & ~FLAGS:
             return
         length = blob_length(word)
         place = layer.pool.allocate(length)
@@ -326,7 +326,7 @@ class Fetcher:
         """
         layer = self._layer
         with layer.lock:
-            if isinstance(error, _GivenUp) or (layer.table.get(slot) ^ word) & ~PASSING:
+            if isinstance(error, _GivenUp) or (layer.table.get(slot) ^ word) & ~FLAGS:
                 return 0
             corrupt = isinstance(error, BlobCorrupt)
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")

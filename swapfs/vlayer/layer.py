@@ -13,18 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from swapfs._load import Lock, Reader, load
-from swapfs._rebuild import mark
-from swapfs._store import publish
+from swapfs.core._load import Lock, Reader, load
+from swapfs.core._rebuild import mark
+from swapfs.core._store import publish
 from swapfs.errors import TierFull
-from swapfs.region import Region
-from swapfs.stats import COUNTER_INDEX, COUNTERS, Counters
+from swapfs.region.counters import COUNTER_INDEX, COUNTERS, Counters
+from swapfs.region.layout import Region
 from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
-    PASSING,
+    FLAGS,
     STATE_OF_KIND,
     TAG_MASK,
     Codec,
@@ -275,7 +275,7 @@ class VirtualSlotLayer:
         Returns True when done, None when the slot has changed, False when the pool is full.
         """
         with self.lock:
-            if (self.table.get(slot) ^ seen) & ~PASSING:
+            if (self.table.get(slot) ^ seen) & ~FLAGS:
                 return None
             return self._store_page(slot, page)
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from itertools import compress
 from typing import Final
 
-from swapfs._rebuild import count
+from swapfs.core._rebuild import count
 from swapfs.errors import TierFull
-from swapfs.region import ZSPAGE_BYTES, Region
+from swapfs.region.layout import ZSPAGE_BYTES, Region
+from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
-from swapfs.tiers.rings import Rings
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
 
@@ -51,7 +51,7 @@ class SwapTable:
         # Slots in use by cluster, and slots by state; ``_store.publish`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * len(STATES)
-        self._ring = Rings(self._clusters, 2)
+        self._ring = ListHeads(self._clusters, 2)
         self.update_reserve()
 
     # ---- words ----
@@ -209,7 +209,7 @@ class SwapTable:
         Copies that were under way are forgotten; their slots keep the place they had.
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
-        directory, ring = self._directory, Rings(self._clusters, 2)
+        directory, ring = self._directory, ListHeads(self._clusters, 2)
         occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * len(STATES)
         for cluster in compress(range(self._clusters), directory):
             index = (directory[cluster] - 1) << CLUSTER_SHIFT

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from swapfs.region import ZSPAGE_BYTES, Geometry, Region
+from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.packing import STORE_STEP, Packer

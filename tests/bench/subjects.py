@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs import control, guards, kernel
+from swapfs.host import guards, kernel
+from swapfs.wire import control
 
 COMMAND_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 10.0

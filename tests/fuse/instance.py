@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs import control, kernel
-from swapfs.region import Region
+from swapfs.host import kernel
+from swapfs.region.layout import Region
+from swapfs.wire import control
 
 COMMAND_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 30.0

@@ -14,7 +14,7 @@ from instance import Instance, Start, punch
 from load import Load, fill
 from prometheus_client.parser import text_string_to_metric_families
 
-from swapfs.region import Region
+from swapfs.region.layout import Region
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.units import CLUSTER_SLOTS
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, TAG_MASK, Tag, blob_length

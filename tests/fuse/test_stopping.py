@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from instance import Instance, Start, is_alive, wait_until
 
-from swapfs import control, kernel, status
-from swapfs.fuse_init import FLAG_HAS_RESEND, decode
+from swapfs.command import status
+from swapfs.host import kernel
+from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
+from swapfs.wire import control
 
 DATA = b"precious" * 512
 
@@ -82,7 +84,7 @@ def children(pid: int) -> list[int]:
 
 WRAPPER = """#!{python}
 import sys
-from swapfs import monitor
+from swapfs.monitor import monitor
 monitor.RAPID_DEATHS_MAX, monitor.RAPID_LIFE_S = 2, 1e9
 sys.argv = sys.argv[2:]  # of: -m swapfs.monitor DESCRIPTOR
 sys.exit(monitor.main())
@@ -96,7 +98,9 @@ def fragile(make_instance: Start, tmp_path: Path) -> Instance:
     wrapper.write_text(WRAPPER.format(python=sys.executable))
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     instance = make_instance()
-    script = f"import sys; sys.executable = {str(wrapper)!r}; from swapfs.cli import main; "
+    script = (
+        f"import sys; sys.executable = {str(wrapper)!r}; from swapfs.command.main import main; "
+    )
     instance.command = [sys.executable, "-c", f"{script}sys.exit(main())"]
     instance.mount("--size", "64M", "--pool", "96M")
     return instance

@@ -14,8 +14,9 @@ import pytest
 from instance import Instance, Start, check, run, wait_until
 from test_recovery import kill_server, recovered
 
-from swapfs import control, kernel
 from swapfs.errors import OperationError
+from swapfs.host import kernel
+from swapfs.wire import control
 
 PAGE = 4096
 DATA = b"precious" * 512

@@ -8,7 +8,7 @@ import pytest
 from instance import Instance, Start, is_alive, wait_until
 from load import Load, fill
 
-from swapfs.region import FORMAT_VERSION
+from swapfs.region.layout import FORMAT_VERSION
 
 UPGRADES = 3
 

@@ -8,10 +8,10 @@ import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FAULTS, FaultyTier
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import mixed_pages
-from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
 
 SLOTS = 2 * CLUSTER_SLOTS

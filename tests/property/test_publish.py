@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapfs._store import publish
+from swapfs.core._store import publish
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
-from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS
 from swapfs.vlayer import layer
 

@@ -17,11 +17,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from swapfs.region import ZSPAGE_BYTES
+from swapfs.region.layout import ZSPAGE_BYTES
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import KINDS, page
-from swapfs.testing.rig import Rig
 from swapfs.tiers.pool import RAW_CLASS
 from swapfs.units import CLUSTER_SLOTS, MiB
 

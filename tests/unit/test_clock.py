@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from swapfs.testing.harness import Rig
 from swapfs.testing.pages import page
-from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, MiB
 from swapfs.vlayer.clock import ClockHand
 from swapfs.vlayer.entry import MOVING, REFERENCED

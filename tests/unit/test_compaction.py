@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from swapfs.config import Config
-from swapfs.config_file import FileTierConfig
-from swapfs.region import ZSPAGE_BYTES
-from swapfs.room import geometry_of, guaranteed_bytes
+from swapfs.config.backing import FileTierConfig
+from swapfs.config.model import Config
+from swapfs.region.layout import ZSPAGE_BYTES
+from swapfs.testing.harness import Rig, Ticket
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
-from swapfs.testing.rig import Rig, Ticket
 from swapfs.tiers.pool import RAW_CLASS
 from swapfs.tiers.segments import SEGMENT_BYTES, guaranteed_pages
 from swapfs.units import CLUSTER_BYTES, CLUSTER_SLOTS, PAGE_SIZE, GiB, MiB, TiB
-from swapfs.vlayer import compaction, second_try
+from swapfs.vlayer import compaction, stalled
+from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 from swapfs.vlayer.compaction import Compactor
 from swapfs.vlayer.entry import MOVING, PLACE_SHIFT, REFERENCED
-from swapfs.vlayer.second_try import SecondTry
+from swapfs.vlayer.stalled import StalledWrites
 
 SLOTS = 8 * CLUSTER_SLOTS
 POOL_BYTES = 2 * MiB
@@ -38,11 +38,16 @@ def _config(size_bytes: int, pool_bytes: int, file_bytes: int = 0) -> Config:
     return Config(mountpoint=Path("/m"), size_bytes=size_bytes, pool_bytes=pool_bytes, file=file)
 
 
+def _guaranteed(config: Config) -> int:
+    geometry = geometry_for(config.size_bytes, config.pool_bytes)
+    return guaranteed_bytes(geometry, config.file_bytes)
+
+
 def _fit(config: Config) -> Config:
     """Return *config* with the largest size that is guaranteed."""
     size = config.size_bytes
-    while size > guaranteed_bytes(replace(config, size_bytes=size)):
-        size = guaranteed_bytes(replace(config, size_bytes=size))
+    while size > _guaranteed(replace(config, size_bytes=size)):
+        size = _guaranteed(replace(config, size_bytes=size))
     return replace(config, size_bytes=size)
 
 
@@ -74,7 +79,7 @@ def test_the_guaranteed_room_can_be_filled_after_any_history(segments: int, seed
     """Every write of a swap file as large as the guarantee succeeds."""
     rng = random.Random(seed)
     config = _fit(_config(16 * MiB, 4 * MiB, segments * SEGMENT_BYTES))
-    geometry = geometry_of(config)
+    geometry = geometry_for(config.size_bytes, config.pool_bytes)
     room_bytes = 4 * MiB + guaranteed_pages(segments) * PAGE_SIZE
     assert room_bytes - 3 * ZSPAGE_BYTES < config.size_bytes < room_bytes
     tier = MemoryTier(segments) if segments else None
@@ -150,13 +155,13 @@ def test_table_zspages_that_emptied_in_part_do_not_eat_the_room() -> None:
 
 def test_guaranteed_room() -> None:
     pool = 64 * MiB
-    assert guaranteed_bytes(_config(32 * MiB, pool)) == pool - 2 * ZSPAGE_BYTES - PAGE_SIZE
-    with_file = guaranteed_bytes(_config(32 * MiB, pool, GiB))
+    assert _guaranteed(_config(32 * MiB, pool)) == pool - 2 * ZSPAGE_BYTES - PAGE_SIZE
+    with_file = _guaranteed(_config(32 * MiB, pool, GiB))
     assert pool + GiB // 2 < with_file < pool + GiB
     # The tables of 1 TiB would take 2 GiB; those that fit into 1/8 of the pool name 4 GiB.
     thin = _config(TiB, pool, TiB)
-    assert guaranteed_bytes(thin) == pool // 8 // PAGE_SIZE * CLUSTER_BYTES
-    assert _fit(thin).size_bytes == guaranteed_bytes(thin)
+    assert _guaranteed(thin) == pool // 8 // PAGE_SIZE * CLUSTER_BYTES
+    assert _fit(thin).size_bytes == _guaranteed(thin)
 
 
 # ---- packing ----
@@ -219,7 +224,7 @@ def test_no_walk_without_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[object] = []
     monkeypatch.setattr(compactor, "_find_slots", walks.append)
     assert compactor.is_low()
-    assert compactor.tidy() == 0
+    assert compactor.compact_if_low() == 0
     assert not compactor.make_room(16)
     assert walks == []
     rig.region.close()
@@ -230,12 +235,12 @@ def test_tidy_waits_until_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> Non
     compactor = Compactor(rig.layer)
     compactor.low_zspages = 0
     assert not compactor.is_low()
-    assert compactor.tidy() == 0
+    assert compactor.compact_if_low() == 0
     compactor.low_zspages = rig.layer.pool.zspages
     monkeypatch.setattr(compactor, "_worth_zspages", 1000)
-    assert compactor.tidy() == 0
+    assert compactor.compact_if_low() == 0
     monkeypatch.setattr(compactor, "_worth_zspages", 1)
-    assert compactor.tidy() > 0
+    assert compactor.compact_if_low() > 0
     _assert_holds(rig, model)
     rig.region.close()
 
@@ -324,12 +329,12 @@ def test_rounds_beside_everything_else() -> None:
 # ---- writes that wait ----
 
 
-def _second(rig: Rig, buffers: int = 2, wait_s: float = 0.05) -> SecondTry:
+def _second(rig: Rig, buffers: int = 2, wait_s: float = 0.05) -> StalledWrites:
     views = [memoryview(bytearray(32 * PAGE_SIZE)) for _ in range(buffers)]
-    return SecondTry(rig.layer, views, wait_s=wait_s)
+    return StalledWrites(rig.layer, views, wait_s=wait_s)
 
 
-def _run(second: SecondTry) -> None:
+def _run(second: StalledWrites) -> None:
     second.stop()
     second.run()
 
@@ -469,7 +474,7 @@ def test_a_bug_is_answered_and_the_thread_lives(
     second, ticket, again = _second(rig), Ticket(), Ticket()
     with monkeypatch.context() as patch:
         patch.setattr(rig.layer, "store_run", None)
-        patch.setattr(second.compactor, "tidy", None)
+        patch.setattr(second.compactor, "compact_if_low", None)
         second.submit(ticket, 1, 0, memoryview(page("text", 1)), 1)
         second.kick_if_needed()
         _run(second)
@@ -485,20 +490,20 @@ def test_a_bug_is_answered_and_the_thread_lives(
 def test_a_short_pool_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, looks = [10.0], []
     rig, _ = _fragmented(1)
-    second = SecondTry(rig.layer, [], clock_s=lambda: now_s[0])
-    monkeypatch.setattr(second.compactor, "tidy", lambda: looks.append(now_s[0]))
+    second = StalledWrites(rig.layer, [], clock_s=lambda: now_s[0])
+    monkeypatch.setattr(second.compactor, "compact_if_low", lambda: looks.append(now_s[0]))
     second.kick_if_needed()
     second.kick_if_needed()
     _run(second)
     second.kick_if_needed()
     _run(second)
     assert looks == [10.0]
-    now_s[0] += second_try.LOOK_EVERY_S
+    now_s[0] += stalled.LOOK_EVERY_S
     second.kick_if_needed()
     _run(second)
     assert len(looks) == 2
     rig.layer.discard_run(0, SLOTS)
-    now_s[0] += second_try.LOOK_EVERY_S
+    now_s[0] += stalled.LOOK_EVERY_S
     second.kick_if_needed()
     _run(second)
     assert len(looks) == 2, "nothing is short"

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swapfs import control
-from swapfs.config import KEYS, Config, check_room, describe, load
-from swapfs.config_file import FILE_BYTES_MAX, FileTierConfig
+from swapfs.config.backing import FILE_BYTES_MAX, FileTierConfig
+from swapfs.config.model import KEYS, Config, check_room, describe, load
+from swapfs.config.values import parse_name
 from swapfs.errors import ConfigError
 from swapfs.tiers import file as file_tier
 from swapfs.units import GiB, MiB, TiB
-from swapfs.values import parse_name
+from swapfs.wire import control
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -214,7 +214,7 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
 ) -> None:
     backing = tmp_path / "backing"
     backing.write_bytes(b"x" * 6 * MiB)
-    monkeypatch.setattr("swapfs.config_file._free_bytes", lambda where, path: 0)
+    monkeypatch.setattr("swapfs.config.backing._free_bytes", lambda where, path: 0)
     assert load({**BASE, "file": f"{backing}:4M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
     assert "its file system has 0B free" in problem({"file": f"{tmp_path}/new:2T"}, root)

@@ -16,8 +16,8 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swapfs import control
 from swapfs.errors import OperationError, TierError
+from swapfs.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swapfs import config
+from swapfs.config import model
 from swapfs.errors import ConfigError
-from swapfs.metric_table import METRICS
+from swapfs.server.metric_table import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,11 +176,11 @@ def here(tmp_path: Path) -> dict[str, object]:
 
 
 def test_example_shows_every_key_and_no_other() -> None:
-    assert set(tomllib.loads(uncommented())) == set(config.KEYS)
+    assert set(tomllib.loads(uncommented())) == set(model.KEYS)
 
 
 def test_example_is_accepted(here: dict[str, object]) -> None:
-    loaded = config.load(here, EXAMPLE)
+    loaded = model.load(here, EXAMPLE)
     assert loaded.size_bytes == 2 << 30
     assert loaded.metrics == ("127.0.0.1", 9809)
 
@@ -196,7 +196,7 @@ def test_commented_lines_show_the_defaults(tmp_path: Path, here: dict[str, objec
     path = tmp_path / "full.toml"
     # an explicit mount point must exist, the default one is made by "up"
     path.write_text(re.sub(r"(?m)^mountpoint = .*$", "", uncommented()))
-    assert config.load(here, path) == config.load(here, EXAMPLE)
+    assert model.load(here, path) == model.load(here, EXAMPLE)
 
 
 def test_unknown_key_in_the_example_would_be_noticed(
@@ -205,7 +205,7 @@ def test_unknown_key_in_the_example_would_be_noticed(
     path = tmp_path / "wrong.toml"
     path.write_text(EXAMPLE.read_text() + "\npool-size = 1\n")
     with pytest.raises(ConfigError, match="pool-size"):
-        config.load(here, path)
+        model.load(here, path)
 
 
 # swapfs.service

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from swapfs import config, guards
-from swapfs.cli import cli
+from swapfs.command.main import cli
+from swapfs.config import model
+from swapfs.host import guards
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,7 +44,7 @@ def options() -> list[str]:
             for parameter in command.params
             if isinstance(parameter, click.Option)
             for option in [*parameter.opts, *parameter.secondary_opts]
-            if option.removeprefix("--") not in config.KEYS
+            if option.removeprefix("--") not in model.KEYS
         }
     )
 
@@ -56,7 +57,7 @@ def resolves(page: Path, link: str) -> bool:
     return not fragment or fragment in map(anchor, headings(target.read_text()))
 
 
-@pytest.mark.parametrize("key", config.KEYS)
+@pytest.mark.parametrize("key", model.KEYS)
 def test_every_key_has_its_section_and_its_row(key: str) -> None:
     sections = re.findall(r"`([^`]+)`", "\n".join(headings(CONFIGURATION)))
     assert key in sections
@@ -67,7 +68,7 @@ def test_nothing_is_described_twice() -> None:
     sections = headings(CONFIGURATION)
     assert sorted(set(sections)) == sorted(sections)
     rows = re.findall(r"^\| (\[`[a-z-]+`\])\(#", CONFIGURATION, re.MULTILINE)
-    assert len(set(rows)) == len(rows) == len(config.KEYS)
+    assert len(set(rows)) == len(rows) == len(model.KEYS)
 
 
 @pytest.mark.parametrize("option", options())

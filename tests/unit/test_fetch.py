@@ -9,9 +9,9 @@ import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FaultyTier
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
-from swapfs.testing.rig import Rig
 from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.base import LowerTier

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapfs import fuse_init
+from swapfs.session import fuse_init
 
 EXT = fuse_init.FLAG_INIT_EXT
 

@@ -12,10 +12,10 @@ from typing import NoReturn
 
 import pytest
 
-from swapfs import syscalls
 from swapfs.errors import GuardError, OperationError
-from swapfs.guards import CURES, Guard, Guards
-from swapfs.procself import ProcSelf
+from swapfs.host import syscalls
+from swapfs.host.guards import CURES, Guard, Guards
+from swapfs.host.procself import ProcSelf
 
 CAP_SYS_RESOURCE = 24
 CAP_SYS_NICE = 23
@@ -33,8 +33,8 @@ def in_child(body: str, **environment: str) -> list[Guard]:
     """Run *body* with a fresh ``guards`` and return what ``verify`` says at its end."""
     script = (
         "import gc, json, mmap, os, threading\n"
-        "from swapfs import syscalls\n"
-        "from swapfs.guards import Guards\n"
+        "from swapfs.host import syscalls\n"
+        "from swapfs.host.guards import Guards\n"
         "guards = Guards(unsafe=False)\n"
         f"{body}\n"
         "print(json.dumps([guard.as_dict() for guard in guards.verify()]))\n"
@@ -301,7 +301,7 @@ def test_chosen_thread_that_ended_breaks_the_guard(monkeypatch: pytest.MonkeyPat
 def test_heap_stays_grown_and_large_blocks_do_not_leave_it() -> None:
     (guard,) = in_child(
         "guards.set_heap(prewarm_bytes=8 << 20)\n"
-        "from swapfs.procself import ProcSelf\n"
+        "from swapfs.host.procself import ProcSelf\n"
         "warm = ProcSelf().heap_bytes()\n"
         "assert warm >= 8 << 20, warm\n"
         "syscalls.touch_heap(64 << 20)\n"  # far above any mmap threshold

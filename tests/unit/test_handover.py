@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from swapfs import handover, monitor
-from swapfs.config import Config
+from swapfs.config.model import Config
 from swapfs.errors import OperationError
-from swapfs.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
-from swapfs.monitor import Held, Outcome
+from swapfs.monitor import monitor
+from swapfs.monitor.monitor import Held, Outcome
+from swapfs.wire import handover
+from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 
 MIB = 1 << 20
 RETIRES_LATE = """
@@ -80,7 +81,7 @@ def test_one_upgrade_at_a_time(tmp_path: Path) -> None:
     lock = tmp_path / "x.lock"
     other = f"""
 import pathlib
-from swapfs.handover import exclusively
+from swapfs.wire.handover import exclusively
 with exclusively(pathlib.Path({str(lock)!r})):
     print("mine")
 """

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from swapfs import kernel
 from swapfs.errors import OperationError
-from swapfs.kernel import LoopDevice, MountEntry
+from swapfs.host import kernel
+from swapfs.host.kernel import LoopDevice, MountEntry
 
 HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from swapfs.region import ZSPAGE_BYTES
+from swapfs.region.layout import ZSPAGE_BYTES
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, mixed_pages, page
-from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
 from swapfs.vlayer.entry import LENGTH_MASK, LENGTH_SHIFT, MOVING, Tag, move_pool, pool_place
 from swapfs.vlayer.layer import SlotDamaged

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import swapfs
-from swapfs import control, kernel, leftovers, lifecycle, reserve
-from swapfs.config import Config
+import swapfs.command
+from swapfs.command import lifecycle, reserve, stale
+from swapfs.command.stale import GhostSwap
+from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.kernel import LoopDevice, MountEntry, SwapEntry
-from swapfs.leftovers import GhostSwap
+from swapfs.host import kernel
+from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+from swapfs.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,15 +141,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         *("mkswap", "swapon", "swapoff", "detach_loop", "umount"),
     ):
         monkeypatch.setattr(kernel, name, getattr(machine, name))
-    monkeypatch.setattr(leftovers, "ghost_swaps", machine.ghost_swaps)
+    monkeypatch.setattr(stale, "ghost_swaps", machine.ghost_swaps)
     monkeypatch.setattr(reserve, "wanted_bytes", functools.partial(reserve.wanted_bytes, root=root))
     monkeypatch.setattr(reserve, "hold", functools.partial(reserve.hold, root=root))
     monkeypatch.setattr(reserve, "release", functools.partial(reserve.release, root=root))
-    daemon = types.ModuleType("swapfs.daemon")
+    daemon = types.ModuleType("swapfs.command.launch")
     daemon.launch = machine.launch  # type: ignore[attr-defined]
     daemon.run_foreground = machine.run_foreground  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "swapfs.daemon", daemon)
-    monkeypatch.setattr(swapfs, "daemon", daemon, raising=False)
+    monkeypatch.setitem(sys.modules, "swapfs.command.launch", daemon)
+    monkeypatch.setattr(swapfs.command, "launch", daemon, raising=False)
     return machine
 
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from swapfs._load import Lock
+from swapfs.core._load import Lock
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
-from swapfs.testing.rig import Rig
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 
 SLOTS = 3 * CLUSTER_SLOTS

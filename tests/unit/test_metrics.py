@@ -19,10 +19,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from swapfs import metrics
 from swapfs.errors import OperationError
-from swapfs.metric_table import METRICS, reference
-from swapfs.stats import COUNTERS
+from swapfs.region.counters import COUNTERS
+from swapfs.server import metrics
+from swapfs.server.metric_table import METRICS, reference
 from swapfs.vlayer.health import Health
 
 if TYPE_CHECKING:
@@ -232,7 +232,9 @@ def test_label_values_are_escaped(snapshot: dict[str, Any]) -> None:
 
 
 def test_reference_in_the_docs_is_the_table() -> None:
-    assert reference() in DOCS.read_text(), "paste swapfs.metric_table.reference() into the docs"
+    assert reference() in DOCS.read_text(), (
+        "paste swapfs.server.metric_table.reference() into the docs"
+    )
 
 
 # HTTP

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapfs.region import ZSPAGE_BYTES, Geometry, Region
+from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.testing.pages import mixed_pages
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import PAGE_SIZE, MiB

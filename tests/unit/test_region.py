@@ -7,8 +7,8 @@ import os
 import pytest
 
 from swapfs.errors import RegionError
-from swapfs.region import NO_CLASS, ZSPAGE_BYTES, Geometry, Region
-from swapfs.stats import COUNTERS, Counters
+from swapfs.region.counters import COUNTERS, Counters
+from swapfs.region.layout import NO_CLASS, ZSPAGE_BYTES, Geometry, Region
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE, GiB, MiB, TiB
 
 

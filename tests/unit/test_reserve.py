@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swapfs import reserve
+from swapfs.command import reserve
 from swapfs.errors import OperationError
 from swapfs.units import KiB, MiB
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swapfs.errors import TierFull
+from swapfs.region.lists import ListHeads
 from swapfs.tiers.base import Extent
-from swapfs.tiers.rings import Rings
 from swapfs.tiers.segments import (
     CLEANING_RESERVE,
     SEGMENT_SECTORS,
@@ -66,7 +66,7 @@ def test_what_was_tried_in_vain_does_not_hide_other_holes() -> None:
             break
         except TierFull:
             for extent in space.segments_to_clean():
-                space.pass_over(extent)
+                space.skip(extent)
     assert found == Extent(segments[35].sector, 64)
 
 
@@ -153,7 +153,7 @@ def test_a_segment_that_was_passed_over_returns_when_it_changes() -> None:
     space = SegmentMap(6)
     extents = _sparse(space, [0.1, 0.1, 1.0, 1.0])
     for extent in extents[:2]:
-        space.pass_over(Extent(extent.sector, SEGMENT_SECTORS))
+        space.skip(Extent(extent.sector, SEGMENT_SECTORS))
     space.check()
     assert space.segments_to_clean() == []
     space.release(extents[0].sector, 1)
@@ -219,7 +219,7 @@ def test_bookkeeping_agrees_with_itself(actions: list[tuple[int, int, int]]) -> 
 
 
 def test_rings() -> None:
-    rings = Rings(5, 3)
+    rings = ListHeads(5, 3)
     assert rings.numbers(0, 9) == [0, 1, 2, 3, 4]
     rings.move(3, 1)
     rings.move(1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swapfs.region import NO_CLASS, ZSPAGE_BYTES
+from swapfs.region.layout import NO_CLASS, ZSPAGE_BYTES
 from swapfs.tiers.size_classes import (
     CLASS_OBJECTS,
     CLASS_OF_GRAINS,

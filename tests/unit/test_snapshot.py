@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from swapfs import session
-from swapfs.config import Config
-from swapfs.guards import Guards
-from swapfs.handover import Handover
-from swapfs.region import Region
-from swapfs.snapshot import SnapshotMaker
-from swapfs.testing.rig import Rig
+from swapfs.config.model import Config
+from swapfs.host.guards import Guards
+from swapfs.region.layout import Region
+from swapfs.server.snapshot import SnapshotMaker
+from swapfs.testing.harness import Rig
 from swapfs.units import MiB
+from swapfs.wire.handover import Handover
 
 SLOTS = 1024
 POOL_BYTES = 4 * MiB

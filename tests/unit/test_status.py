@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from swapfs import control, status
+from swapfs.command import status
+from swapfs.command.stale import GhostSwap
 from swapfs.errors import OperationError
-from swapfs.leftovers import GhostSwap
+from swapfs.wire import control
 
 NO_PROCESS = 1 << 30  # beyond every pid_max
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from swapfs.errors import TierFull
-from swapfs.region import ZSPAGE_BYTES, Geometry, Region
+from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
 from swapfs.vlayer.entry import MOVING, REFERENCED, encode_pool, encode_same

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swapfs import systemd
 from swapfs.errors import OperationError
+from swapfs.host import systemd
 
 
 def put(root: Path, pid: int, cgroup: str) -> None:

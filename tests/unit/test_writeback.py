@@ -12,9 +12,9 @@ import pytest
 
 from swapfs.errors import BlobCorrupt
 from swapfs.testing.faulty import FaultyTier
+from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
-from swapfs.testing.rig import Rig
 from swapfs.testing.slow import SlowTier
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB

@@ -1,0 +1,1 @@
+"""The ``swapfs`` command: everything that runs in the caller's own process."""

@@ -1,0 +1,133 @@
+"""What an instance leaves behind when it dies, and how to tell it from one that lives.
+
+An instance lives while a process holds its lock; no pid is trusted. Without it there may still
+be a mount that nobody serves, a loop device on it, and a swap area on that: a ghost, which reads
+as errors. All of it is looked at without touching a file inside a mount.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swapfs.config.model import mount_source
+from swapfs.errors import OperationError
+from swapfs.host import kernel
+from swapfs.wire import control
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from swapfs.config.model import Config
+    from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+
+_LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class GhostSwap:
+    """A swap area whose backing file is out of reach; *reason* says why, in one line."""
+
+    device: Path
+    backing_file: str
+    reason: str
+
+
+def daemon_lives(name: str, runtime_dir: Path) -> bool:
+    """Whether a process holds the lock of instance *name*; the one test that no pid can fool."""
+    try:
+        descriptor = os.open(runtime_dir / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def refuse(config: Config) -> None:
+    """Refuse to start beside an instance of the same name, or a swap area without a server."""
+    name = config.name
+    cure = f"run swapfs down {name} first"
+    alive = daemon_lives(name, config.runtime_dir)
+    for mounted in kernel.mounts():
+        if mounted.source == mount_source(name):
+            where = f"mounted on {mounted.mountpoint}"
+            if alive:
+                raise OperationError(f"{name} is already {where}: {cure}")
+            raise OperationError(
+                f"{name} is still {where}, and no daemon in {config.runtime_dir} serves it: choose "
+                f"another --name if one with another --runtime-dir does, else {cure}"
+            )
+    if alive:
+        raise OperationError(f"a daemon of {name} is running: {cure}")
+    loop = kernel.find_loop(config.swap_file)
+    if loop is not None:
+        raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
+    ghosts = ghost_swaps(dead_mounts(config.runtime_dir))
+    if ghosts and not config.unsafe:
+        ghost = ghosts[0]
+        raise OperationError(
+            f"{ghost.device} is swap but {ghost.reason}: try swapoff {ghost.device}, else reboot"
+            " (--unsafe goes on beside it)"
+        )
+
+
+def dead_mounts(runtime_dir: Path) -> set[Path]:
+    """Return where instances were mounted that left a snapshot but no daemon."""
+    dead = set()
+    for path in runtime_dir.glob("*.json"):
+        written = control.read_snapshot(runtime_dir, path.stem)
+        if written and not daemon_lives(path.stem, runtime_dir):
+            dead.add(Path(str(written[1].get("mountpoint"))))
+    return dead
+
+
+def ghost_swaps(dead: Collection[Path] = (), root: Path = kernel.ROOT) -> list[GhostSwap]:
+    """Return the swap areas on loop devices that nothing serves any more.
+
+    Their pages may be lost, and swapoff may fail on them; only a reboot is sure to help.
+
+    :param dead: mount points that are known to be without a daemon
+    """
+    attached = {str(loop.device): loop for loop in kernel.loops(root)}
+    mounted = kernel.mounts(root)
+    ghosts = []
+    for entry in kernel.swaps(root):
+        if not _LOOP_DEVICE.fullmatch(entry.path):
+            continue
+        loop = attached.get(entry.path)
+        reason = _ghost_reason(entry, loop, mounted, dead, root)
+        if reason:
+            ghosts.append(GhostSwap(Path(entry.path), loop.backing_file if loop else "", reason))
+    return ghosts
+
+
+def _ghost_reason(
+    entry: SwapEntry,
+    loop: LoopDevice | None,
+    mounted: list[MountEntry],
+    dead: Collection[Path],
+    root: Path,
+) -> str:
+    """Say why nothing serves *entry*, in one line; never asks a FUSE server."""
+    if loop is None:
+        return "sysfs shows nothing attached to it"
+    if loop.deleted:
+        return f"its backing file {loop.backing_file} is deleted"
+    path = Path(loop.backing_file)
+    holders = [entry for entry in mounted if path.is_relative_to(entry.mountpoint)]
+    holder = max(holders, key=lambda entry: len(entry.mountpoint.parts), default=None)
+    if holder is not None and holder.mountpoint in dead:
+        return f"the daemon that served {path} is gone, and with it what it held in memory"
+    served = holder is not None and holder.fstype.startswith("fuse")
+    if not served and not os.path.lexists(root / loop.backing_file.lstrip("/")):
+        return f"nothing is mounted that holds its backing file {loop.backing_file}"
+    return f"its device node {entry.path} is deleted" if entry.deleted else ""

@@ -1,0 +1,1 @@
+"""What an instance is told to be: options, their values, and the checks on them."""

@@ -1,0 +1,108 @@
+"""The backing file as the user writes it, ``PATH[:SIZE]``, checked against what is there.
+
+Creates and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swapfs.config import values
+from swapfs.errors import ConfigError
+from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB, format_size
+
+FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
+FILE_BYTES_MAX: Final = SECTOR_SIZE << 32  # a table word has 32 bits for a sector
+
+
+@dataclass(frozen=True, slots=True)
+class FileTierConfig:
+    """The backing file or block device of the file tier."""
+
+    path: Path
+    size_bytes: int
+    direct_io: str = "auto"  # "auto" | "on" | "off"
+    encryption: bool = True
+
+
+def parse_file(
+    where: str, value: object, direct_io: str, *, encryption: bool = True
+) -> FileTierConfig:
+    """Return the file tier ``PATH[:SIZE]`` that *value* describes; it fits on this machine.
+
+    :raises ConfigError: it cannot be the backing store, or there is no room for it
+    """
+    path, size_bytes = _split_file(where, values.parse_text(where, value))
+    present_bytes, missing_bytes = _measure(where, path, size_bytes)
+    if size_bytes is None:
+        size_bytes = present_bytes // PAGE_SIZE * PAGE_SIZE
+    if size_bytes < FILE_BYTES_MIN:
+        least = format_size(FILE_BYTES_MIN)
+        raise ConfigError(where, f"{path}: {format_size(size_bytes)} is too small (least: {least})")
+    if size_bytes > FILE_BYTES_MAX:
+        has, most = values.exact_size(size_bytes), format_size(FILE_BYTES_MAX)
+        problem = f"{path}: {has} is too large (most: {most}; write {path}:{most})"
+        raise ConfigError(where, problem)
+    if missing_bytes > 0:
+        free_bytes = _free_bytes(where, path)
+        if missing_bytes > free_bytes:
+            wants, has = format_size(missing_bytes), format_size(free_bytes)
+            raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
+    return FileTierConfig(path, size_bytes, direct_io, encryption)
+
+
+def _split_file(where: str, text: str) -> tuple[Path, int | None]:
+    """Split ``PATH:SIZE``; colons in PATH are fine, and so is a missing size."""
+    head, colon, tail = text.rpartition(":")
+    if not colon or os.path.exists(text) or "/" in tail:
+        return values.parse_path(where, text), None
+    return values.parse_path(where, head), values.parse_paged_size(where, tail, 0)
+
+
+def _measure(where: str, path: Path, size_bytes: int | None) -> tuple[int, int]:
+    """Return the bytes that *path* has now and those that its file system must still give.
+
+    :raises ConfigError: *path* cannot be the backing store
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise ConfigError(where, f"{path}: there is no directory {path.parent}") from None
+        if size_bytes is None:
+            raise ConfigError(where, f"{path} does not exist: write {path}:SIZE") from None
+        return 0, size_bytes
+    except OSError as error:
+        raise ConfigError(where, f"{path}: {error.strerror}") from error
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size, (size_bytes or found.st_size) - found.st_blocks * 512
+    if not stat.S_ISBLK(found.st_mode):
+        raise ConfigError(where, f"{path} is neither a file nor a block device")
+    device_bytes = _block_device_bytes(where, path)
+    if size_bytes is not None and size_bytes > device_bytes:
+        has = format_size(device_bytes)
+        raise ConfigError(where, f"{path} has only {has}, {format_size(size_bytes)} asked for")
+    return device_bytes, 0
+
+
+def _block_device_bytes(where: str, path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.lseek(descriptor, 0, os.SEEK_END)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ConfigError(where, f"{path}: {error.strerror}") from error
+
+
+def _free_bytes(where: str, path: Path) -> int:
+    try:
+        found = os.statvfs(path.parent)
+    except OSError as error:
+        raise ConfigError(where, f"{path}: {error.strerror}") from error
+    return found.f_bavail * found.f_frsize

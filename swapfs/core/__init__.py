@@ -1,0 +1,1 @@
+"""Compiled code for what is done to every page."""

@@ -1,0 +1,1 @@
+"""The kernel we run on: what it says, and what we ask of it."""

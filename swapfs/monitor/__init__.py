@@ -1,0 +1,1 @@
+"""The monitor: holds what must outlive a server, and watches it."""

@@ -1,0 +1,1 @@
+"""The shared mapping that outlives a server, and what lies in it."""

@@ -1,0 +1,186 @@
+"""The region: one shared mapping that holds everything which must survive the server.
+
+Layout, each part starting on a page::
+
+    header     magic, format version, geometry; from byte 256 on the key of the file
+               tier's blobs; from byte 512 on the FUSE_INIT request that
+               opened the session (u32 length first); from byte 1024 on the counters
+    directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
+    classes    one byte a zspage: its size class, 255 = free
+    arena      the pool: zspages of 64 KiB, aligned to 64 KiB
+
+The region is a memfd, so that it can be handed to another process; it is never a named file.
+Knows the layout, not the meaning of what is in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from swapfs.errors import RegionError
+from swapfs.region.counters import COUNTERS
+from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
+
+FORMAT_VERSION: Final = 1
+ZSPAGE_BYTES: Final = 64 * 1024
+"""Bytes in one zspage, the unit in which the arena is divided among size classes."""
+NO_CLASS: Final = 255
+
+_MAGIC: Final = b"swapfs\0\0"
+_HEADER = struct.Struct("<8sIIQQ")  # magic, version, counters, size_bytes, pool_bytes
+_KEY_OFFSET: Final = 256
+_KEY_BYTES: Final = 32
+_INIT_OFFSET: Final = 512
+_COUNTERS_OFFSET: Final = 1024
+_MADV_POPULATE_WRITE: Final = 23  # include/uapi/asm-generic/mman-common.h, kernel 5.14
+
+
+def _page_ceil(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE_SIZE) * PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the parts of a region lie; derived from two sizes.
+
+    :param size_bytes: virtual size of the swap file, a multiple of PAGE_SIZE
+    :param pool_bytes: size of the arena, a multiple of ZSPAGE_BYTES
+    """
+
+    size_bytes: int
+    pool_bytes: int
+
+    @property
+    def slots(self) -> int:
+        """Virtual slots in the swap file."""
+        return self.size_bytes // PAGE_SIZE
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that the swap file spans; the last may be short."""
+        return -(-self.size_bytes // CLUSTER_BYTES)
+
+    @property
+    def zspages(self) -> int:
+        """Zspages in the arena."""
+        return self.pool_bytes // ZSPAGE_BYTES
+
+    @property
+    def directory_offset(self) -> int:
+        """Byte offset of the cluster directory."""
+        return PAGE_SIZE
+
+    @property
+    def classes_offset(self) -> int:
+        """Byte offset of the zspage classes."""
+        return self.directory_offset + _page_ceil(4 * self.clusters)
+
+    @property
+    def arena_offset(self) -> int:
+        """Byte offset of the arena, a multiple of ZSPAGE_BYTES."""
+        end = self.classes_offset + _page_ceil(self.zspages)
+        return -(-end // ZSPAGE_BYTES) * ZSPAGE_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """Length of the mapping."""
+        return self.arena_offset + self.pool_bytes
+
+
+class Region:
+    """A mapped region and typed views of its parts.
+
+    Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
+    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``_session.c``) and
+    ``counter_words`` (u64). A store to an element of a ``Q`` view is one aligned 8-byte store,
+    which is what publishes a word (I3).
+    """
+
+    def __init__(self, fd: int, geometry: Geometry) -> None:
+        self.fd = fd
+        self.geometry = geometry
+        self._map = mmap.mmap(fd, geometry.total_bytes, mmap.MAP_SHARED)
+        whole = memoryview(self._map)
+        g = geometry
+        self.directory = whole[g.directory_offset :][: 4 * g.clusters].cast("I")
+        self.classes = whole[g.classes_offset :][: g.zspages]
+        self.arena = whole[g.arena_offset :][: g.pool_bytes]
+        self.arena_words = self.arena.cast("Q")
+        self.arena_halves = self.arena.cast("H")
+        self.blob_key = whole[_KEY_OFFSET : _KEY_OFFSET + _KEY_BYTES]
+        self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
+        self.counter_words = whole[_COUNTERS_OFFSET:PAGE_SIZE].cast("Q")
+        self._whole = whole
+
+    @classmethod
+    def create(cls, geometry: Geometry) -> Region:
+        """Make a new region, all of it present in memory before this returns.
+
+        :raises RegionError: the kernel has not that much memory
+        """
+        fd = os.memfd_create("swapfs-region", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, geometry.total_bytes)
+            region = cls(fd, geometry)
+            region.populate()
+        except OSError as error:
+            os.close(fd)
+            size = geometry.total_bytes
+            raise RegionError(f"cannot reserve {size} bytes of memory: {error.strerror}") from error
+        header = _HEADER.pack(
+            _MAGIC, FORMAT_VERSION, len(COUNTERS), geometry.size_bytes, geometry.pool_bytes
+        )
+        region.classes[:] = bytes([NO_CLASS]) * geometry.zspages
+        region._whole[: len(header)] = header
+        return region
+
+    @classmethod
+    def attach(cls, fd: int) -> Region:
+        """Map the region behind *fd*, made by this or another process.
+
+        :raises RegionError: not a region, or of a format that this version cannot use
+        """
+        header = os.pread(fd, _HEADER.size, 0)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise RegionError("this descriptor holds no swapfs region")
+        _, version, counters, size_bytes, pool_bytes = _HEADER.unpack(header)
+        if version != FORMAT_VERSION or counters > len(COUNTERS):
+            raise RegionError(
+                f"the region has format {version}.{counters}, this swapfs reads "
+                f"{FORMAT_VERSION}.{len(COUNTERS)}: keep the version that made it"
+            )
+        geometry = Geometry(size_bytes, pool_bytes)
+        if os.fstat(fd).st_size != geometry.total_bytes:
+            raise RegionError("the region's length does not fit its header")
+        return cls(fd, geometry)
+
+    def populate(self) -> None:
+        """Have every page of the region in memory and mapped, so that no later use faults.
+
+        :raises OSError: not enough memory, or a kernel before 5.14
+        """
+        self._map.madvise(_MADV_POPULATE_WRITE)
+
+    @property
+    def address(self) -> int:
+        """Where the region is mapped, for mlock(2)."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that the region holds whether or not anything is stored."""
+        return self.geometry.arena_offset
+
+    def close(self) -> None:
+        """Unmap the region and close its descriptor; every view becomes invalid."""
+        for view in (self.directory, self.arena_words, self.arena_halves, self.counter_words):
+            view.release()
+        for view in (self.blob_key, self.session_init, self.classes, self.arena, self._whole):
+            view.release()
+        self._map.close()
+        os.close(self.fd)

@@ -1,0 +1,1 @@
+"""The server: serves one region on one FUSE connection."""

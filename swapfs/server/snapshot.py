@@ -1,0 +1,203 @@
+"""The status snapshot: everything that status, metrics and the state file show, as one dict.
+
+Costs the same whatever is stored: only counters are read, never the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from swapfs import __version__, session
+from swapfs.config.model import Config, describe
+from swapfs.host import kernel
+from swapfs.host.guards import Guards
+from swapfs.region.layout import Region
+from swapfs.session import fuse_init
+from swapfs.tiers.base import LowerTier
+from swapfs.units import PAGE_SIZE
+from swapfs.vlayer.capacity import guaranteed_bytes
+from swapfs.vlayer.codec import ALGORITHM
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.writeback import Writeback
+from swapfs.wire.handover import Handover
+
+GUARDS_EVERY_S: Final = 5.0
+"""The age that guards in metrics and state file may have; status reads them back at once."""
+
+
+class SnapshotMaker:
+    """Makes snapshots of one server; any thread may call it.
+
+    :param handover: of the monitor, whose end is the end of the instance
+
+    ``problems`` are those of the server itself, by what has them: reasons why it is degraded.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        region: Region,
+        layer: VirtualSlotLayer,
+        guards: Guards,
+        writeback: Writeback | None,
+        handover: Handover,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._layer = layer
+        self._region = region
+        self._fixed_bytes = _fixed_bytes(region, layer.tier)
+        self._guards = guards
+        self._writeback = writeback
+        self._monitor_pid = handover.pid
+        self._handover = handover.as_dict()
+        self._described = json.loads(describe(config, as_json=True))
+        self._clock_s = clock_s
+        self._started_s = clock_s()
+        self._guards_read: list[dict[str, Any]] = []
+        self._guards_read_s = -GUARDS_EVERY_S
+        self._loop_device: Path | None = None
+        self.problems: dict[str, str] = {}
+        self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
+        self._loop_errors = 0
+
+    def make(self, *, fresh: bool = False) -> dict[str, Any]:
+        """Return the snapshot of this moment.
+
+        :param fresh: read every guard back now, not only every GUARDS_EVERY_S
+        """
+        config = self._config
+        answer: dict[str, Any] = {
+            "name": config.name,
+            "version": __version__,
+            "algorithm": ALGORITHM,
+            "pid": self._monitor_pid,
+            "server_pid": os.getpid(),
+            "mountpoint": str(config.mountpoint),
+            "size_bytes": config.size_bytes,
+            "overcommit": config.overcommit,
+            "room_bytes": self._room_bytes,
+            "started_unix_s": self._started_s,
+            **self._stored(),
+            "latency": session.latency(),
+            "requests_in_flight": session.counts()["in_flight"],
+            "guards": self._verified(fresh),
+            **self._attached(),
+            "config": self._described,
+            "handover": self._handover,
+        }
+        opened = fuse_init.decode(self._region.session_init)
+        answer["kernel"] = opened.as_dict() if opened else None
+        answer["limits"] = [fuse_init.CANNOT_RESEND] if opened and not opened.can_resend else []
+        answer["degraded"] = self._degraded(answer)
+        return answer
+
+    def _verified(self, fresh: bool) -> list[dict[str, Any]]:
+        """Return the guards as last read back: that is a third of what a snapshot costs."""
+        now_s = time.monotonic()
+        if fresh or now_s - self._guards_read_s >= GUARDS_EVERY_S:
+            self._guards_read_s = now_s
+            self._guards_read = [guard.as_dict() for guard in self._guards.verify()]
+        return self._guards_read
+
+    def _stored(self) -> dict[str, Any]:
+        """Return what the layer holds; the only part that takes its lock."""
+        layer = self._layer
+        with layer.lock:
+            self._keep_loop_errors()
+            slots = layer.table.state_counts()
+            pool = layer.pool.stats()
+            counters = layer.counters.snapshot()
+            clusters, table_bytes = layer.table.live_clusters, layer.table.table_bytes
+            file_payload_bytes = layer.file_payload_bytes
+        occupied = sum(slots.values()) - slots["empty"]
+        return {
+            "slots": slots,
+            "orig_bytes": occupied * PAGE_SIZE,
+            "compr_bytes": pool.payload_bytes + file_payload_bytes,
+            "pool": {
+                "limit_bytes": pool.limit_bytes,
+                "used_bytes": pool.used_bytes,
+                "payload_bytes": pool.payload_bytes,
+                "peak_bytes": pool.peak_bytes,
+                "zspages_free": pool.zspages_free,
+            },
+            "metadata_bytes": table_bytes,
+            "fixed_bytes": self._fixed_bytes,
+            "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
+            "clusters": clusters,
+            "tiers": [self._tier(layer.tier, file_payload_bytes)] if layer.tier else [],
+            "counters": counters,
+        }
+
+    def _keep_loop_errors(self) -> None:
+        """Add what the session loop has counted since the last time to the region's counter.
+
+        The loop counts in this process and starts at 0 in the next one. Only what is in the
+        region is ever shown, so the counter never falls. The layer's lock is held.
+        """
+        errors = session.counts()["handler_errors"]
+        self._layer.counters.add("handler_errors", errors - self._loop_errors)
+        self._loop_errors = errors
+
+    def _tier(self, tier: LowerTier, payload_bytes: int) -> dict[str, Any]:
+        assert self._writeback is not None
+        problem = self._writeback.health.problem(time.monotonic())
+        return {
+            **tier.stats().as_dict(),
+            "payload_bytes": payload_bytes,
+            "healthy": problem in ("", "full"),
+            "state": problem or "ok",
+        }
+
+    def _attached(self) -> dict[str, Any]:
+        """Return the loop device on the swap file and the swap area on it, as the kernel says."""
+        loop = self._find_loop()
+        swap = kernel.find_swap(loop.device) if loop else None
+        return {
+            "loop": str(loop.device) if loop else None,
+            "swap": None
+            if swap is None
+            else {
+                "device": str(swap.path),
+                "size_bytes": swap.size_bytes,
+                "used_bytes": swap.used_bytes,
+                "priority": swap.priority,
+            },
+        }
+
+    def _find_loop(self) -> kernel.LoopDevice | None:
+        """Find our loop device, also after a lazy unmount has cut its path short."""
+        swap_file = self._config.swap_file
+        loop = kernel.find_user(swap_file)
+        if loop and loop.backing_file != str(swap_file) and loop.device != self._loop_device:
+            loop = None
+        self._loop_device = loop.device if loop else None
+        return loop
+
+    def _degraded(self, answer: dict[str, Any]) -> list[str]:
+        """Say what is not as it should be; an empty list means nothing."""
+        reasons = [
+            f"guard {guard['name']}: {guard['detail']}"
+            for guard in answer["guards"]
+            if guard["required"] and not guard["ok"]
+        ]
+        reasons += [
+            f"{tier['name']} tier: {tier['state']}"
+            for tier in answer["tiers"]
+            if not tier["healthy"]
+        ]
+        if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
+            reasons.append("the monitor is gone: nobody restarts this server when it dies")
+        return reasons + list(self.problems.values())
+
+
+def _fixed_bytes(region: Region, tier: LowerTier | None) -> int:
+    """Return what an empty instance costs: tables, and the lists derived from them."""
+    lists = 15 * region.geometry.zspages + 11 * region.geometry.clusters
+    return region.fixed_bytes + lists + (tier.stats().map_bytes if tier else 0)

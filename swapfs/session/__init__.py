@@ -1,0 +1,45 @@
+"""The session loop from Python, and pyfuse3 as it must be loaded: after the loop.
+
+Import pyfuse3 from here, never directly: the compiled loop takes two libfuse functions over
+from it (see ``_session.c``), which works only if the dynamic linker meets the loop first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if "pyfuse3" in sys.modules:
+    raise ImportError("swapfs.session must be imported before pyfuse3")
+
+_flags = sys.getdlopenflags()
+sys.setdlopenflags(_flags | os.RTLD_GLOBAL | os.RTLD_NOW)
+try:
+    from swapfs.session import _session
+finally:
+    sys.setdlopenflags(_flags)
+
+import pyfuse3  # noqa: E402
+
+Ticket = _session.Ticket
+arm = _session.arm
+counts = _session.counts
+defer = _session.defer
+latency = _session.latency
+replay_init = _session.replay_init
+resend = _session.resend
+run = _session.run
+stop = _session.stop
+
+__all__ = [
+    "Ticket",
+    "arm",
+    "counts",
+    "defer",
+    "latency",
+    "pyfuse3",
+    "replay_init",
+    "resend",
+    "run",
+    "stop",
+]

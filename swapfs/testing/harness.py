@@ -1,0 +1,190 @@
+"""A slot layer with everything around it, without a mount and without threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from itertools import pairwise
+
+from swapfs.region.layout import Geometry, Region
+from swapfs.tiers.base import LowerTier
+from swapfs.tiers.blob import blob_sectors
+from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE
+from swapfs.vlayer import fetch, writeback
+from swapfs.vlayer.entry import (
+    KIND_MASK,
+    MOVING,
+    STATE_OF_KIND,
+    STATES,
+    TAG_MASK,
+    Tag,
+    blob_length,
+    file_sector,
+    pool_place,
+)
+from swapfs.vlayer.fetch import Fetcher
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.stalled import StalledWrites
+from swapfs.vlayer.write_around import WriteAround
+from swapfs.vlayer.writeback import Writeback
+
+
+class Ticket:
+    """Takes the answer of a direct write."""
+
+    def __init__(self) -> None:
+        self.results: list[int] = []
+
+    def reply(self, result: int, /) -> None:
+        """Take bytes written, or a negative errno value."""
+        self.results.append(result)
+
+
+class Rig:
+    """One region of *slots* slots over *tier*, driven by hand.
+
+    :param region: the region of an earlier rig whose server died
+    :param now_s: the writers' clock; tests move it through ``now_s``
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        pool_bytes: int,
+        tier: LowerTier | None = None,
+        *,
+        promote: bool = False,
+        region: Region | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        self.now_s = 1000.0
+        recover = region is not None
+        self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes))
+        self.tier = tier
+        self.layer = VirtualSlotLayer(self.region, tier)
+        if recover:
+            self.layer.rebuild()
+        self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
+        view = memoryview(bytearray(2 * writeback.BATCH_BYTES))
+        self.second = StalledWrites(self.layer, [view], clock_s=lambda: self.now_s)
+        self._local = threading.local()
+        if tier is None:
+            return
+        self.down = Writeback(
+            self.layer,
+            tier,
+            memoryview(bytearray(writeback.BATCH_BYTES)),
+            memoryview(bytearray(writeback.SCRATCH_BYTES)),
+            high_bytes=pool_bytes * 90 // 100,
+            low_bytes=pool_bytes * 80 // 100,
+            clock_s=lambda: self.now_s,
+        )
+        views = [memoryview(bytearray(writeback.BATCH_BYTES)) for _ in range(2)]
+        self.direct = WriteAround(
+            self.layer, tier, self.down, views, second=self.second, wait_s=wait_s
+        )
+        self.fetcher = Fetcher(
+            self.layer,
+            tier,
+            promote=(lambda: True) if promote else None,
+            newest_sequence=lambda: self.down.newest_sequence,
+        )
+
+    def counter(self, name: str) -> int:
+        """Return one counter."""
+        return self.layer.counters.get(name)
+
+    # ---- as the hot path does it ----
+
+    def store(self, slot: int, *pages: bytes) -> int:
+        """Store pages in memory; return how many fitted."""
+        source = memoryview(b"".join(pages))
+        return self.layer.store_run(slot, source, 0, len(pages), Packer(len(pages)))
+
+    def write(self, slot: int, page: bytes) -> int:
+        """Store one page wherever there is room; return PAGE_SIZE or a negative errno value."""
+        if self.store(slot, page):
+            return PAGE_SIZE
+        if self.tier is None:
+            ticket = Ticket()
+            self.second.submit(ticket, PAGE_SIZE, slot, memoryview(page), 1)
+            self.run_second()
+            (answer,) = ticket.results
+            return answer
+        result = self.write_direct(slot, page)
+        if result < 0 and self.down.clean():
+            result = self.write_direct(slot, page)
+        return result
+
+    def write_direct(self, slot: int, *pages: bytes) -> int:
+        """Write pages past the pool; return the answer to the request."""
+        ticket = Ticket()
+        size = len(pages) * PAGE_SIZE
+        self.direct.submit(ticket, size, slot, memoryview(b"".join(pages)), len(pages))
+        self.direct.stop()
+        self.direct.run()
+        self.run_second()
+        (result,) = ticket.results
+        return result
+
+    def run_second(self) -> None:
+        """Serve what waits for compaction."""
+        self.second.stop()
+        self.second.run()
+
+    def load(self, slot: int, count: int = 1) -> bytes:
+        """Read pages, wherever they are; shorter than asked for at a slot that cannot be read."""
+        out = bytearray(count * PAGE_SIZE)
+        if self.tier is None:
+            good = self.layer.load_run(slot, count, memoryview(out), 0)
+        else:
+            if not hasattr(self._local, "scratch"):
+                self._local.scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
+            good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
+        return bytes(out[: good * PAGE_SIZE])
+
+    def tag(self, slot: int) -> Tag:
+        """Return what backs *slot*."""
+        return Tag(self.layer.table.get(slot) & TAG_MASK)
+
+    # ---- what must always hold ----
+
+    def check(self) -> None:
+        """Assert the region's invariants; nothing may be under way."""
+        table, pool = self.layer.table, self.layer.pool
+        pool.check()
+        states: Counter[str] = Counter()
+        places: dict[int, int] = {place: PAGE_SIZE for place in table.table_places()}
+        pool_payload, file_payload, used_clusters = 0, 0, set()
+        sectors: list[tuple[int, int]] = []
+        for slot, word in table.occupied_words():
+            assert slot < table.slots
+            assert not word & MOVING
+            used_clusters.add(slot >> CLUSTER_SHIFT)
+            states[STATES[STATE_OF_KIND[word & KIND_MASK]]] += 1
+            if word & TAG_MASK == Tag.POOL:
+                assert pool_place(word) not in places, "two words share a place"
+                places[pool_place(word)] = blob_length(word)
+                pool_payload += blob_length(word)
+            elif word & TAG_MASK == Tag.FILE:
+                sectors.append((file_sector(word), blob_sectors(blob_length(word))))
+                file_payload += blob_length(word)
+        states["empty"] = table.slots - states.total()
+        assert {s: states[s] for s in STATES} == table.state_counts()
+        assert used_clusters == set(table.clusters()), "a cluster without slots has a page"
+        _assert_disjoint(sorted(places.items()), "pool")
+        _assert_disjoint(sorted(sectors), "file")
+        stats = pool.stats()
+        assert stats.payload_bytes == pool_payload
+        assert stats.table_bytes == table.table_bytes == len(used_clusters) * PAGE_SIZE
+        assert pool_payload + stats.table_bytes <= stats.object_bytes <= stats.used_bytes
+        assert self.layer.file_payload_bytes == file_payload
+        if self.tier is not None:
+            taken = sum(count for _, count in sectors) * SECTOR_SIZE
+            assert self.tier.stats().used_bytes == taken, "file sectors leak"
+
+
+def _assert_disjoint(runs: list[tuple[int, int]], what: str) -> None:
+    for (start, length), (following, _) in pairwise(runs):
+        assert start + length <= following, f"two {what} blobs overlap"

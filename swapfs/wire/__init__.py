@@ -1,0 +1,1 @@
+"""What commands, monitors and servers say to each other."""

@@ -1,0 +1,141 @@
+"""Handing a running instance to another monitor: live upgrade.
+
+The new monitor fetches the old one's descriptors (pidfd_getfd(2)), maps and locks the region
+beside it, loads its own code, and only then asks the old one to retire. Up to there nothing has
+changed, and a refusal costs nothing. The old server finishes what it is serving and ends; the old
+monitor ends without unmounting; the new one forks a server that resumes the session.
+
+From the request on neither monitor may end before the other has what it holds, or the kernel
+aborts the connection with every page in it. So the new one waits for as long as it takes, and the
+old one looks whether its `Successor` lives before it ends; if not, it goes on with a new server.
+At every moment at least one process has the region locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from swapfs.errors import OperationError
+from swapfs.host import kernel, syscalls
+
+RETIRE_SIGNAL: Final = signal.SIGUSR1
+"""What a monitor is sent to make it retire; part of the protocol between versions."""
+RETIRE_NOTE_S: Final = 20.0
+"""How often it is said that the other one has not retired yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Where the descriptors of a running monitor are: numbers in process *pid*."""
+
+    pid: int
+    region_fd: int
+    fuse_fd: int
+    lock_fd: int
+    tier_fd: int | None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """Return the fields as they stand in the status snapshot."""
+        return asdict(self)
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> Handover:
+        """Return the handover that a status snapshot offers.
+
+        :raises OperationError: that instance is of a version that offers none
+        """
+        try:
+            return cls(**status["handover"])
+        except (KeyError, TypeError) as error:
+            raise OperationError(
+                "the running version cannot be upgraded in place; run 'swapfs down', then 'up'"
+            ) from error
+
+
+@contextlib.contextmanager
+def exclusively(lock_path: Path) -> Iterator[None]:
+    """Keep other upgrades of the instance that locks *lock_path* out, for the time of the block.
+
+    Two monitors that took the same descriptors would both serve. This is a record lock of the
+    process (fcntl(2)); the flock(2) on the same file is the instance's own and is shared.
+
+    :raises OperationError: another upgrade is under way
+    """
+    with lock_path.open("a+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OperationError(
+                "another upgrade of it is under way; wait until it is done"
+            ) from error
+        yield
+
+
+class Predecessor:
+    """The monitor that is to be replaced."""
+
+    def __init__(self, handover: Handover) -> None:
+        try:
+            self._pidfd = os.pidfd_open(handover.pid)
+        except OSError as error:
+            raise OperationError(f"monitor {handover.pid}: {error.strerror}") from error
+        self._handover = handover
+
+    def descriptors(self) -> Handover:
+        """Return the same handover with copies of its descriptors, as numbers of this process.
+
+        :raises OperationError: not allowed, or it has no such descriptors any more
+        """
+        theirs = self._handover
+        taken: dict[str, int] = {}
+        try:
+            for name in ("region_fd", "fuse_fd", "lock_fd", "tier_fd"):
+                number = getattr(theirs, name)
+                if number is not None:
+                    taken[name] = syscalls.pidfd_getfd(self._pidfd, number)
+        except OSError as error:
+            for fd in taken.values():
+                os.close(fd)
+            raise OperationError(f"monitor {theirs.pid}: {error.strerror}") from error
+        return replace(theirs, **taken)
+
+    def retire(self, note: Callable[[str], None]) -> None:
+        """Ask it to end, and wait until it has, however long that is: there is no way back.
+
+        :param note: told every RETIRE_NOTE_S that it has not ended yet
+        :raises OperationError: it is gone already, and nobody knows what of its server
+        """
+        try:
+            signal.pidfd_send_signal(self._pidfd, RETIRE_SIGNAL)
+        except ProcessLookupError as error:
+            raise OperationError(f"monitor {self._handover.pid} has just died") from error
+        waited_s = 0.0
+        while not kernel.has_ended(self._pidfd, RETIRE_NOTE_S):
+            waited_s += RETIRE_NOTE_S
+            note(
+                f"waiting for the old server, which has not finished after {waited_s:.0f} s; a "
+                f"disk that hangs holds it up, and swap stands still until it answers"
+            )
+
+
+class Successor:
+    """The monitor that has asked this one to retire, by the *pid* that its signal carries."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._pidfd = -1
+        with contextlib.suppress(OSError):
+            self._pidfd = os.pidfd_open(pid)
+
+    def lives(self) -> bool:
+        """Whether it is there to go on; one of another pid namespace cannot be seen and counts."""
+        if self._pid == 0:
+            return True
+        return self._pidfd >= 0 and not kernel.has_ended(self._pidfd, 0)

@@ -1,0 +1,98 @@
+"""One `swapfs down` at a time, whose failure is said loudly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from swapfs.monitor.shutdown import TakeDown
+
+
+class Commands:
+    """A take-down whose command is a script of ours."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = directory / "log"
+        self.take_down = TakeDown("one", directory)
+
+    def run(self, script: str) -> None:
+        prelude = f"import os, signal, sys; log = open({str(self.log)!r}, 'a')\n"
+        self.take_down._command = [sys.executable, "-c", prelude + script]
+        self.take_down.start()
+
+    def wait(self) -> None:
+        """Wait until it has ended, and leave it to be reaped."""
+        process = self.take_down._process
+        assert process is not None
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    return Commands(tmp_path)
+
+
+def test_command_is_that_of_a_user(tmp_path: Path) -> None:
+    command = TakeDown("one", tmp_path)._command
+    assert command[1:] == ["-m", "swapfs", "down", "one", "--runtime-dir", str(tmp_path)]
+
+
+def test_asking_again_starts_no_second_one(
+    commands: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    script = f"log.write('x'); log.close(); open({str(tmp_path / 'gate')!r}).read()"
+    commands.run(script)
+    commands.run(script)
+    assert "still being taken down" in caplog.text
+    (tmp_path / "gate").write_text("")
+    commands.wait()
+    commands.take_down.reap()
+    assert commands.log.read_text() == "x"
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_asking_again_is_answered_when_the_first_fails(commands: Commands) -> None:
+    commands.run("log.write('x'); sys.exit(1)")
+    commands.take_down.start()
+    for _ in range(2):
+        commands.wait()
+        commands.take_down.reap()
+    assert commands.take_down._process is None, "asked twice, tried thrice"
+    assert commands.log.read_text() == "xx"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_failure_is_said_loudly(
+    commands: Commands, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    commands.run(f"sys.exit({status})")
+    commands.wait()
+    commands.take_down.reap()
+    critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(critical) == status
+    assert all("it goes on serving" in record.getMessage() for record in critical)
+
+
+def test_a_command_that_cannot_be_run(commands: Commands, caplog: pytest.LogCaptureFixture) -> None:
+    commands.take_down._command = ["/nowhere/swapfs"]
+    commands.take_down.start()
+    assert "cannot take one down" in caplog.text
+    commands.take_down.reap()
+
+
+def test_it_is_shielded_from_the_terminal_and_can_be_signalled(commands: Commands) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        commands.run("log.write(f'{os.getsid(0) == os.getpid()} {signal.pthread_sigmask(0, [])}')")
+        commands.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    commands.take_down.reap()
+    assert commands.log.read_text() == "True set()"

@@ -1,0 +1,104 @@
+"""Telling what a dead instance left from what a living one uses, on fake /proc and /sys trees."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from swapfs.command import stale
+from swapfs.wire import control
+
+MOUNTED = "40 27 0:9 / {} rw - fuse.swapfs swapfs:{} rw\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "sys/block").mkdir(parents=True)
+    (tmp_path / "proc/swaps").write_text("Filename\tType\tSize\tUsed\tPriority\n")
+    mounts = "27 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + MOUNTED.format("/run/live", "x")
+    (tmp_path / "proc/self/mountinfo").write_text(mounts)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/swap").touch()
+    return tmp_path
+
+
+def add_loop(root: Path, number: int, backing: str) -> None:
+    block = root / f"sys/block/loop{number}"
+    (block / "loop").mkdir(parents=True)
+    (block / "queue").mkdir()
+    (block / "loop/backing_file").write_text(backing + "\n")
+    for name in ("loop/dio", "queue/discard_max_bytes", "queue/logical_block_size"):
+        (block / name).write_text("1\n")
+
+
+def add_swap(root: Path, path: str) -> None:
+    with (root / "proc/swaps").open("a") as swaps:
+        swaps.write(f"{path} partition 4 0 1\n")
+
+
+@pytest.mark.parametrize("backing", ["/run/live/swap", "/var/swap"])
+def test_a_served_swap_area_is_no_ghost(root: Path, backing: str) -> None:
+    add_loop(root, 7, backing)
+    add_swap(root, "/dev/loop7")
+    assert stale.ghost_swaps(root=root) == []
+
+
+@pytest.mark.parametrize(
+    ("backing", "says"),
+    [
+        ("/run/gone/swap", "nothing is mounted that holds its backing file /run/gone/swap"),
+        ("/swap", "nothing is mounted"),  # what the kernel shows after umount -l
+        ("/var/old (deleted)", "its backing file /var/old is deleted"),
+        ("/run/live/swap (deleted)", "its backing file /run/live/swap is deleted"),
+    ],
+)
+def test_a_swap_area_without_its_file_is_a_ghost(root: Path, backing: str, says: str) -> None:
+    add_loop(root, 7, backing)
+    add_loop(root, 8, backing)  # no swap on this one: harmless
+    add_swap(root, "/dev/loop7")
+    (ghost,) = stale.ghost_swaps(root=root)
+    assert ghost.device == Path("/dev/loop7")
+    assert says in ghost.reason
+
+
+def test_a_mount_without_its_daemon_is_a_ghost(root: Path) -> None:
+    add_loop(root, 7, "/run/live/swap")
+    add_swap(root, "/dev/loop7")
+    (ghost,) = stale.ghost_swaps({Path("/run/live")}, root)
+    assert "the daemon that served /run/live/swap is gone" in ghost.reason
+    assert stale.ghost_swaps({Path("/run/other")}, root) == []
+
+
+def test_a_device_that_is_gone_is_a_ghost(root: Path) -> None:
+    add_loop(root, 7, "/run/live/swap")
+    add_swap(root, r"/dev/loop7\040(deleted)")
+    add_swap(root, "/dev/loop9")
+    add_swap(root, "/dev/sda2")  # not ours to judge
+    deleted, missing = stale.ghost_swaps(root=root)
+    assert deleted.reason == "its device node /dev/loop7 is deleted"
+    assert missing.reason == "sysfs shows nothing attached to it"
+
+
+def test_daemon_lives_while_its_lock_is_held(tmp_path: Path) -> None:
+    assert not stale.daemon_lives("one", tmp_path)
+    with (tmp_path / "one.lock").open("w") as lock:
+        assert not stale.daemon_lives("one", tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stale.daemon_lives("one", tmp_path)
+    assert not stale.daemon_lives("one", tmp_path)
+
+
+def test_dead_mounts_are_those_whose_snapshot_outlived_the_daemon(tmp_path: Path) -> None:
+    for name in ("alive", "dead"):
+        control.write_snapshot(tmp_path, name, {"mountpoint": f"/mnt/{name}"})
+    (tmp_path / "garbage.json").write_text("{")
+    with (tmp_path / "alive.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stale.dead_mounts(tmp_path) == {Path("/mnt/dead")}
+
+
+def test_the_real_machine_can_be_read() -> None:
+    stale.ghost_swaps()

@@ -19,7 +19,7 @@ from tests.bench.corpus import (
     programs,
 )
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 HOLD = "print('ready', flush=True); sys.stdin.read()"
 MARKED = f"""

@@ -1,0 +1,1 @@
+"""What surrounds swapfs where it runs. The only code here is the test VM: `python -m deploy.vm`."""

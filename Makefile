@@ -11,7 +11,7 @@ KERNEL ?= 6.12
 MINUTES ?= 10
 FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
 
-.PHONY: help build packages vm-packages demo test test-fast test-vm soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages demo test test-fast check-debian13 test-vm soak vm lint bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ test: vm-packages build lint  ## all tests: the fast ones, fuse, and a VM run
 
 test-fast: build  ## what needs no root and no mount: unit, property, structure, docs ...
 	@$(PYTHON) -m pytest -q $(FAST_TESTS)
+
+check-debian13: vm-packages  ## make test and make demo in a fresh clone in a bare Debian 13 (a chroot)
+	@$(SUDO) python3 -m deploy.bare trixie "make test" "make demo"
 
 test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
 	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm

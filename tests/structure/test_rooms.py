@@ -29,6 +29,7 @@ GUEST = ("deploy.vm.guest", "swapfs")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "swapfs": ("swapfs",),
     "deploy": (),
+    "deploy.bare": ("deploy.vm.host",),
     "deploy.vm.__main__": ("deploy.vm.host",),
     "deploy.vm.host": ("deploy.vm.host",),
     "deploy.vm.guest": GUEST,

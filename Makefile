@@ -9,12 +9,13 @@ SOURCES := pyproject.toml $(wildcard swapfs/*/*.c swapfs/*/*.h)
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
 KERNEL ?= 6.12
 MINUTES ?= 10
+FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
 
-.PHONY: help build packages vm-packages demo test test-fast test-vm soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages demo test test-fast check-debian13 test-vm soak vm lint bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: packages $(STAMP)  ## host part of the set-up: leaves .venv/bin/swapfs ready
 
@@ -28,23 +29,26 @@ $(STAMP): $(SOURCES)
 	@deploy/setup/venv.sh $@
 
 demo: vm-packages build  ## boot a VM whose kernel swaps on swapfs, and check every page
-	@$(SUDO) $(PYTHON) deploy/vm/demo.py --kernel $(KERNEL)
+	@$(SUDO) $(PYTHON) -m deploy.vm demo --kernel $(KERNEL)
 
-test: vm-packages build lint  ## all tests: unit, property, fuse, and a VM run
-	@$(SUDO) $(PYTHON) deploy/vm/vm.py build --kernel $(KERNEL)
-	@$(SUDO) $(PYTHON) -m pytest -q tests/unit tests/property tests/fuse tests/vm -m "not bench and not vm_full"
+test: vm-packages build lint  ## all tests: the fast ones, fuse, and a VM run
+	@$(SUDO) $(PYTHON) -m deploy.vm build --kernel $(KERNEL)
+	@$(SUDO) $(PYTHON) -m pytest -q $(FAST_TESTS) tests/fuse tests/vm -m "not bench and not vm_full"
 
-test-fast: build  ## unit and property tests: no root, no mount
-	@$(PYTHON) -m pytest -q tests/unit tests/property
+test-fast: build  ## what needs no root and no mount: unit, property, structure, docs ...
+	@$(PYTHON) -m pytest -q $(FAST_TESTS)
+
+check-debian13: vm-packages  ## make test and make demo in a fresh clone in a bare Debian 13 (a chroot)
+	@$(SUDO) python3 -m deploy.bare trixie "make test" "make demo"
 
 test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
 	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
 
 soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
-	@$(SUDO) $(PYTHON) tests/vm/soak.py --minutes $(MINUTES) --kernel $(KERNEL)
+	@$(SUDO) $(PYTHON) -m tests.vm.soak --minutes $(MINUTES) --kernel $(KERNEL)
 
 vm: vm-packages build  ## a shell in the VM
-	@$(SUDO) $(PYTHON) deploy/vm/vm.py shell --kernel $(KERNEL) --disk 1024
+	@$(SUDO) $(PYTHON) -m deploy.vm shell --kernel $(KERNEL) --disk 1024
 
 lint: build  ## ruff and mypy
 	@$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check . && $(PYTHON) -m mypy
@@ -68,5 +72,5 @@ bench-packages:
 $(BENCH_STAMP): $(STAMP)
 	@deploy/setup/extra.sh bench $@
 
-clean:  ## remove the virtualenv and build leftovers; the VM cache is `deploy/vm/vm.py path`
+clean:  ## remove the virtualenv and build leftovers; the VM cache is `python -m deploy.vm path`
 	rm -rf .venv build ./*.egg-info swapfs/*/*.so

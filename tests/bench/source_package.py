@@ -6,19 +6,15 @@ The archive is the one that this machine's apt is configured with; apt checks it
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
-
-from cache import Cache, digest  # noqa: E402  (found through the line above)
-from mirror import PrivateApt, host_release, source_line  # noqa: E402
-from proc import VmError, run  # noqa: E402
+from deploy.vm.host.cache import Cache, digest
+from deploy.vm.host.mirror import PrivateApt, host_release, source_line
+from deploy.vm.host.proc import VmError, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class _Sources(PrivateApt):

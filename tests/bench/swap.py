@@ -13,20 +13,17 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deploy.vm.host import job as vm_job
+from deploy.vm.host.problems import kernel_log_problems
+from deploy.vm.host.proc import VmError
 from swapfs.testing.pages import mixed_pages
 from tests.bench import names
 from tests.bench.jobs.samples import BUILD, REDIS, SORT, SWAPFS_DISK
 from tests.bench.source_package import fetch_source
-
-HERE: Final = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
-
-import vm  # noqa: E402  (found through the line above)
 
 if TYPE_CHECKING:
     from tests.bench.record import Plan, Recorder
@@ -35,7 +32,6 @@ NAME: Final = names.SWAP
 KERNEL: Final = "6.12"
 MIX_PAGES: Final = 1024
 MIX_SEED: Final = 4
-_RUN: Final = "#!/bin/sh\nPYTHONPATH=/opt/swapfs:/job exec python3 -m tests.bench.jobs.{module}\n"
 CPUS: Final = {"kvm": 2, "tcg": 1}
 """Of the VM. Two emulated CPUs wait for each other, and for the host: a swap-in from swapfs, which
 wakes three threads in turn, then takes several times as long as with one CPU, in the kernel's
@@ -99,9 +95,9 @@ def run(plan: Plan, recorder: Recorder) -> None:
     """Measure; raises SwapBenchError if a page was wrong or the VM did not get to its end."""
     subjects = [names.SWAPFS, SWAPFS_DISK, names.ZRAM, names.ZSWAP, names.SWAPFILE]
     try:
-        accel = vm.prepare(KERNEL, project=plan.project).accel
+        accel = vm_job.prepare(KERNEL, project=plan.project).accel
         helper = build_helper(plan.work)
-    except (vm.VmError, OSError) as error:
+    except (VmError, OSError) as error:
         for subject in subjects:
             recorder.skip(subject, f"no VM: {error}")
         return
@@ -132,14 +128,14 @@ def run_programs(plan: Plan, recorder: Recorder, subjects: list[str], accel: str
     """Record the real programs; those whose packages or source cannot be had are skipped."""
     limits = dict(LIMITS_MIB)
     try:
-        vm.prepare(KERNEL, project=plan.project, packages=PACKAGES)
-    except vm.VmError as error:
+        vm_job.prepare(KERNEL, project=plan.project, packages=PACKAGES)
+    except VmError as error:
         for test in limits:
             recorder.skip(test, f"no image with {', '.join(PACKAGES)}: {error}")
         return
     try:
         source = fetch_source(SOURCE_PACKAGE)
-    except (vm.VmError, OSError) as error:
+    except (VmError, OSError) as error:
         recorder.skip(BUILD, f"no source of {SOURCE_PACKAGE}: {error}")
         del limits[BUILD]
     rounds = min(plan.rounds, PROGRAM_ROUNDS_MAX[accel])
@@ -174,7 +170,7 @@ def make_lines() -> list[bytes]:
 def build_helper(work: Path) -> Path:
     """Compile the helper that touches pages, static: the guest has no compiler."""
     program = work / "toucher"
-    source = HERE / "jobs/toucher.c"
+    source = Path(__file__).parent / "jobs/toucher.c"
     done = subprocess.run(
         ["cc", "-O2", "-static", "-Wall", "-o", str(program), str(source)],
         capture_output=True, text=True, check=False,
@@ -187,13 +183,9 @@ def build_helper(work: Path) -> Path:
 
 def make_job(job: Path, module: str, params: dict[str, Any]) -> Path:
     """Make a job folder that runs tests.bench.jobs.*module* with *params*."""
-    package = job / "tests/bench"
-    shutil.copytree(HERE / "jobs", package / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HERE / "names.py", package)
+    sources = ["tests/bench/jobs", "tests/bench/names.py"]
+    vm_job.make_job(job, f"tests.bench.jobs.{module}", sources, params)
     (job / "mix").write_bytes(b"".join(mixed_pages(MIX_SEED, MIX_PAGES)))
-    (job / "params.json").write_text(json.dumps(params))
-    (job / "run").write_text(_RUN.format(module=module))
-    (job / "run").chmod(0o755)
     return job
 
 
@@ -206,7 +198,7 @@ def run_in_vm(
     packages: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Boot, run the job, and return its figures; SwapBenchError unless every step held."""
-    result = vm.run_job(
+    result = vm_job.run_job(
         job,
         results_dir=plan.work / f"{job.name}-results",
         kernel=KERNEL,
@@ -225,7 +217,7 @@ def run_in_vm(
         raise SwapBenchError(f"the VM {how}; its console ends with: {tail}")
     report = json.loads(path.read_text())
     failed = [f"{s['name']}: {s['detail']}" for s in report["steps"] if not s["ok"]]
-    failed += vm.kernel_log_problems(result.dmesg)
+    failed += kernel_log_problems(result.dmesg)
     if failed or result.exit_status != 0:
         raise SwapBenchError("; ".join(failed) or f"the job exited with {result.exit_status}")
     recorder.say(f"{len(report['steps'])} steps held, {result.wall_s:.0f} s in the VM")

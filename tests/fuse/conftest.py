@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start
+
+from tests.fuse.instance import Instance, Start
 
 _numbers = itertools.count(1)  # an instance's name is its own on the whole machine
 _TOOLS = ("losetup", "mkswap", "blkid", "fio")

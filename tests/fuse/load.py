@@ -16,9 +16,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from instance import Instance, punch
-
 from swapfs.testing.pages import mixed_pages
+from tests.fuse.instance import Instance, punch
 
 PAGE = 4096
 ZERO = bytes(16)

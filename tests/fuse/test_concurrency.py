@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from instance import Start
-from load import Load, fill
+
+from tests.fuse.instance import Start
+from tests.fuse.load import Load, fill
 
 
 def test_in_memory(start: Start) -> None:

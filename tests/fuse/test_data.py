@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from instance import (
+
+from swapfs.testing.pages import mixed_pages
+from tests.fuse.instance import (
     FALLOC_COLLAPSE_RANGE,
     FALLOC_INSERT_RANGE,
     FALLOC_KEEP_SIZE,
@@ -21,8 +23,6 @@ from instance import (
     fallocate,
     punch,
 )
-
-from swapfs.testing.pages import mixed_pages
 
 PAGE = 4096
 SIZE = 64 << 20

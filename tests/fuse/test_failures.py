@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start, check, errno_of, fallocate, processes_of, punch, run
 
 from swapfs.host import kernel
 from swapfs.testing.pages import page
 from swapfs.units import CLUSTER_SLOTS, SECTOR_SIZE
 from swapfs.vlayer.entry import TAG_MASK, Tag, file_sector
+from tests.fuse.instance import (
+    Instance,
+    Start,
+    check,
+    errno_of,
+    fallocate,
+    processes_of,
+    punch,
+    run,
+)
 
 PAGE = 4096
 PART = 512

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from instance import Instance, Start, check
-from load import fill
+
+from tests.fuse.instance import Instance, Start, check
+from tests.fuse.load import fill
 
 COMMON = (
     "--name=verify",

@@ -6,10 +6,9 @@ import os
 import random
 import threading
 
-from instance import Start
-
 from swapfs.testing.pages import page
 from swapfs.units import KiB
+from tests.fuse.instance import Start
 
 PAGE = 4096
 POOL_KIB = 8 * 1024

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from instance import Instance, Start, wait_until
 
 from swapfs.testing.pages import page as make_page
+from tests.fuse.instance import Instance, Start, wait_until
 
 PAGE = 4096
 ON_DISK = 256

@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start, check, errno_of, punch, run
+
+from tests.fuse.instance import Instance, Start, check, errno_of, punch, run
 
 SIZE = 64 << 20
 PAGE = 4096

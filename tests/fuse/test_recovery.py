@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start, check, is_alive, processes_of, wait_until
-from load import Load, fill
+
+from tests.fuse.instance import Instance, Start, check, is_alive, processes_of, wait_until
+from tests.fuse.load import Load, fill
 
 PAGE = 4096
 KILLS = 10

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start, punch
 
 from swapfs.testing.pages import page
+from tests.fuse.instance import Instance, Start, punch
 
 PAGE = 4096
 CLUSTER = 512 * PAGE

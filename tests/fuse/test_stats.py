@@ -10,14 +10,14 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 
-from instance import Instance, Start, punch
-from load import Load, fill
 from prometheus_client.parser import text_string_to_metric_families
 
 from swapfs.region.layout import Region
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.units import CLUSTER_SLOTS
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, TAG_MASK, Tag, blob_length
+from tests.fuse.instance import Instance, Start, punch
+from tests.fuse.load import Load, fill
 
 PAGE = 4096
 SIZE = 64 << 20

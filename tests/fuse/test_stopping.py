@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from instance import Instance, Start, is_alive, wait_until
 
 from swapfs.command import status
 from swapfs.host import kernel
 from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
 from swapfs.wire import control
+from tests.fuse.instance import Instance, Start, is_alive, wait_until
 
 DATA = b"precious" * 512
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from instance import Instance, Start, check, run, wait_until
-from test_recovery import kill_server, recovered
 
 from swapfs.errors import OperationError
 from swapfs.host import kernel
 from swapfs.wire import control
+from tests.fuse.instance import Instance, Start, check, run, wait_until
+from tests.fuse.test_recovery import kill_server, recovered
 
 PAGE = 4096
 DATA = b"precious" * 512

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from instance import Instance, Start, is_alive, wait_until
-from load import Load, fill
 
 from swapfs.region.layout import FORMAT_VERSION
+from tests.fuse.instance import Instance, Start, is_alive, wait_until
+from tests.fuse.load import Load, fill
 
 UPGRADES = 3
 

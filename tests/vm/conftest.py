@@ -6,29 +6,24 @@ import faulthandler
 import json
 import os
 import re
-import shutil
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-HERE: Final = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
-
-import vm  # noqa: E402  (found through the line above)
+from deploy.vm.host.job import VmResult, make_job, run_job
+from deploy.vm.host.problems import kernel_log_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from _pytest.terminal import TerminalReporter
 
     RunVm = Callable[..., "JobRun"]
 
 KERNELS: Final = tuple(os.environ.get("SWAPFS_TEST_KERNELS", "6.12").split(","))
-_RUN: Final = "#!/bin/sh\nPYTHONPATH=/opt/swapfs exec python3 {script}\n"
 _TAIL_LINES: Final = 60
 _NODE: Final = re.compile(r"tests/vm/.*::test_(?P<test>\w+)\[(?P<kernel>[\w.]+)\]$")
 
@@ -44,7 +39,7 @@ class JobRun:
 
     def problems(self, *, expected: str = "", allow_memcg_oom: bool = False) -> list[str]:
         """Return the bad lines of the kernel log but those that match *expected* (a regex)."""
-        found = vm.kernel_log_problems(self.dmesg, allow_memcg_oom=allow_memcg_oom)
+        found = kernel_log_problems(self.dmesg, allow_memcg_oom=allow_memcg_oom)
         return [line for line in found if not (expected and re.search(expected, line))]
 
 
@@ -72,13 +67,8 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
         disks_mib: Sequence[int] = (),
         params: Mapping[str, float] = MappingProxyType({}),
     ) -> JobRun:
-        job = tmp_path / "job"
-        shutil.copytree(HERE / "jobs", job, ignore=shutil.ignore_patterns("__pycache__"))
-        (job / "params.json").write_text(json.dumps(dict(params)))
-        (job / "run").write_text(_RUN.format(script=f"{name}.py"))
-        (job / "run").chmod(0o755)
-        result = vm.run_job(
-            job,
+        result = run_job(
+            make_job(tmp_path / "job", f"tests.vm.jobs.{name}", ["tests/vm/jobs"], params),
             results_dir=tmp_path / "results",
             kernel=kernel,
             memory_mib=memory_mib,
@@ -92,7 +82,7 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
     return run
 
 
-def _read(result: vm.VmResult) -> JobRun:
+def _read(result: VmResult) -> JobRun:
     """Return what the job reported; fails the test if the VM hung or died."""
     path = result.results_dir / "out/report.json"
     if result.exit_status is None or not path.is_file():

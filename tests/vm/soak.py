@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "deploy/vm"))
-
-import vm  # noqa: E402  (found through the line above)
+from deploy.vm.host.job import make_job, run_job
+from deploy.vm.host.problems import kernel_log_problems
 
 SET_UP_S = 900
 """Bound on boot, filling and the final verification under emulation."""
@@ -25,13 +21,9 @@ def main() -> int:
     parser.add_argument("--kernel", default="6.12")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        job = Path(work) / "job"
-        shutil.copytree(HERE / "jobs", job, ignore=shutil.ignore_patterns("__pycache__"))
-        (job / "params.json").write_text(json.dumps({"minutes": arguments.minutes}))
-        (job / "run").write_text("#!/bin/sh\nPYTHONPATH=/opt/swapfs exec python3 soak.py\n")
-        (job / "run").chmod(0o755)
-        result = vm.run_job(
-            job,
+        params = {"minutes": arguments.minutes}
+        result = run_job(
+            make_job(Path(work) / "job", "tests.vm.jobs.soak", ["tests/vm/jobs"], params),
             results_dir=Path(work) / "results",
             kernel=arguments.kernel,
             disks_mib=[768],
@@ -40,7 +32,7 @@ def main() -> int:
     faults = ("I/O error, dev dm-", "I/O error, dev vd")
     problems = [
         line
-        for line in vm.kernel_log_problems(result.dmesg)
+        for line in kernel_log_problems(result.dmesg)
         if not any(fault in line for fault in faults)
     ]
     for problem in problems:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cache import Cache
-from job import work_dir
 
-VM = Path(__file__).parents[2] / "deploy/vm/vm.py"
+from deploy.vm.host.cache import Cache
+from deploy.vm.host.job import work_dir
+
+CHECKOUT = Path(__file__).parents[2]
 GONE_WITHIN_S = 20.0
 
 pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(600)]
@@ -34,9 +35,10 @@ def test_killed_run_leaves_nothing(kernel: str, tmp_path: Path) -> None:
     job.mkdir()
     (job / "run").write_text("#!/bin/sh\necho the job runs\nexec sleep 600\n")
     (job / "run").chmod(0o755)
-    command = [sys.executable, str(VM), "run", str(job), "--kernel", kernel]
+    command = [sys.executable, "-m", "deploy.vm", "run", str(job), "--kernel", kernel]
     with subprocess.Popen(
         [*command, "--results", str(tmp_path / "results")],
+        cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

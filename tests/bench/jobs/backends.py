@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from guest import lab
-
+from deploy.vm.guest import lab
 from tests.bench import names
 from tests.bench.jobs.samples import SWAPFS_DISK
 

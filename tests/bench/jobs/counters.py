@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from guest import lab
+from deploy.vm.guest import lab
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from guest import lab
-
+from deploy.vm.guest import lab
 from tests.bench import names
 from tests.bench.jobs import backends, counters, redis
 from tests.bench.jobs.samples import BUILD, PARAMS, REDIS, SORT, Samples

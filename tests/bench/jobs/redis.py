@@ -6,7 +6,7 @@ import random
 import socket
 from typing import TYPE_CHECKING, Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 if TYPE_CHECKING:
     from pathlib import Path

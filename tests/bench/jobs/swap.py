@@ -12,8 +12,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from guest import lab
-
+from deploy.vm.guest import lab
 from tests.bench import names
 from tests.bench.jobs import backends, counters
 from tests.bench.jobs.samples import PARAMS, SWAPFS_DISK, Samples

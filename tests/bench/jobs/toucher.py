@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from guest import lab
+from deploy.vm.guest import lab
 
 if TYPE_CHECKING:
     from types import TracebackType

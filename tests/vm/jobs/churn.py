@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
 UP: Final = ("--size", "384M", "--pool", "24M", "--file", f"{DISK}:512M")

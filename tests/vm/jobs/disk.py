@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
 NAME: Final = "faulty"

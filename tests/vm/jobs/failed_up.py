@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

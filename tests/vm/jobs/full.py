@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 UP: Final = ("--size", "320M", "--pool", "32M", "--overcommit", "20")
 FIRST_MIB: Final = 72

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
-from guest import lab
+from deploy.vm.guest import lab
+from tests.vm.jobs.churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
 
 KILLS: Final = 100
 SERVES_S: Final = (0.3, 1.5)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
 UP: Final = ("--size", "768M", "--pool", "64M", "--file", DISK)

@@ -12,10 +12,10 @@ import sys
 import time
 from typing import Final
 
-from churn import DATA_MIB, LIMIT_MIB, Churn, check_and_take_down
-from disk import MAPPED, NAME, FaultyDisk
-from guest import lab
-from kills import kill_server
+from deploy.vm.guest import lab
+from tests.vm.jobs.churn import DATA_MIB, LIMIT_MIB, Churn, check_and_take_down
+from tests.vm.jobs.disk import MAPPED, NAME, FaultyDisk
+from tests.vm.jobs.kills import kill_server
 
 FAULTS: Final = ("write errors", "slow")
 SPELL_S: Final = (1.0, 4.0)

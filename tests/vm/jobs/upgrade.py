@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
-from guest import lab
-
 import swapfs
+from deploy.vm.guest import lab
+from tests.vm.jobs.churn import DATA_MIB, LIMIT_MIB, UP, Churn, check_and_take_down
 
 VERSIONS: Final = Path("/var/lib/swapfs/versions")
 UPGRADES: Final = 5

@@ -1,12 +1,10 @@
-#!/usr/bin/env python3
 """Show swapfs at work: a VM swaps several times its memory limit on it, and verifies it all.
 
-Prints what happens, then a table of the steps and PASS or FAIL. Exit status 0 means PASS.
+Prints what happens, then a table of the steps and PASS or FAIL.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -15,13 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel import KERNELS
-from vm import VmError, VmResult, kernel_log_problems, run_job
+from deploy.vm.host.job import VmResult, make_job, run_job
+from deploy.vm.host.problems import kernel_log_problems
+from deploy.vm.host.proc import VmError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_JOB = Path(__file__).parent / "demo_job"
 _MEMORY_MIB = 1024
 _DISK_MIB = 1280
 _TIMEOUT_S = 900
@@ -29,18 +27,16 @@ _WIDTH = 100
 _NAME_WIDTH = 20
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo as the command line *argv* says; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kernel", default="6.12", choices=KERNELS, help="default 6.12")
-    args = parser.parse_args(argv)
+def run_demo(kernel: str) -> int:
+    """Run the demo on `kernel`; return the exit status, 0 for PASS."""
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="swapfs-demo-") as folder:
+            job = make_job(Path(folder) / "job", "deploy.vm.jobs.demo")
             result = run_job(
-                _JOB,
-                results_dir=Path(folder),
-                kernel=args.kernel,
+                job,
+                results_dir=Path(folder) / "results",
+                kernel=kernel,
                 memory_mib=_MEMORY_MIB,
                 disks_mib=[_DISK_MIB],
                 timeout_s=_TIMEOUT_S,
@@ -50,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"demo: {error}", file=sys.stderr)
         print("FAIL")
         return 1
-    except KeyboardInterrupt:
-        return 130
     failed = _print_table(steps)
     print(f"took {time.monotonic() - started:.0f} s, {result.wall_s:.0f} s of it in the VM")
     print(f"FAIL: {', '.join(failed)}" if failed else "PASS")
@@ -79,7 +73,3 @@ def _print_table(steps: Sequence[dict[str, Any]]) -> list[str]:
         row = f"{step['name']:{_NAME_WIDTH}}  {'ok' if step['ok'] else 'FAIL':6}  {step['detail']}"
         print(textwrap.fill(row, _WIDTH, subsequent_indent=indent, break_long_words=False))
     return [step["name"] for step in steps if not step["ok"]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

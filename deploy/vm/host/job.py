@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,19 +11,19 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from accel import choose_accel
-from app import CHECKOUT, make_app
-from cache import Cache
-from image import make_root
-from initrd import make_initrd
-from kernel import fetch_kernel
-from proc import VmError, run, say
-from qemu import Disk, Machine, run_captured
+from deploy.vm.host.accel import choose_accel
+from deploy.vm.host.app import CHECKOUT, copy_files, make_app, source_files
+from deploy.vm.host.cache import Cache
+from deploy.vm.host.image import make_root
+from deploy.vm.host.initrd import make_initrd
+from deploy.vm.host.kernel import fetch_kernel
+from deploy.vm.host.proc import VmError, run, say
+from deploy.vm.host.qemu import Disk, Machine, run_captured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _MIB = 1 << 20
 _SPOILED_MAX = 2
@@ -56,6 +57,28 @@ class Images:
     initrd: Path
     disks: tuple[Disk, ...]
     accel: str
+
+
+def make_job(
+    job_dir: Path,
+    module: str,
+    sources: Sequence[str] = (),
+    params: Mapping[str, Any] | None = None,
+) -> Path:
+    """Make `job_dir` a job that runs the Python `module`, and return it.
+
+    `sources` are files and folders of the checkout that it imports beyond swapfs and what
+    `deploy.vm` gives it; they keep their places, so a module has one name on host and guest.
+    `params` is what `lab.param` finds.
+    """
+    for source in sources:
+        copy_files(source_files(CHECKOUT / source), CHECKOUT, job_dir)
+    job_dir.mkdir(parents=True, exist_ok=True)
+    (job_dir / "params.json").write_text(json.dumps(dict(params or {})))
+    script = job_dir / "run"
+    script.write_text(f"#!/bin/sh\nexec python3 -m {module}\n")
+    script.chmod(0o755)
+    return job_dir
 
 
 def prepare(

@@ -6,14 +6,14 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
-from cache import digest
-from proc import VmError, say
-from qemu import Machine, run_captured
+from deploy.vm.host.cache import digest
+from deploy.vm.host.proc import VmError, say
+from deploy.vm.host.qemu import Machine, run_captured
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cache import Cache
+    from deploy.vm.host.cache import Cache
 
 _MARKER = "swapfs-vm: probe ok"
 _TRIAL_S = 15.0

@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache import digest
-from proc import VmError, find, need, say
+from deploy.vm.host.cache import digest
+from deploy.vm.host.proc import VmError, find, need, say
 
 if TYPE_CHECKING:
-    from cache import Cache
-    from kernel import KernelFiles
+    from deploy.vm.host.cache import Cache
+    from deploy.vm.host.kernel import KernelFiles
 
-_SCRIPT = Path(__file__).parent / "guest" / "initrd-init"
+_SCRIPT = Path(__file__).parents[1] / "guest/initrd-init"
 
 
 def make_initrd(name: str, kernel: KernelFiles, cache: Cache) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from proc import run
+from deploy.vm.host.proc import run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from guest import lab
+from deploy.vm.guest import lab
 
 DISK: Final = "/dev/disk/by-id/virtio-data0"
 METRICS: Final = "127.0.0.1:9809"

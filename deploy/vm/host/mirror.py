@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proc import VmError, run
+from deploy.vm.host.proc import VmError, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +58,12 @@ def _debian_mirror() -> str:
         "no Debian archive (component main) among the apt sources of this machine; "
         "add one below /etc/apt/sources.list.d"
     )
+
+
+def proxy_options() -> list[str]:
+    """Return the machine's apt proxy as options of mmdebstrap, whose apt does not read /etc/apt."""
+    dump = run(["apt-config", "dump", "Acquire::http::Proxy"], "reading the apt proxy")
+    return [f"--aptopt={line}" for line in dump.splitlines() if '::Proxy "' in line]
 
 
 @dataclass(frozen=True, slots=True)

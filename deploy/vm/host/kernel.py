@@ -8,16 +8,16 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cache import digest
-from ext4 import make_ext4
-from mirror import PrivateApt
-from proc import VmError, need, run, say
+from deploy.vm.host.cache import digest
+from deploy.vm.host.ext4 import make_ext4
+from deploy.vm.host.mirror import PrivateApt
+from deploy.vm.host.proc import VmError, need, run, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cache import Cache
+    from deploy.vm.host.cache import Cache
 
 _RECIPE = "1"  # goes into the key: bump it when the code below makes something else
 

@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""Build and run the VM in which a real kernel swaps on swapfs.
-
-As a library: `run_job`, `VmResult`, `kernel_log_problems`, `prepare`, `VmError`.
-"""
+"""Build and run the VM in which a real kernel swaps on swapfs."""
 
 from __future__ import annotations
 
@@ -13,15 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-from app import CHECKOUT
-from cache import cache_dir
-from job import VmResult, prepare, run_job, sparse_disks, work_dir
-from kernel import KERNELS
-from problems import kernel_log_problems
-from proc import VmError, say
-from qemu import Machine, run_interactive
-
-__all__ = ["VmError", "VmResult", "kernel_log_problems", "main", "prepare", "run_job"]
+from deploy.vm.host.app import CHECKOUT
+from deploy.vm.host.cache import cache_dir
+from deploy.vm.host.demo import run_demo
+from deploy.vm.host.job import prepare, run_job, sparse_disks, work_dir
+from deploy.vm.host.kernel import KERNELS
+from deploy.vm.host.problems import kernel_log_problems
+from deploy.vm.host.proc import VmError, say
+from deploy.vm.host.qemu import Machine, run_interactive
 
 _HUNG_STATUS = 124
 _DIED_STATUS = 125
@@ -29,7 +24,7 @@ _DIED_STATUS = 125
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vm.py",
+        prog="python -m deploy.vm",
         description=(__doc__ or "").splitlines()[0],
         epilog="Environment: SWAPFS_CACHE (where the images are kept), "
         "SWAPFS_VM_ACCEL=kvm|tcg (instead of the trial). "
@@ -40,8 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="bring the images up to date")
     shell = commands.add_parser("shell", help="boot and give you a shell; ctrl-a x leaves")
     job = commands.add_parser("run", help="boot, run JOB/run in it, fetch its results")
-    for command in (build, shell, job):
+    demo = commands.add_parser("demo", help="swap on swapfs, verify every page, show the figures")
+    for command in (build, shell, job, demo):
         command.add_argument("--kernel", default="6.12", choices=KERNELS, help="default 6.12")
+    for command in (build, shell, job):
         command.add_argument(
             "--project", type=Path, default=CHECKOUT, help="checkout to install (default: this)"
         )
@@ -111,10 +108,14 @@ def _run(args: argparse.Namespace) -> int:
     return result.exit_status
 
 
+def _demo(args: argparse.Namespace) -> int:
+    return run_demo(args.kernel)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return the exit status."""
     args = _parser().parse_args(argv)
-    actions = {"build": _build, "shell": _shell, "run": _run}
+    actions = {"build": _build, "shell": _shell, "run": _run, "demo": _demo}
     try:
         if args.command == "path":
             print(cache_dir())

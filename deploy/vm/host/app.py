@@ -13,20 +13,21 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache import digest, digest_files
-from ext4 import make_ext4
-from mirror import host_release
-from proc import VmError, run, say
+from deploy.vm.host.cache import digest, digest_files
+from deploy.vm.host.ext4 import make_ext4
+from deploy.vm.host.mirror import host_release
+from deploy.vm.host.proc import VmError, run, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from cache import Cache
+    from deploy.vm.host.cache import Cache
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
-_RECIPE = "1"  # goes into the key: bump it when the code below makes something else
-_GUEST = Path(__file__).parent / "guest"
+_RECIPE = "2"  # goes into the key: bump it when the code below makes something else
+_OURS = ("deploy/__init__.py", "deploy/vm/__init__.py", "deploy/vm/guest", "deploy/vm/jobs")
+"""What the guest has of this package, under the same names as here."""
 _SKIP = ("__pycache__", ".egg-info", ".mypy_cache", ".ruff_cache")
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
@@ -55,13 +56,14 @@ def make_app(project: Path, guest_python: str, cache: Cache) -> Path:
             cache.logs / "app-install.log",
         )
         _write_scripts(tree / "site", tree / "bin")
-        shutil.copytree(_GUEST, tree / "guest")
+        copy_files(_our_files(), CHECKOUT, tree / "site")
+        (tree / "guest").symlink_to("site/deploy/vm/guest")  # where the root image looks for init
         say("making app.img ...")
         make_ext4(tree, into / "app.img")
         shutil.rmtree(tree)
         shutil.rmtree(into / "work")
 
-    guest = digest_files(_sources(_GUEST), _GUEST)
+    guest = digest_files(_our_files(), CHECKOUT)
     sources = digest_files(_project_files(project), project)
     return cache.entry("app", digest(_RECIPE, wheels.name, guest, sources), build) / "app.img"
 
@@ -98,10 +100,7 @@ def _dependency_wheels(project: Path, python: str, version: str, cache: Cache) -
 def _project_wheel(project: Path, python: str, wheels: Path, work: Path, cache: Cache) -> Path:
     """Build in a copy, so that no build/ or egg-info shows up in the checkout."""
     copy = work / "project"
-    for file in _project_files(project):
-        target = copy / file.relative_to(project)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, target)
+    copy_files(_project_files(project), project, copy)
     run(
         [
             *(python, *_PIP, "wheel", "--no-index", "--find-links", str(wheels), "--no-deps"),
@@ -113,18 +112,34 @@ def _project_wheel(project: Path, python: str, wheels: Path, work: Path, cache: 
     return next((work / "dist").glob("*.whl"))
 
 
+def _our_files() -> list[Path]:
+    return [file for name in _OURS for file in source_files(CHECKOUT / name)]
+
+
 def _project_files(project: Path) -> list[Path]:
     top = [project / name for name in ("pyproject.toml", "README.md", "MANIFEST.in", "setup.py")]
     top += sorted(project.glob("LICENSE*"))
-    return [file for file in top if file.is_file()] + list(_sources(project / "swapfs"))
+    return [file for file in top if file.is_file()] + list(source_files(project / "swapfs"))
 
 
-def _sources(folder: Path) -> Iterator[Path]:
-    for file in sorted(folder.rglob("*")):
+def source_files(path: Path) -> Iterator[Path]:
+    """Yield every file in the folder `path`, or that file, but for what a build leaves."""
+    if path.is_file():
+        yield path
+        return
+    for file in sorted(path.rglob("*")):
         if file.is_file() and file.suffix not in (".pyc", ".so", ".o"):
-            inside = file.relative_to(folder).parts
+            inside = file.relative_to(path).parts
             if not any(part.endswith(_SKIP) for part in inside):
                 yield file
+
+
+def copy_files(files: Iterable[Path], base: Path, into: Path) -> None:
+    """Copy `files` to the same places below `into` that they have below `base`."""
+    for file in files:
+        target = into / file.relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target)
 
 
 def _write_scripts(site: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from proc import VmError, dies_with_us, need
+from deploy.vm.host.proc import VmError, dies_with_us, need
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proc import say
+from deploy.vm.host.proc import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

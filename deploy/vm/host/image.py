@@ -10,16 +10,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cache import digest, remove_tree
-from ext4 import make_ext4
-from mirror import host_release, source_line
-from proc import VmError, need, run, say
+from deploy.vm.host.cache import digest, remove_tree
+from deploy.vm.host.ext4 import make_ext4
+from deploy.vm.host.mirror import host_release, proxy_options, source_line
+from deploy.vm.host.proc import VmError, need, run, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cache import Cache
+    from deploy.vm.host.cache import Cache
 
 _RECIPE = "1"  # goes into the key: bump it when the code below makes something else
 _SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
@@ -66,7 +66,7 @@ def make_root(cache: Cache, extra: Sequence[str] = ()) -> RootImage:
         run(
             ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}"]
             + [f"--dpkgopt=path-exclude={path}/*" for path in _UNWANTED]
-            + ['--aptopt=Apt::Install-Recommends "false"', *_proxy_options()]
+            + ['--aptopt=Apt::Install-Recommends "false"', *proxy_options()]
             + [release, str(tree), source_line(release)],
             f"making the {release} root tree",
             cache.logs / "root.log",
@@ -81,12 +81,6 @@ def make_root(cache: Cache, extra: Sequence[str] = ()) -> RootImage:
 
 
 _UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")
-
-
-def _proxy_options() -> list[str]:
-    """Pass the machine's apt proxy on: mmdebstrap's apt does not read /etc/apt."""
-    dump = run(["apt-config", "dump", "Acquire::http::Proxy"], "reading the apt proxy")
-    return [f"--aptopt={line}" for line in dump.splitlines() if '::Proxy "' in line]
 
 
 def _add_hooks(tree: Path) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "deploy/vm"))
-
-import image
-from cache import Cache, digest
+from deploy.vm.host import image
+from deploy.vm.host.cache import Cache, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -37,6 +34,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         fakes[name] = nothing
     for name, fake in fakes.items():
         monkeypatch.setattr(image, name, fake)
+    monkeypatch.setattr(image, "proxy_options", list)
     monkeypatch.setattr(image, "host_release", lambda: "bookworm")
     monkeypatch.setattr(image, "source_line", lambda release: f"deb somewhere {release} main")
     monkeypatch.setattr("os.geteuid", lambda: 0)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.vm.host import job as vm_job
+from deploy.vm.host.app import CHECKOUT
+from deploy.vm.host.proc import VmError
 from tests.bench import swap
 from tests.bench.jobs import redis
 from tests.bench.record import Plan, Recorder, Results
 
-vm: Any = sys.modules["vm"]
 GOOD = {"name": "every page", "ok": True, "detail": "12288 pages, 0 wrong"}
 BAD = {"name": "every page", "ok": False, "detail": "12288 pages, 3 wrong"}
 ROW = {
@@ -29,7 +30,7 @@ ROW = {
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(False, 2, 1.0, tmp_path, swap.HERE.parents[1])
+    return Plan(False, 2, 1.0, tmp_path, CHECKOUT)
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any] | None, **en
             (results_dir / "out").mkdir(parents=True)
             (results_dir / "out/report.json").write_text(json.dumps(report))
         values = {"exit_status": 0, "timed_out": False, "console": "", "dmesg": "", **ended}
-        return vm.VmResult(results_dir=results_dir, wall_s=1.0, **values)
+        return vm_job.VmResult(results_dir=results_dir, wall_s=1.0, **values)
 
-    monkeypatch.setattr(vm, "run_job", run_job)
+    monkeypatch.setattr(vm_job, "run_job", run_job)
 
 
 def measure(plan: Plan, results: Results) -> None:
@@ -97,9 +98,9 @@ def test_a_run_that_did_not_hold_is_no_result(
 
 def test_no_vm_is_a_skip(monkeypatch: pytest.MonkeyPatch, plan: Plan, results: Results) -> None:
     def prepare(*_: Any, **__: Any) -> None:
-        raise vm.VmError("missing on this machine: mmdebstrap")
+        raise VmError("missing on this machine: mmdebstrap")
 
-    monkeypatch.setattr(vm, "prepare", prepare)
+    monkeypatch.setattr(vm_job, "prepare", prepare)
     swap.run(plan, Recorder(results, "swap"))
     assert {entry.subject for entry in results.skipped} == {
         "swapfs",

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "deploy/vm"))
-
-from problems import kernel_log_problems
+from deploy.vm.host.problems import kernel_log_problems
 
 TRAP = (
     "[ 1777.4] WARNING: CPU: 0 PID: 34 at arch/x86/kernel/traps.c:1120 exc_debug_kernel+0xca/0x160"

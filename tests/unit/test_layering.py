@@ -17,7 +17,8 @@ FUNCTION_LINES_MAX = 70
 # beside each other and know nothing of each other.
 LAYERS = (
     ("", "errors", "units"),
-    ("core", "host", "region", "session"),
+    ("core",),
+    ("host", "region", "session"),
     ("config", "tiers", "wire"),
     ("fs", "vlayer"),
     ("testing", "server"),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from swapfs.core._load import Lock
+from swapfs.core._core import Lock
 from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
@@ -141,7 +141,7 @@ def test_wrong_use_of_the_lock_is_an_error_and_no_deadlock() -> None:
     lock.release()
 
 
-def test_giving_way_lets_the_one_who_waits_go_first() -> None:
+def test_resched_lets_the_one_who_waits_go_first() -> None:
     lock, turns = Lock(), []
 
     def other() -> None:
@@ -150,11 +150,11 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
 
     thread = threading.Thread(target=other)
     with lock:
-        lock.give_way()  # nobody waits
+        lock.resched()  # nobody waits
         assert lock.locked()
         thread.start()
         while not turns:
-            lock.give_way()
+            lock.resched()
         turns.append("holder")
         assert lock.locked()
     thread.join()
@@ -163,12 +163,31 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
         lock.release()
 
 
-def test_a_lock_held_for_long_counts_as_wanted() -> None:
+def test_relax_lets_the_one_who_waits_go_first() -> None:
+    lock, turns = Lock(), []
+
+    def other() -> None:
+        with lock:
+            turns.append("other")
+
+    thread = threading.Thread(target=other)
+    with lock:
+        thread.start()
+    while not turns:
+        with lock:
+            pass
+        lock.relax()
+    thread.join()
+    lock.relax()  # nobody waits
+    assert not lock.locked()
+
+
+def test_a_lock_held_for_long_counts_as_contended() -> None:
     lock = Lock()
     with lock:
-        lock.give_way()
+        lock.resched()
         end_s = time.monotonic() + 10
-        while not lock.wanted():
+        while not lock.contended():
             assert time.monotonic() < end_s
 
 
@@ -177,9 +196,9 @@ def test_it_is_let_go_more_often_while_pages_are_read(rig: Rig) -> None:
 
     def held_ns() -> int:
         with lock:
-            lock.give_way()
+            lock.resched()
             start_ns = time.monotonic_ns()
-            while not lock.wanted():
+            while not lock.contended():
                 pass
             return time.monotonic_ns() - start_ns
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from swapfs.core._core import Lock
+from swapfs.core import _core
+from swapfs.core._core import Lock, Writer
 from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.vlayer.entry import STATE_OF_KIND
+from swapfs.vlayer.packing import Packer
 
 SLOTS = 3 * CLUSTER_SLOTS
 SIZE_BYTES = SLOTS * PAGE_SIZE
@@ -107,6 +111,54 @@ def test_the_reader_waits_for_the_lock(rig: Rig) -> None:
         assert thread.is_alive()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_c_and_python_mean_the_same_sizes() -> None:
+    assert (_core.PAGE_BYTES, _core.CLUSTER_SLOTS) == (PAGE_SIZE, CLUSTER_SLOTS)
+
+
+def _writer(
+    rig: Rig, counts: tuple[int, int, int] = (0, 1, 2), **changes: bytes | bytearray
+) -> Writer:
+    region = rig.region
+    tables: dict[str, Any] = {
+        "directory": region.directory,
+        "arena": region.arena,
+        "classes": region.classes,
+        "counters": region.counter_words,
+        "state_of_kind": STATE_OF_KIND,
+        **rig.layer.pool.tables(),
+        **rig.layer.table.tables(),
+        **changes,
+    }
+    return Writer(counts, **tables)
+
+
+@pytest.mark.parametrize(
+    "change", [{"used": bytearray(2)}, {"sizes": b""}, {"classes": bytearray(1)}, {"nothing": b""}]
+)
+def test_tables_that_do_not_fit_together_are_refused(rig: Rig, change: dict[str, Any]) -> None:
+    _writer(rig)
+    with pytest.raises((ValueError, TypeError)):
+        _writer(rig, **change)
+
+
+def test_counters_that_there_are_not_are_refused(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="fit together"):
+        _writer(rig, (0, 1, 1 << 40))
+
+
+def test_a_run_outside_its_buffers_is_refused(rig: Rig) -> None:
+    writer, packer, page = _writer(rig), Packer(2), memoryview(bytearray(PAGE_SIZE))
+    for slot, count, first, position in [
+        *((SLOTS - 1, 2, 0, 0), (-1, 1, 0, 0), (0, -1, 0, 0), (0, 1, -1, 0), (0, 3, 0, 0)),
+        *((0, 1, 2, 0), (0, 1, 0, 1), (0, 1, 0, -1), (0, 1, 1 << 62, 0), (0, 1, 0, 1 << 62)),
+    ]:
+        with pytest.raises(ValueError, match="not inside"):
+            writer.publish(slot, count, packer.drafts, first, page, position, packer.blobs)
+    for slot, count, position in [(SLOTS, 1, 0), (-1, 1, 0), (0, 2, 0), (0, 1, 1), (0, 1 << 60, 0)]:
+        with pytest.raises(ValueError, match="not inside"):
+            rig.layer.load_run(slot, count, page, position)
 
 
 def test_one_holder_at_a_time() -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CONTROL_TIMEOUT_S: Final = 2.0
 SILENT_AFTER_S: Final = 10.0
 """A server that lives writes its snapshot about once a second."""
-ALGORITHM: Final = "lz4"
 GHOST_CURE: Final = "only swapoff or a reboot ends it, and programs with pages there may be killed"
 COLUMNS: Final = (
     "NAME",
@@ -163,7 +162,7 @@ def _ratio(status: Status) -> str | None:
 
 _TEXT: Final[dict[str, Callable[[Status], object]]] = {
     "NAME": lambda status: _get(status, "name"),
-    "ALGORITHM": lambda status: ALGORITHM,
+    "ALGORITHM": lambda status: _get(status, "algorithm"),
     "SAME": lambda status: _get(status, "slots", "same"),
     "HUGE": lambda status: _get(status, "slots", "raw"),
     "RATIO": _ratio,

@@ -13,10 +13,9 @@ from typing import Final
 
 from swapfs.config import values
 from swapfs.errors import ConfigError
-from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB, format_size
+from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, MiB, format_size
 
 FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
-FILE_BYTES_MAX: Final = SECTOR_SIZE << 32  # a table word has 32 bits for a sector
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from swapfs.core._core import NO_CLASS, ZSPAGE_SHIFT
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
 FORMAT_VERSION: Final = 1
-ZSPAGE_BYTES: Final = 64 * 1024
+ZSPAGE_BYTES: Final = 1 << ZSPAGE_SHIFT
 """Bytes in one zspage, the unit in which the arena is divided among size classes."""
-NO_CLASS: Final = 255
 
 _MAGIC: Final = b"swapfs\0\0"
 _HEADER = struct.Struct("<8sIIQQ")  # magic, version, counters, size_bytes, pool_bytes
@@ -177,10 +177,5 @@ class Region:
         return self.geometry.arena_offset
 
     def close(self) -> None:
-        """Unmap the region and close its descriptor; every view becomes invalid."""
-        for view in (self.directory, self.arena_words, self.arena_halves, self.counter_words):
-            view.release()
-        for view in (self.blob_key, self.session_init, self.classes, self.arena, self._whole):
-            view.release()
-        self._map.close()
+        """Close the descriptor; the mapping goes with the last view of it."""
         os.close(self.fd)

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-assert array("I").itemsize == 4, "_store.c counts on it"
-
 
 class ListHeads:
     """The numbers below *count*, each in exactly one of *lists* lists; at first all in list 0."""
@@ -36,10 +34,18 @@ class ListHeads:
         self._next[left] = right
         self._previous[right] = left
 
-    def buffers(self) -> tuple[Buffer, ...]:
-        """Return the arrays, for C code that does what ``move`` does: next, previous, of each
-        number and then of each list's sentinel; the list of each number; the lists' lengths."""
-        return self._next, self._previous, self._where, self._lengths
+    def tables(self) -> dict[str, Buffer]:
+        """Return the arrays, for C code that does what ``move`` does.
+
+        ``next`` and ``previous`` of each number and then of each list's sentinel; ``where``, the
+        list of each number; ``lengths`` of the lists.
+        """
+        return {
+            "next": self._next,
+            "previous": self._previous,
+            "where": self._where,
+            "lengths": self._lengths,
+        }
 
     def where(self, number: int) -> int:
         """Return the list that *number* is in."""

@@ -20,7 +20,6 @@ from swapfs.region.counters import COUNTER_INDEX
 from swapfs.server.workers import Buffers, Workers
 from swapfs.session import Ticket, defer
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.blob_writer import let_requests_in
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
 from swapfs.vlayer.packing import STORE_STEP, Packer
@@ -338,8 +337,8 @@ class SwapFile:
         if first > last:  # inside one page
             return self._zero(offset, end, page, buffers)
         if first < last:
-            breathe = let_requests_in if buffers is not None else None
-            freed = self._layer.discard_run(first, last - first, breathe)
+            background = buffers is not None
+            freed = self._layer.discard_run(first, last - first, background=background)
             with self._layer.lock:
                 self._layer.counters.add("discarded_pages", freed)
         return self._zero(offset, first << PAGE_SHIFT, page, buffers) and self._zero(

@@ -3,7 +3,7 @@
  *
  * pyfuse3 waits for each request in trio, which costs more than serving the request. So this
  * module reads /dev/fuse itself, in one blocking loop. A request for the swap file that moves
- * data is answered here: reads of what is in memory by a Reader (core/_load.c) without Python, all
+ * data is answered here: reads of what is in memory by a Reader (core/load.c) without Python, all
  * else by a synchronous Python handler. Every other request is passed,
  * byte for byte, down a socket pair to pyfuse3, which serves it unaware.
  *
@@ -42,8 +42,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "_clock.h"
-#include "_reader.h"
+#include "clock.h"
+#include "reader.h"
 
 #ifndef FUSE_NOTIFY_RESEND /* linux/fuse.h 7.41, kernel 6.9 */
 #define FUSE_NOTIFY_RESEND_CODE 7

@@ -153,7 +153,7 @@ class Rig:
     def check(self) -> None:
         """Assert the region's invariants; nothing may be under way."""
         table, pool = self.layer.table, self.layer.pool
-        pool.check()
+        pool.zspages.check()
         states: Counter[str] = Counter()
         places: dict[int, int] = {place: PAGE_SIZE for place in table.table_places()}
         pool_payload, file_payload, used_clusters = 0, 0, set()

@@ -22,7 +22,7 @@ from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 HEADER: Final = struct.Struct("<4sBxHQQ")
 HEADER_BYTES: Final = HEADER.size
-_MAGIC: Final = b"SwBl"
+MAGIC: Final = b"SwBl"
 _CHECK_BYTES: Final = 4
 BLOB_SECTORS_MAX: Final = -(-(HEADER_BYTES + PAGE_SIZE + TAG_BYTES) // SECTOR_SIZE)
 """Sectors of the largest blob, a raw page."""
@@ -93,7 +93,7 @@ class Batch:
         sectors = blob_sectors(length)
         assert self.sectors + sectors <= self.limit_sectors
         start = self.sectors * SECTOR_SIZE
-        header = HEADER.pack(_MAGIC, codec, length, sequence, slot)
+        header = HEADER.pack(MAGIC, codec, length, sequence, slot)
         sealed = self.seal.seal(header, sequence, payload)
         body = start + HEADER_BYTES
         stop, end = body + len(sealed), start + sectors * SECTOR_SIZE
@@ -116,7 +116,7 @@ def check_blob(
     :raises BlobCorrupt: not the blob that the table names, or damaged
     """
     magic, blob_codec, blob_length, sequence, blob_slot = HEADER.unpack_from(view)
-    if (magic, blob_slot, blob_length, blob_codec) != (_MAGIC, slot, length, codec):
+    if (magic, blob_slot, blob_length, blob_codec) != (MAGIC, slot, length, codec):
         raise BlobCorrupt(f"slot {slot}: another blob lies in its place")
     tag = HEADER_BYTES + length
     if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & check_mask != check:
@@ -134,6 +134,6 @@ def peek(view: memoryview) -> tuple[int, int] | None:
     if len(view) < HEADER_BYTES:
         return None
     magic, _, length, _, slot = HEADER.unpack_from(view)
-    if magic != _MAGIC or not 1 <= length <= PAGE_SIZE:
+    if magic != MAGIC or not 1 <= length <= PAGE_SIZE:
         return None
     return slot, blob_sectors(length)

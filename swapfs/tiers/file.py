@@ -18,16 +18,13 @@ from typing import Final
 
 from swapfs.errors import ConfigError, OperationError, TierIOError
 from swapfs.tiers.base import Extent, LowerTier, TierStats
-from swapfs.tiers.blob import Batch
+from swapfs.tiers.blob import MAGIC, Batch
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SegmentMap
-from swapfs.units import PAGE_SIZE, SECTOR_SIZE, KiB, PSector
+from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, SECTOR_SIZE, KiB, PSector
 
-_OURS: Final = b"SwBl"
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
 _LOOKED_AT_BYTES: Final = 128 * KiB  # the superblocks of btrfs (64K) and ISO 9660 (32K) are in it
-SIZE_BYTES_MAX: Final = SECTOR_SIZE << 32
-"""A table word has 32 bits for a sector."""
 
 
 def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool]:
@@ -79,7 +76,7 @@ def _require_ours(fd: int, path: Path) -> None:
     if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
         raise ConfigError("file", f"{path} is neither a regular file nor a block device")
     start = os.pread(fd, _LOOKED_AT_BYTES, 0)
-    if start.strip(b"\0") and not start.startswith(_OURS):
+    if start.strip(b"\0") and not start.startswith(MAGIC):
         raise ConfigError(
             "file", f"{path} holds data that is not swapfs's; remove or wipe it, or name another"
         )
@@ -150,8 +147,8 @@ class FileTier(LowerTier):
         if segments <= CLEANING_RESERVE:
             least = (CLEANING_RESERVE + 1) * SEGMENT_BYTES
             raise ConfigError("file", f"{size_bytes} bytes are too few; at least {least}")
-        if size_bytes > SIZE_BYTES_MAX:
-            raise ConfigError("file", f"{size_bytes} bytes are too many; at most {SIZE_BYTES_MAX}")
+        if size_bytes > FILE_BYTES_MAX:
+            raise ConfigError("file", f"{size_bytes} bytes are too many; at most {FILE_BYTES_MAX}")
         if fd is None:
             self.fd, self._direct = open_backing(path, size_bytes, direct_io)
         else:

@@ -1,7 +1,7 @@
 """Writing batches of blobs down and publishing where they lie.
 
 What demotion, cleaning and direct writes have in common. No disk I/O is done under the
-layer's lock, and the lock is let go every few words so that requests come in between (I5).
+layer's lock, and the lock is let go when it is contended so that requests come in between (I5).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from swapfs.errors import TierIOError
@@ -26,28 +25,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SECTORS: Final = SEGMENT_SECTORS
 BATCH_BYTES: Final = BATCH_SECTORS * SECTOR_SIZE
-COMMIT_STEP: Final = 64
-"""Words published under one hold of the lock."""
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
-_BREATH_S: Final = 50e-6
 _SERVER_SHIFT: Final = 40  # of the sequence numbers that one server may use
-
-
-def let_requests_in() -> None:
-    """Let a thread that waits for the layer's lock have it.
-
-    A lock that is let go and taken again at once goes to the same thread: the one that waits
-    has not even woken up by then.
-    """
-    time.sleep(_BREATH_S)
-
-
-def steps(items: list[BatchItem]) -> Iterator[list[BatchItem]]:
-    """Yield *items* in pieces for one hold of the lock each, with a breath between two."""
-    for start in range(0, len(items), COMMIT_STEP):
-        if start:
-            let_requests_in()
-        yield items[start : start + COMMIT_STEP]
 
 
 class BlobWriter:
@@ -142,7 +121,7 @@ class BlobWriter:
         lock = self._layer.lock
         with lock:
             for item in batch.items:
-                lock.give_way()
+                lock.resched()
                 if self._commit_one(extent, item, cause):
                     taken.append(item)
         return taken
@@ -165,8 +144,9 @@ class BlobWriter:
 
     def unmark(self, items: list[BatchItem]) -> None:
         """Let the slots of a batch that was not written go on as before."""
-        for step in steps(items):
-            with self._layer.lock:
-                for item in step:
-                    if self._layer.table.get(item.slot) & ~REFERENCED == item.expected | MOVING:
-                        self._layer.table.mark(item.slot, MOVING, on=False)
+        lock, table = self._layer.lock, self._layer.table
+        with lock:
+            for item in items:
+                lock.resched()
+                if table.get(item.slot) & ~REFERENCED == item.expected | MOVING:
+                    table.mark(item.slot, MOVING, on=False)

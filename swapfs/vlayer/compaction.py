@@ -21,11 +21,10 @@ from typing import Final
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.tiers.pool import NO_PLACE, RAW_CLASS
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
-from swapfs.vlayer.blob_writer import let_requests_in
 from swapfs.vlayer.entry import (
     MOVING,
+    POOL_ZSPAGE_SHIFT,
     TAG_MASK,
-    ZSPAGE_SHIFT,
     Tag,
     blob_length,
     move_pool,
@@ -37,7 +36,6 @@ MOVES_MAX: Final = 16384
 STEP_BLOBS: Final = 32
 """Blobs moved under one hold of the layer's lock."""
 PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
-_BREATH_EVERY_CLUSTERS: Final = 4
 _LOW_SHARE: Final = 16
 """With less than 1/16 of the zspages free, packing begins before a write has to wait for it..."""
 _WORTH_SHARE: Final = 64
@@ -53,7 +51,7 @@ class Compactor:
     def __init__(self, layer: VirtualSlotLayer) -> None:
         self._layer = layer
         self._round = threading.Lock()
-        zspages = layer.pool.zspages
+        zspages = layer.pool.zspages.count
         self.low_zspages = zspages // _LOW_SHARE
         self._worth_zspages = max(1, zspages // _WORTH_SHARE)
 
@@ -87,9 +85,9 @@ class Compactor:
     # ---- the two kinds of round ----
 
     def _pack(self, wanted: int, worth: int) -> int:
-        pool = self._layer.pool
+        zspages = self._layer.pool.zspages
         with self._layer.lock:
-            gains = [pool.gain(size_class) for size_class in range(RAW_CLASS + 1)]
+            gains = [zspages.gain(size_class) for size_class in range(RAW_CLASS + 1)]
         if sum(gains) < worth:
             return 0
         sparse = [
@@ -111,11 +109,11 @@ class Compactor:
     def _sparsest(self, size_class: int, count: int) -> list[_Candidate]:
         if count <= 0:
             return []
-        pool = self._layer.pool
+        zspages = self._layer.pool.zspages
         # Without the lock: it may change at once, and what matters of it is looked at again later.
         return heapq.nsmallest(
             count,
-            ((pool.used_in(zspage), zspage, size_class) for zspage in pool.sparse(size_class)),
+            ((zspages.used[zspage], zspage, size_class) for zspage in zspages.sparse(size_class)),
         )
 
     # ---- one round ----
@@ -126,6 +124,7 @@ class Compactor:
         :param pages: 0: pack. Else squeeze, until there is room for as many pages.
         """
         pool, lock = self._layer.pool, self._layer.lock
+        zspages = pool.zspages
         victims: dict[int, list[int]] = {}
         gained, budget = 0, MOVES_MAX
         try:
@@ -134,7 +133,7 @@ class Compactor:
                 if budget < 0:
                     break
                 with lock:
-                    if pool.drain(zspage, size_class):
+                    if zspages.drain(zspage, size_class):
                         victims[zspage] = []
             if victims:
                 self._find_slots(victims)
@@ -148,7 +147,7 @@ class Compactor:
         finally:
             for zspage in victims:
                 with lock:
-                    pool.end_drain(zspage)
+                    zspages.end_drain(zspage)
         return gained
 
     def _find_slots(self, victims: dict[int, list[int]]) -> None:
@@ -158,52 +157,51 @@ class Compactor:
         found may change before its blob is moved.
         """
         table, lock = self._layer.table, self._layer.lock
-        for number, cluster in enumerate(self._layer.live_clusters(0, table.slots), 1):
+        for cluster in self._layer.live_clusters(0, table.slots):
             first = cluster << CLUSTER_SHIFT
             with lock:
                 words = table.run(first, CLUSTER_SLOTS)
             for index, word in enumerate(words):
-                if word >> ZSPAGE_SHIFT in victims and word & TAG_MASK == Tag.POOL:
-                    victims[word >> ZSPAGE_SHIFT].append(first + index)
-            if not number % _BREATH_EVERY_CLUSTERS:
-                let_requests_in()
+                if word >> POOL_ZSPAGE_SHIFT in victims and word & TAG_MASK == Tag.POOL:
+                    victims[word >> POOL_ZSPAGE_SHIFT].append(first + index)
+            lock.relax()
 
     def _move_out(self, zspage: int, slots: list[int]) -> bool:
         """Move the blobs of *slots* to zspages of no larger class; is *zspage* free then?"""
-        pool, lock = self._layer.pool, self._layer.lock
+        zspages, lock = self._layer.pool.zspages, self._layer.lock
         for start in range(0, len(slots), STEP_BLOBS):
             with lock:
-                if not pool.is_draining(zspage):
+                if not zspages.is_draining(zspage):
                     return True  # its last blob was discarded or rewritten
-                largest = pool.class_of(zspage)
+                largest = zspages.class_of(zspage)
                 for slot in slots[start : start + STEP_BLOBS]:
                     word = self._word_in(zspage, slot)
                     if word and not self._move(slot, word, largest, spare=False):
                         return False
-            let_requests_in()
+            lock.relax()
         with lock:
-            return not pool.is_draining(zspage)
+            return not zspages.is_draining(zspage)
 
     def _squeeze_one(self, zspage: int, slots: list[int]) -> bool:
         """Move all blobs of *zspage* to larger places at once, or none; is it free then?
 
         All under one hold of the lock: the spare zspage is lent for as long only.
         """
-        pool = self._layer.pool
+        zspages = self._layer.pool.zspages
         with self._layer.lock:
             found = [(slot, word) for slot in slots if (word := self._word_in(zspage, slot))]
-            if not len(found) == pool.used_in(zspage) < PAGES_PER_ZSPAGE:
-                return not pool.is_draining(zspage)  # some are being demoted
+            if not len(found) == zspages.used[zspage] < PAGES_PER_ZSPAGE:
+                return not zspages.is_draining(zspage)  # some are being demoted
             for slot, word in found:
                 if not self._move(slot, word, RAW_CLASS, spare=True):
                     return False
-        let_requests_in()
+        self._layer.lock.relax()
         return True
 
     def _word_in(self, zspage: int, slot: int) -> int:
         """Return the word of *slot* if its blob is in *zspage* and may be moved, else 0."""
         word = self._layer.table.get(slot)
-        here = word >> ZSPAGE_SHIFT == zspage and word & (TAG_MASK | MOVING) == Tag.POOL
+        here = word >> POOL_ZSPAGE_SHIFT == zspage and word & (TAG_MASK | MOVING) == Tag.POOL
         return word if here else 0
 
     def _move(self, slot: int, word: int, largest: int, *, spare: bool) -> bool:

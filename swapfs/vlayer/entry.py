@@ -1,8 +1,8 @@
 """Swap table entries: one 64-bit word says what a slot holds and where.
 
-Everything that may be in a word, and every legal change of one, is in this file. Bits, lowest
-first (the tags follow the virtual table of the kernel's
-"swap table edition" patches, low three bits)::
+Everything that may be in a word, and every legal change of one, is in this file; what C must
+know too comes from core/word.h. Bits, lowest first (the tags follow the virtual table of the
+kernel's "swap table edition" patches, low three bits)::
 
     all    0-2 tag   3 referenced (read since the clock hand passed)   4 moving (a copy to
            another place is under way; a rewrite clears it)
@@ -19,57 +19,76 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swapfs.core._load import layout
+from swapfs.core import _core
+from swapfs.core._core import (
+    CODEC_MASK,
+    CODEC_SHIFT,
+    GRAIN_SHIFT,
+    KIND_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    MOVING,
+    PLACE_SHIFT,
+    REFERENCED,
+    TAG_MASK,
+    ZSPAGE_SHIFT,
+)
 from swapfs.units import PSector
+
+__all__ = [
+    "CHECK_BITS",
+    "CHECK_MASK",
+    "CODEC_MASK",
+    "CODEC_SHIFT",
+    "FLAGS",
+    "KIND_MASK",
+    "LENGTH_MASK",
+    "LENGTH_SHIFT",
+    "MOVES",
+    "MOVING",
+    "POOL_ZSPAGE_SHIFT",
+    "REFERENCED",
+    "STATES",
+    "STATE_OF_KIND",
+    "TAG_MASK",
+    "Codec",
+    "Tag",
+    "blob_codec",
+    "blob_length",
+    "encode_file",
+    "encode_pool",
+    "file_check",
+    "file_sector",
+    "is_legal",
+    "move_pool",
+    "pool_place",
+]
 
 
 class Tag(IntEnum):
     """What backs a slot."""
 
-    EMPTY = 0
-    SAME = 1
-    POOL = 2
-    FILE = 3
+    EMPTY = _core.TAG_EMPTY
+    SAME = _core.TAG_SAME
+    POOL = _core.TAG_POOL
+    FILE = _core.TAG_FILE
 
 
 class Codec(IntEnum):
     """How a blob stands for its page."""
 
-    RAW = 0
-    LZ4 = 1
+    RAW = _core.CODEC_RAW
+    LZ4 = _core.CODEC_LZ4
 
 
-TAG_MASK: Final = 0b111
-REFERENCED: Final = 1 << 3
-MOVING: Final = 1 << 4
 FLAGS: Final = REFERENCED | MOVING
 """Bits that say nothing about what the slot holds."""
-KIND_MASK: Final = 0x7F
-"""Tag, passing bits and codec: all that the accounting of a word depends on."""
-
-LENGTH_SHIFT: Final = 7
-LENGTH_MASK: Final = 0xFFF
-CODEC_SHIFT: Final = 5
-CODEC_MASK: Final = 0b11
-PLACE_SHIFT: Final = 20
-_GRAIN_SHIFT: Final = 4
-ZSPAGE_SHIFT: Final = 32
+POOL_ZSPAGE_SHIFT: Final = PLACE_SHIFT - GRAIN_SHIFT + ZSPAGE_SHIFT
 """A POOL word, shifted right by it, is the number of the zspage."""
 CHECK_BITS: Final = 13
 CHECK_MASK: Final = (1 << CHECK_BITS) - 1
 _CHECK_SHIFT: Final = 19
 _SECTOR_SHIFT: Final = 32
-
-_DOUBLED: Final = 1 << 5
-_VALUE_SHIFT: Final = 6
-_VALUE_BITS: Final = 58
-_WORD_MASK: Final = (1 << 64) - 1
-
-assert layout() == (
-    *(Tag.EMPTY, Tag.SAME, Tag.POOL, Tag.FILE, TAG_MASK, REFERENCED, MOVING),
-    *(CODEC_SHIFT, CODEC_MASK, Codec.RAW, Codec.LZ4, LENGTH_SHIFT, LENGTH_MASK, PLACE_SHIFT),
-    *(_DOUBLED, _VALUE_SHIFT, KIND_MASK),
-), "_entry.h has other bits"
 
 STATES: Final = ("empty", "same", "compressed", "raw", "file")
 """The states of a slot that are counted and published."""
@@ -107,44 +126,24 @@ def is_legal(cause: str, old: int, new: int) -> bool:
     return ((old & TAG_MASK) << 3 | (new & TAG_MASK)) in _LEGAL[cause]
 
 
-def encode_same(value: int) -> int | None:
-    """Return the word of a page filled with the 64-bit *value*; None when it does not fit."""
-    signed = value - (1 << 64) if value >> 63 else value
-    if -(1 << (_VALUE_BITS - 1)) <= signed < 1 << (_VALUE_BITS - 1):
-        return Tag.SAME | (signed & ((1 << _VALUE_BITS) - 1)) << _VALUE_SHIFT
-    if value >> 32 == value & 0xFFFFFFFF:
-        return Tag.SAME | _DOUBLED | (value >> 32) << _VALUE_SHIFT
-    return None
-
-
-def decode_same(word: int) -> int:
-    """Return the 64-bit value that fills the page of a SAME *word*."""
-    value = word >> _VALUE_SHIFT
-    if word & _DOUBLED:
-        return value << 32 | value
-    if value >> (_VALUE_BITS - 1):
-        value -= 1 << _VALUE_BITS
-    return value & _WORD_MASK
-
-
 def encode_pool(place: int, length: int, codec: int) -> int:
     """Return the word of a blob of *length* bytes (1..4096) at byte *place* of the arena."""
     return (
         Tag.POOL
         | codec << CODEC_SHIFT
         | (length - 1) << LENGTH_SHIFT
-        | place >> _GRAIN_SHIFT << PLACE_SHIFT
+        | place >> GRAIN_SHIFT << PLACE_SHIFT
     )
 
 
 def pool_place(word: int) -> int:
     """Return the byte offset in the arena that a POOL *word* names."""
-    return word >> PLACE_SHIFT << _GRAIN_SHIFT
+    return word >> PLACE_SHIFT << GRAIN_SHIFT
 
 
 def move_pool(word: int, place: int) -> int:
     """Return the POOL *word* with its blob at byte *place* instead; all else stays."""
-    return word & ((1 << PLACE_SHIFT) - 1) | place >> _GRAIN_SHIFT << PLACE_SHIFT
+    return word & ((1 << PLACE_SHIFT) - 1) | place >> GRAIN_SHIFT << PLACE_SHIFT
 
 
 def encode_file(sector: int, length: int, codec: int, checksum: int) -> int:

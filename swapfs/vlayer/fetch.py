@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from swapfs.core._load import unpack
 from swapfs.errors import BlobCorrupt, TierError, TierIOError
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
 from swapfs.tiers.blob import blob_sectors, check_blob
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
     CHECK_MASK,
     FLAGS,
@@ -279,7 +279,7 @@ class Fetcher:
         for flight, payload in zip(flights, payloads, strict=True):
             problem = flight.error
             codec = blob_codec(run.words[good])
-            if problem is None and not unpack(payload, codec, out, good << PAGE_SHIFT):
+            if problem is None and not decompress(payload, codec, out, good << PAGE_SHIFT):
                 problem = BlobCorrupt("its blob does not decompress to a page")
             if problem is not None:
                 break
@@ -302,7 +302,7 @@ class Fetcher:
             if self._promote is not None:
                 for index, word in enumerate(run.words[: len(flights)]):
                     if index:
-                        layer.lock.give_way()
+                        layer.lock.resched()
                     if self._promote():
                         self._bring_back(run.slot + index, word, payloads[index])
 

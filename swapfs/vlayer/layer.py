@@ -10,19 +10,17 @@ store, then the old place is freed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
-from swapfs.core._load import Lock, Reader, load
-from swapfs.core._rebuild import mark
-from swapfs.core._store import publish
+from swapfs.core._core import Lock, Reader, Writer
 from swapfs.errors import TierFull
-from swapfs.region.counters import COUNTER_INDEX, COUNTERS, Counters
+from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
 from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
-from swapfs.tiers.pool import NO_PLACE, Pool
-from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
+from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
+from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
     FLAGS,
     STATE_OF_KIND,
@@ -38,25 +36,21 @@ from swapfs.vlayer.entry import (
 from swapfs.vlayer.packing import Packer
 from swapfs.vlayer.swap_table import SwapTable
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 _DISCARD_STEP: Final = 64
-"""Slots emptied under one hold of the lock by a thread that lets others in."""
+"""Slots emptied before a look whether others want the lock."""
 _LOOK_UP_MAX: Final = 4096
 """Clusters looked up under one hold of the lock."""
-_SLOT_MASK: Final = CLUSTER_SLOTS - 1
-_WORD_SHIFT: Final = 3
 _POOL, _RAW = int(Tag.POOL), int(Codec.RAW)
 
-_READ_EMPTY = COUNTER_INDEX["read_empty_pages"]
-_READ_COUNTS: Final = slice(0, 3)
-"""Pages read by tag, EMPTY, SAME, POOL: ``_load.load`` counts in the first three words."""
-assert list(COUNTERS[_READ_COUNTS]) == ["read_empty_pages", "read_same_pages", "read_pool_pages"]
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
 _WRITE_RAW = COUNTER_INDEX["write_raw_pages"]
-assert (_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW) == (4, 5, 6), "_store.c has them too"
+_READ_COUNTS: Final = (
+    COUNTER_INDEX["read_empty_pages"],
+    COUNTER_INDEX["read_same_pages"],
+    COUNTER_INDEX["read_pool_pages"],
+    COUNTER_INDEX["read_bytes"],
+)
 
 
 class SlotDamaged(Exception):
@@ -76,46 +70,48 @@ class VirtualSlotLayer:
         self.tier = tier
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
-        self._words = region.arena_words
         self._counter_words = region.counter_words
         self.file_payload_bytes = 0
         self._packer = Packer(1)
         self._region = region
-        self._books = self._make_books()
+        self._reader = self.reader(region.geometry.size_bytes)
+        self._writer = self._make_writer()
 
-    def _make_books(self) -> tuple[Buffer, ...]:
-        """Return what ``_store.publish`` keeps up to date, in its order."""
-        region, table = self._region, self.table
-        return (
-            *(region.arena, region.classes, region.counter_words, table.counts, table.occupied),
-            *self.pool.books(),
-            STATE_OF_KIND,
+    def _make_writer(self) -> Writer:
+        region = self._region
+        return Writer(
+            (_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW),
+            directory=region.directory,
+            arena=region.arena,
+            classes=region.classes,
+            counters=region.counter_words,
+            state_of_kind=STATE_OF_KIND,
+            **self.table.tables(),
+            **self.pool.tables(),
         )
 
     def rebuild(self) -> None:
         """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
-        self.pool.begin_rebuild()
+        rebuild = PoolRebuild(self._region, self.pool)
         if self.tier is not None:
             self.tier.begin_rebuild()
         self.file_payload_bytes = 0
-        marking = self.pool.marking()
         for place in self.table.table_places():
-            self.pool.mark(place, PAGE_SIZE, table=True)
-            for word in mark(marking, place >> _WORD_SHIFT):
+            for word in rebuild.mark_table(place):
                 if self.tier is not None:
                     self.tier.mark(file_sector(word), blob_sectors(blob_length(word)))
                     self.file_payload_bytes += blob_length(word)
-        self.pool.finish_rebuild()
+        rebuild.finish()
         self.table.update_reserve()
-        self._books = self._make_books()
+        self._writer = self._make_writer()
 
     def reader(self, size_bytes: int) -> Reader:
         """Return what reads pages in memory without the GIL; it holds views of the region."""
         region = self._region
         return Reader(
             *(self.lock, region.directory, region.arena, region.counter_words),
-            *(COUNTER_INDEX["read_bytes"], size_bytes),
+            *(_READ_COUNTS, size_bytes),
         )
 
     # ---- store ----
@@ -136,25 +132,14 @@ class VirtualSlotLayer:
     def _store_packed(
         self, slot: int, source: memoryview, position: int, count: int, packer: Packer
     ) -> int:
-        """Store what *packer* has: the easy pages in C, up to the next that is not (_store.c)."""
-        done = 0
-        while done < count:
-            at = slot + done
-            run = min(count - done, CLUSTER_SLOTS - (at & _SLOT_MASK))
-            base = self.table.base(at)
-            if base >= 0:
-                cluster, index = at >> CLUSTER_SHIFT, base + (at & _SLOT_MASK)
-                drafts, blobs = packer.drafts, packer.blobs
-                easy = publish(
-                    self._books, cluster, index, drafts, done, run, source, position, blobs
-                )
-                done += easy
-                if easy == run:
-                    continue
-            if not self._store(slot + done, packer, done, source, position):
-                break
+        """Store what *packer* has: the easy pages in C, each that is not easy here (store.c)."""
+        drafts, blobs = packer.drafts, packer.blobs
+        publish, done = self._writer.publish, 0
+        while True:
+            done += publish(slot + done, count - done, drafts, done, source, position, blobs)
+            if done == count or not self._store(slot + done, packer, done, source, position):
+                return done
             done += 1
-        return done
 
     def _store(
         self, slot: int, packer: Packer, index: int, source: memoryview, position: int
@@ -216,35 +201,12 @@ class VirtualSlotLayer:
         :param whole: count no page as read unless all were: the caller will ask again
         :raises SlotDamaged: the first page asked for is damaged (a later one ends the run)
         """
-        done = 0
-        counters = self._counter_words
         with self.lock:
-            before = counters[_READ_COUNTS].tolist() if whole else None
-            while done < count:
-                run = min(count - done, CLUSTER_SLOTS - (slot + done & _SLOT_MASK))
-                filled = self._load_in_cluster(
-                    slot + done, run, out, position + (done << PAGE_SHIFT), first=done == 0
-                )
-                done += filled
-                if filled < run:
-                    if before is not None:
-                        for index, reads in enumerate(before, _READ_EMPTY):
-                            counters[index] = reads
-                    break
-        return done
+            return self._load(slot, count, out, position, whole=whole)
 
-    def _load_in_cluster(
-        self, slot: int, count: int, out: memoryview, position: int, *, first: bool
-    ) -> int:
-        index = self.table.base(slot)
-        counters = self._counter_words
-        if index < 0:
-            out[position : position + count * PAGE_SIZE] = bytes(count * PAGE_SIZE)
-            counters[_READ_EMPTY] += count
-            return count
-        index += slot & _SLOT_MASK
-        done = load(self._words, index, count, self._arena, out, position, counters)
-        if done == 0 and first and self._words[index] & TAG_MASK != Tag.FILE:
+    def _load(self, slot: int, count: int, out: memoryview, position: int, *, whole: bool) -> int:
+        done = self._reader.load(slot, count, out, position, whole)
+        if not done and count and self.table.get(slot) & TAG_MASK != Tag.FILE:
             raise SlotDamaged(f"slot {slot}: its blob is no page")
         return done
 
@@ -265,7 +227,7 @@ class VirtualSlotLayer:
                 return None
             view = memoryview(page)
             assert start + len(data) <= PAGE_SIZE
-            self._load_in_cluster(slot, 1, view, 0, first=True)
+            self._load(slot, 1, view, 0, whole=True)
             view[start : start + len(data)] = data
             return self._store_page(slot, view)
 
@@ -286,23 +248,22 @@ class VirtualSlotLayer:
 
     # ---- discard ----
 
-    def discard_run(self, slot: int, count: int, breathe: Callable[[], None] | None = None) -> int:
+    def discard_run(self, slot: int, count: int, *, background: bool = False) -> int:
         """Empty *count* slots from *slot* on; return how many held anything.
 
         Costs as much as what was stored, not as much as the range.
 
-        :param breathe: called without the lock every few slots, by a thread that others wait for
+        :param background: let others have the lock between; for a thread that they wait for
         """
-        freed, end = 0, slot + count
-        step = _DISCARD_STEP if breathe else CLUSTER_SLOTS
+        freed, end, lock = 0, slot + count, self.lock
         for cluster in self.live_clusters(slot, end):
             first = max(slot, cluster << CLUSTER_SHIFT)
             stop = min(end, (cluster + 1) << CLUSTER_SHIFT)
-            for start in range(first, stop, step):
-                with self.lock:
-                    freed += self._discard_in_cluster(start, min(step, stop - start))
-                if breathe:
-                    breathe()
+            with lock:
+                for start in range(first, stop, _DISCARD_STEP):
+                    freed += self._discard(start, min(_DISCARD_STEP, stop - start))
+                    if background:
+                        lock.resched()
         return freed
 
     def live_clusters(self, slot: int, end: int) -> Iterator[int]:
@@ -317,7 +278,7 @@ class VirtualSlotLayer:
                 clusters = self.table.live_between(start, min(past, start + step) - 1)
             yield from clusters
 
-    def _discard_in_cluster(self, slot: int, count: int) -> int:
+    def _discard(self, slot: int, count: int) -> int:
         freed = 0
         for index, word in enumerate(self.table.run(slot, count)):
             if word:

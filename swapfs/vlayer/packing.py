@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from swapfs.core._store import pack
-from swapfs.tiers.size_classes import INCOMPRESSIBLE_BYTES
+from swapfs.core._core import pack
+from swapfs.tiers.pool.size_classes import INCOMPRESSIBLE_BYTES
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import Codec, blob_codec, blob_length
 

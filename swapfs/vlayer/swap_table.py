@@ -11,15 +11,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from itertools import compress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from swapfs.core._rebuild import count
+from swapfs.core._core import count_states
 from swapfs.errors import TierFull
 from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
 _PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
@@ -48,11 +51,15 @@ class SwapTable:
         self._reserve_max = (
             table_reserve_bytes(self._clusters, region.geometry.pool_bytes) // ZSPAGE_BYTES
         )
-        # Slots in use by cluster, and slots by state; ``_store.publish`` writes them too.
+        # Slots in use by cluster, and slots by state; ``_core.Writer`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * len(STATES)
         self._ring = ListHeads(self._clusters, 2)
         self.update_reserve()
+
+    def tables(self) -> dict[str, Buffer]:
+        """Return what ``_core.Writer`` keeps up to date, by its names; anew after a rebuild."""
+        return {"state_counts": self.counts, "occupied": self.occupied}
 
     # ---- words ----
 
@@ -213,7 +220,7 @@ class SwapTable:
         occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * len(STATES)
         for cluster in compress(range(self._clusters), directory):
             index = (directory[cluster] - 1) << CLUSTER_SHIFT
-            slots = count(self._arena, counts, STATE_OF_KIND, index)
+            slots = count_states(self._arena, counts, STATE_OF_KIND, index)
             if slots:
                 occupied[cluster] = slots
                 ring.move(cluster, _LIVE, last=True)

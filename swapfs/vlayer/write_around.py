@@ -23,7 +23,7 @@ from swapfs.errors import TierFull
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS, steps
+from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.writeback import Writeback
@@ -232,23 +232,23 @@ class WriteAround:
             return EIO
         error = 0
         deadline_s = time.monotonic() + self._wait_s
-        for items in steps(part.batch.items):
-            late = self._publish(part.extent, items)
-            while late and self._make_table_room(deadline_s):
-                late = self._publish(part.extent, late)
-            if late:
-                error = ENOSPC
-                with layer.lock:
-                    layer.counters.add("failed_write_no_room", len(late))
-                    for item in late:
-                        self._writer.release(part.extent, item)
+        late = self._publish(part.extent, part.batch.items)
+        while late and self._make_table_room(deadline_s):
+            late = self._publish(part.extent, late)
+        if late:
+            error = ENOSPC
+            with layer.lock:
+                layer.counters.add("failed_write_no_room", len(late))
+                for item in late:
+                    self._writer.release(part.extent, item)
         return error
 
     def _publish(self, extent: Extent, items: list[BatchItem]) -> list[BatchItem]:
         """Publish *items*; return those whose cluster found no page for its words."""
-        late = []
-        with self._layer.lock:
+        late, lock = [], self._layer.lock
+        with lock:
             for item in items:
+                lock.resched()
                 try:
                     self._writer.publish(extent, item, "write_direct")
                     self._layer.counters.add("write_direct_pages")

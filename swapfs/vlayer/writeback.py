@@ -213,7 +213,7 @@ class Writeback:
             for victims in self._hand.victims():
                 found = len(self._batch.items)
                 for slot, word in victims:
-                    if lock.wanted() and len(self._batch.items) > found:
+                    if lock.contended() and len(self._batch.items) > found:
                         self._hand.back(slot)  # a request waits: the rest comes in the next step
                         break
                     full = not self._batch.fits(blob_length(word))
@@ -224,7 +224,7 @@ class Writeback:
                         self._batch, slot, self._layer.blob(word), blob_codec(word), expected=word
                     )
                     self._layer.table.mark(slot, MOVING, on=True)
-                lock.give_way()
+                lock.resched()
 
     def clean(self) -> int:
         """Clean the tier while free segments are short; return the slots moved."""

@@ -28,7 +28,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-import lz4.block
+from swapfs.vlayer.codec import compress
 
 PAGE_SIZE: Final = 4096
 RUN_PAGES: Final = 32
@@ -210,7 +210,7 @@ def count_kinds(file: Path) -> Mix:
                 zero += page == _ZERO_PAGE
                 same += page != _ZERO_PAGE
                 continue
-            size = min(PAGE_SIZE, len(lz4.block.compress(page, store_size=False)))
+            size = len(compress(memoryview(page))[0])
             lz4_bytes += size
             huge += size > HUGE_BYTES
     return Mix(total, zero, same, huge, lz4_bytes)

@@ -1,15 +1,16 @@
-"""What `_store.publish` does in bulk, against the same pages stored one by one in Python."""
+"""What `Writer.publish` does in bulk, against the same pages stored one by one in Python."""
 
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapfs.core._store import publish
+from swapfs.core._core import Writer
 from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
@@ -54,8 +55,7 @@ def _state(rig: Rig) -> dict[str, Any]:
         "classes": bytes(rig.region.classes),
         "counters": rig.layer.counters.snapshot(),
         "pool": pool.stats(),
-        "lists": (pool._free, *(bytes(each) for each in pool._room.buffers()), list(pool._head)),
-        "fresh": list(pool._fresh),
+        "lists": (pool.zspages.free, *(bytes(each) for each in pool.zspages.tables().values())),
         "table": (table.state_counts(), list(table.occupied), table.clusters()),
     }
 
@@ -65,7 +65,7 @@ def _state(rig: Rig) -> dict[str, Any]:
 def test_the_same_books_as_page_by_page(history: list[Any]) -> None:
     in_bulk, results = _run(history)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "publish", lambda *_: 0)
+        patch.setattr(layer, "Writer", lambda *_, **__: SimpleNamespace(publish=lambda *_: 0))
         one_by_one, expected = _run(history)
     assert results == expected
     assert _state(in_bulk) == _state(one_by_one)
@@ -74,19 +74,26 @@ def test_the_same_books_as_page_by_page(history: list[Any]) -> None:
 def test_a_full_pool_that_is_overwritten_is_no_special_case(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rig, in_bulk = Rig(SLOTS, POOL_BYTES, MemoryTier(4)), 0
+    in_bulk = 0
+
+    class Counting:
+        def __init__(self, *arguments: Any, **tables: Any) -> None:
+            self.writer = Writer(*arguments, **tables)
+
+        def publish(self, *arguments: Any) -> int:
+            nonlocal in_bulk
+            done = self.writer.publish(*arguments)
+            in_bulk += done
+            return done
+
+    monkeypatch.setattr(layer, "Writer", Counting)
+    rig = Rig(SLOTS, POOL_BYTES, MemoryTier(4))
     pages = [page("heap", seed) for seed in range(200)]
     rng = random.Random(1)
     for slot in range(0, 400, 8):
         rig.store(slot, *rng.sample(pages, 8))
 
-    def counted(*arguments: Any) -> int:
-        nonlocal in_bulk
-        done: int = publish(*arguments)
-        in_bulk += done
-        return done
-
-    monkeypatch.setattr(layer, "publish", counted)
+    in_bulk = 0
     for _ in range(200):
         assert rig.store(rng.randrange(392), *rng.sample(pages, 8)) == 8
     assert in_bulk > 0.95 * 200 * 8

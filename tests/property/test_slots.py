@@ -129,7 +129,7 @@ class Slots(RuleBasedStateMachine):
             assert layer.pool.free_zspages >= before
         else:
             assert layer.pool.free_zspages == before + gained
-            gain = sum(layer.pool.gain(size_class) for size_class in range(RAW_CLASS + 1))
+            gain = sum(layer.pool.zspages.gain(size_class) for size_class in range(RAW_CLASS + 1))
             assert gained or not gain, "nothing hinders it here"
 
     @rule()

@@ -13,7 +13,8 @@ from tests.structure.sources import imports_of, module_of, python_files
 # beside each other and know nothing of each other.
 LAYERS = (
     ("", "errors", "units"),
-    ("core", "host", "region", "session"),
+    ("core",),
+    ("host", "region", "session"),
     ("config", "tiers", "wire"),
     ("fs", "vlayer"),
     ("testing", "server"),

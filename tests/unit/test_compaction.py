@@ -15,6 +15,7 @@ import pytest
 
 from swapfs.config.backing import FileTierConfig
 from swapfs.config.model import Config
+from swapfs.core._core import PLACE_SHIFT
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.testing.harness import Rig, Ticket
 from swapfs.testing.memory import MemoryTier
@@ -25,7 +26,7 @@ from swapfs.units import CLUSTER_BYTES, CLUSTER_SLOTS, PAGE_SIZE, GiB, MiB, TiB
 from swapfs.vlayer import compaction, stalled
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 from swapfs.vlayer.compaction import Compactor
-from swapfs.vlayer.entry import MOVING, PLACE_SHIFT, REFERENCED
+from swapfs.vlayer.entry import MOVING, REFERENCED
 from swapfs.vlayer.stalled import StalledWrites
 
 SLOTS = 8 * CLUSTER_SLOTS
@@ -171,8 +172,8 @@ def test_packing_frees_what_can_be_freed() -> None:
     rig, model = _fragmented(20)
     pool = rig.layer.pool
     before = pool.free_zspages
-    gains = sum(pool.gain(size_class) for size_class in range(RAW_CLASS + 1))
-    assert gains > pool.zspages // 2
+    gains = sum(pool.zspages.gain(size_class) for size_class in range(RAW_CLASS + 1))
+    assert gains > pool.zspages.count // 2
     compactor = Compactor(rig.layer)
     gained = 0
     while step := compactor._pack(8, worth=1):
@@ -181,7 +182,7 @@ def test_packing_frees_what_can_be_freed() -> None:
         rig.check()
     assert pool.free_zspages == before + gained
     assert gained >= gains
-    assert all(pool.gain(size_class) <= 0 for size_class in range(RAW_CLASS + 1))
+    assert all(pool.zspages.gain(size_class) <= 0 for size_class in range(RAW_CLASS + 1))
     assert 0 < rig.counter("compacted_pages") <= len(model)
     _assert_holds(rig, model)
     rig.region.close()
@@ -236,7 +237,7 @@ def test_tidy_waits_until_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> Non
     compactor.low_zspages = 0
     assert not compactor.is_low()
     assert compactor.compact_if_low() == 0
-    compactor.low_zspages = rig.layer.pool.zspages
+    compactor.low_zspages = rig.layer.pool.zspages.count
     monkeypatch.setattr(compactor, "_worth_zspages", 1000)
     assert compactor.compact_if_low() == 0
     monkeypatch.setattr(compactor, "_worth_zspages", 1)

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swapfs.config.backing import FILE_BYTES_MAX, FileTierConfig
+from swapfs.config.backing import FileTierConfig
 from swapfs.config.model import KEYS, Config, check_room, describe, load
 from swapfs.config.values import parse_name
 from swapfs.errors import ConfigError
-from swapfs.tiers import file as file_tier
 from swapfs.units import GiB, MiB, TiB
 from swapfs.wire import control
 
@@ -247,10 +246,6 @@ def test_a_block_device_may_be_larger_than_what_is_used_of_it(
     assert problem({"file": str(device)}, root) == expected
     config = load({**BASE, "file": f"{device}:2T"}, None, root)
     assert config.file == FileTierConfig(device, 2 * TiB)
-
-
-def test_the_largest_file_is_the_largest_that_a_file_tier_takes() -> None:
-    assert FILE_BYTES_MAX == file_tier.SIZE_BYTES_MAX
 
 
 @pytest.mark.parametrize(

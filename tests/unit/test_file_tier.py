@@ -13,10 +13,10 @@ from swapfs.errors import ConfigError, OperationError, TierIOError
 from swapfs.testing.pages import page
 from swapfs.tiers import file as file_tier
 from swapfs.tiers.blob import Batch, check_blob
-from swapfs.tiers.file import SIZE_BYTES_MAX, FileTier
+from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal
 from swapfs.tiers.segments import SEGMENT_SECTORS
-from swapfs.units import SECTOR_SIZE, MiB, PSector
+from swapfs.units import FILE_BYTES_MAX, SECTOR_SIZE, MiB, PSector
 
 SIZE = 4 * MiB
 
@@ -127,7 +127,7 @@ def test_a_place_that_the_system_refuses_is_named(
 
 
 def test_sizes_that_cannot_work_are_refused(tmp_path: Path) -> None:
-    for size in (2 * MiB, SIZE_BYTES_MAX + MiB):
+    for size in (2 * MiB, FILE_BYTES_MAX + MiB):
         with pytest.raises(ConfigError, match="bytes are too"):
             FileTier(tmp_path / "back", size)
     assert not (tmp_path / "back").exists()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.testing.pages import mixed_pages
-from swapfs.tiers.pool import NO_PLACE, Pool
+from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
 from swapfs.units import PAGE_SIZE, MiB
 from swapfs.vlayer.codec import compress
 
@@ -44,7 +44,7 @@ def test_reserve_is_for_table_pages_alone(region: Region) -> None:
     assert all(place % PAGE_SIZE == 0 for place in tables)
     pool.free(data.pop(), PAGE_SIZE)
     assert pool.allocate_page() != NO_PLACE, "a table page may take a raw page's place"
-    pool.check()
+    pool.zspages.check()
 
 
 def test_a_full_pool_gives_places_of_larger_classes(region: Region) -> None:
@@ -58,7 +58,7 @@ def test_a_full_pool_gives_places_of_larger_classes(region: Region) -> None:
     assert small[3] == NO_PLACE
     for place in small[:3]:
         pool.free(place, 50)
-    pool.check()
+    pool.zspages.check()
 
 
 def test_freed_space_serves_every_class(region: Region) -> None:
@@ -72,7 +72,7 @@ def test_freed_space_serves_every_class(region: Region) -> None:
         for place in places:
             pool.free(place, size)
         assert pool.used_bytes == 0
-        pool.check()
+        pool.zspages.check()
     assert pool.stats().peak_bytes == ZSPAGES * ZSPAGE_BYTES
 
 
@@ -136,10 +136,13 @@ class Handed:
     def rebuild(self) -> None:
         before = self.pool.stats()
         self.pool = Pool(self.region)
-        self.pool.begin_rebuild()
+        rebuild = PoolRebuild(self.region, self.pool)
         for place, (size, table) in self.held.items():
-            self.pool.mark(place, size, table=table)
-        self.pool.finish_rebuild()
+            if table:
+                rebuild.mark_page(place)
+            else:
+                rebuild.mark(place, size)
+        rebuild.finish()
         assert replace(self.pool.stats(), peak_bytes=before.peak_bytes) == before
 
 
@@ -154,11 +157,11 @@ def test_places_never_overlap_and_all_come_back(actions: list[tuple[str, int, in
         else:
             size = PAGE_SIZE if action == "table" else value
             handed.take(size, count, table=action == "table")
-        handed.pool.check()
+        handed.pool.zspages.check()
         payload = sum(size for size, table in handed.held.values() if not table)
         assert handed.pool.stats().payload_bytes == payload
     handed.free(1, len(handed.held))
-    handed.pool.check()
+    handed.pool.zspages.check()
     assert handed.pool.used_bytes == 0
     assert handed.pool.stats().zspages_free == ZSPAGES
     handed.region.close()
@@ -170,7 +173,7 @@ def test_rebuild_refuses_a_table_that_contradicts_itself(region: Region, damage:
     place = pool.allocate(100)
     other = pool.allocate(2000)
     pool.free(other, 2000)
-    pool.begin_rebuild()
-    pool.mark(place, 100)
+    rebuild = PoolRebuild(region, pool)
+    rebuild.mark(place, 100)
     with pytest.raises(AssertionError):
-        pool.mark({"twice": place, "inside": place + 16, "free zspage": other}[damage], 100)
+        rebuild.mark({"twice": place, "inside": place + 16, "free zspage": other}[damage], 100)

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from swapfs.core._core import NO_CLASS
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS, Counters
-from swapfs.region.layout import NO_CLASS, ZSPAGE_BYTES, Geometry, Region
+from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE, GiB, MiB, TiB
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from swapfs.region.layout import NO_CLASS, ZSPAGE_BYTES
-from swapfs.tiers.size_classes import (
-    CLASS_OBJECTS,
+from swapfs.core._core import NO_CLASS
+from swapfs.region.layout import ZSPAGE_BYTES
+from swapfs.tiers.pool.size_classes import (
     CLASS_OF_GRAINS,
     CLASS_SIZES,
     GRAIN,
     INCOMPRESSIBLE_BYTES,
+    OBJECTS,
+    SIZES,
 )
 from swapfs.units import PAGE_SIZE
 
@@ -17,7 +19,7 @@ def test_sizes_ascend_to_one_page_on_the_grain() -> None:
     assert list(CLASS_SIZES) == sorted(set(CLASS_SIZES))
     assert CLASS_SIZES[-1] == PAGE_SIZE
     assert all(size % GRAIN == 0 for size in CLASS_SIZES)
-    assert len(CLASS_SIZES) < NO_CLASS
+    assert len(SIZES) < NO_CLASS
 
 
 def test_every_length_gets_the_smallest_class_that_holds_it() -> None:
@@ -28,7 +30,7 @@ def test_every_length_gets_the_smallest_class_that_holds_it() -> None:
 
 
 def test_little_is_wasted() -> None:
-    for size, objects in zip(CLASS_SIZES, CLASS_OBJECTS, strict=True):
+    for size, objects in zip(SIZES, OBJECTS, strict=True):
         assert ZSPAGE_BYTES - size * objects < ZSPAGE_BYTES // 16
     lengths = range(300, INCOMPRESSIBLE_BYTES)
     handed_out = sum(CLASS_SIZES[CLASS_OF_GRAINS[(n + 15) // 16]] for n in lengths)

@@ -11,10 +11,10 @@ from swapfs.errors import TierFull
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
-from swapfs.vlayer.entry import MOVING, REFERENCED, encode_pool, encode_same
+from swapfs.vlayer.entry import MOVING, REFERENCED, Tag, encode_pool
 from swapfs.vlayer.swap_table import SwapTable, table_reserve_bytes
 
-WORD = encode_same(7) or 0
+WORD = Tag.SAME | 7 << 6
 
 
 @pytest.fixture

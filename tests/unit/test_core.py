@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from swapfs.core._load import Lock
+from swapfs.core import _core
+from swapfs.core._core import Lock, Writer
 from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.vlayer.entry import STATE_OF_KIND
+from swapfs.vlayer.packing import Packer
 
 SLOTS = 3 * CLUSTER_SLOTS
 SIZE_BYTES = SLOTS * PAGE_SIZE
@@ -109,6 +113,54 @@ def test_the_reader_waits_for_the_lock(rig: Rig) -> None:
     assert not thread.is_alive()
 
 
+def test_c_and_python_mean_the_same_sizes() -> None:
+    assert (_core.PAGE_BYTES, _core.CLUSTER_SLOTS) == (PAGE_SIZE, CLUSTER_SLOTS)
+
+
+def _writer(
+    rig: Rig, counts: tuple[int, int, int] = (0, 1, 2), **changes: bytes | bytearray
+) -> Writer:
+    region = rig.region
+    tables: dict[str, Any] = {
+        "directory": region.directory,
+        "arena": region.arena,
+        "classes": region.classes,
+        "counters": region.counter_words,
+        "state_of_kind": STATE_OF_KIND,
+        **rig.layer.pool.tables(),
+        **rig.layer.table.tables(),
+        **changes,
+    }
+    return Writer(counts, **tables)
+
+
+@pytest.mark.parametrize(
+    "change", [{"used": bytearray(2)}, {"sizes": b""}, {"classes": bytearray(1)}, {"nothing": b""}]
+)
+def test_tables_that_do_not_fit_together_are_refused(rig: Rig, change: dict[str, Any]) -> None:
+    _writer(rig)
+    with pytest.raises((ValueError, TypeError)):
+        _writer(rig, **change)
+
+
+def test_counters_that_there_are_not_are_refused(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="fit together"):
+        _writer(rig, (0, 1, 1 << 40))
+
+
+def test_a_run_outside_its_buffers_is_refused(rig: Rig) -> None:
+    writer, packer, page = _writer(rig), Packer(2), memoryview(bytearray(PAGE_SIZE))
+    for slot, count, first, position in [
+        *((SLOTS - 1, 2, 0, 0), (-1, 1, 0, 0), (0, -1, 0, 0), (0, 1, -1, 0), (0, 3, 0, 0)),
+        *((0, 1, 2, 0), (0, 1, 0, 1), (0, 1, 0, -1), (0, 1, 1 << 62, 0), (0, 1, 0, 1 << 62)),
+    ]:
+        with pytest.raises(ValueError, match="not inside"):
+            writer.publish(slot, count, packer.drafts, first, page, position, packer.blobs)
+    for slot, count, position in [(SLOTS, 1, 0), (-1, 1, 0), (0, 2, 0), (0, 1, 1), (0, 1 << 60, 0)]:
+        with pytest.raises(ValueError, match="not inside"):
+            rig.layer.load_run(slot, count, page, position)
+
+
 def test_one_holder_at_a_time() -> None:
     lock, total = Lock(), [0]
 
@@ -141,7 +193,7 @@ def test_wrong_use_of_the_lock_is_an_error_and_no_deadlock() -> None:
     lock.release()
 
 
-def test_giving_way_lets_the_one_who_waits_go_first() -> None:
+def test_resched_lets_the_one_who_waits_go_first() -> None:
     lock, turns = Lock(), []
 
     def other() -> None:
@@ -150,11 +202,11 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
 
     thread = threading.Thread(target=other)
     with lock:
-        lock.give_way()  # nobody waits
+        lock.resched()  # nobody waits
         assert lock.locked()
         thread.start()
         while not turns:
-            lock.give_way()
+            lock.resched()
         turns.append("holder")
         assert lock.locked()
     thread.join()
@@ -163,12 +215,31 @@ def test_giving_way_lets_the_one_who_waits_go_first() -> None:
         lock.release()
 
 
-def test_a_lock_held_for_long_counts_as_wanted() -> None:
+def test_relax_lets_the_one_who_waits_go_first() -> None:
+    lock, turns = Lock(), []
+
+    def other() -> None:
+        with lock:
+            turns.append("other")
+
+    thread = threading.Thread(target=other)
+    with lock:
+        thread.start()
+    while not turns:
+        with lock:
+            pass
+        lock.relax()
+    thread.join()
+    lock.relax()  # nobody waits
+    assert not lock.locked()
+
+
+def test_a_lock_held_for_long_counts_as_contended() -> None:
     lock = Lock()
     with lock:
-        lock.give_way()
+        lock.resched()
         end_s = time.monotonic() + 10
-        while not lock.wanted():
+        while not lock.contended():
             assert time.monotonic() < end_s
 
 
@@ -177,9 +248,9 @@ def test_it_is_let_go_more_often_while_pages_are_read(rig: Rig) -> None:
 
     def held_ns() -> int:
         with lock:
-            lock.give_way()
+            lock.resched()
             start_ns = time.monotonic_ns()
-            while not lock.wanted():
+            while not lock.contended():
                 pass
             return time.monotonic_ns() - start_ns
 

@@ -13,7 +13,7 @@ struct swapfs_reader {
     /* Fills *out* with *size* bytes from *offset* on and returns size; -1: ask Python. */
     long (*read)(void *context, uint64_t offset, uint64_t size, char *out);
     void *context;
-    /* Counts requests that wait for Python, for long-running Python to see (Lock.wanted). */
+    /* Counts requests that wait for Python, for long-running Python to see (Lock.contended). */
     _Atomic unsigned *waiting;
 };
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from swapfs.core._core import GRAIN_SHIFT, NO_CLASS
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.units import PAGE_SIZE
 
-GRAIN: Final = 16
+GRAIN: Final = 1 << GRAIN_SHIFT
 """Bytes: every object starts at a multiple of it."""
 _SMALLEST: Final = 32
 _STEP: Final = 1.035
@@ -30,8 +31,6 @@ def _sizes() -> tuple[int, ...]:
 
 CLASS_SIZES: Final = _sizes()
 """Object size in bytes of each class, ascending; the last is one page."""
-CLASS_OBJECTS: Final = tuple(ZSPAGE_BYTES // size for size in CLASS_SIZES)
-"""Objects in one zspage of each class."""
 CLASS_OF_GRAINS: Final = bytes(
     next(index for index, size in enumerate(CLASS_SIZES) if size >= grains * GRAIN)
     for grains in range(PAGE_SIZE // GRAIN + 1)
@@ -40,4 +39,14 @@ CLASS_OF_GRAINS: Final = bytes(
 INCOMPRESSIBLE_BYTES: Final = CLASS_SIZES[-2]
 """A blob longer than this would take a whole page anyway, so the page is kept raw."""
 
-assert len(CLASS_SIZES) < 255
+RAW_CLASS: Final = len(CLASS_SIZES) - 1
+"""The class of whole pages, the largest that holds blobs."""
+# Table pages have a class of their own: raw pages must not take the rest of a zspage that was
+# claimed from the tables' reserve.
+TABLE_CLASS: Final = RAW_CLASS + 1
+SIZES: Final = (*CLASS_SIZES, PAGE_SIZE)
+"""Object size in bytes of each class, that of table pages too."""
+OBJECTS: Final = tuple(ZSPAGE_BYTES // size for size in SIZES)
+"""Objects in one zspage of each class."""
+
+assert len(SIZES) < NO_CLASS

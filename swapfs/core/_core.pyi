@@ -1,0 +1,139 @@
+from array import array
+from types import TracebackType
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+# word.h
+PAGE_BYTES: Final[int]
+CLUSTER_SLOTS: Final[int]
+TAG_EMPTY: Final[int]
+TAG_SAME: Final[int]
+TAG_POOL: Final[int]
+TAG_FILE: Final[int]
+TAG_MASK: Final[int]
+CODEC_RAW: Final[int]
+CODEC_LZ4: Final[int]
+REFERENCED: Final[int]
+MOVING: Final[int]
+KIND_MASK: Final[int]
+CODEC_SHIFT: Final[int]
+CODEC_MASK: Final[int]
+LENGTH_SHIFT: Final[int]
+LENGTH_MASK: Final[int]
+PLACE_SHIFT: Final[int]
+GRAIN_SHIFT: Final[int]
+SAME_DOUBLED: Final[int]
+SAME_SHIFT: Final[int]
+ZSPAGE_SHIFT: Final[int]
+NO_CLASS: Final[int]
+NO_INDEX: Final[int]
+LIST_NO_ROOM: Final[int]
+LIST_ROOM: Final[int]
+
+@final
+class Lock:
+    def acquire(self) -> None: ...
+    def release(self) -> None: ...
+    def locked(self) -> bool: ...
+    def contended(self) -> bool: ...
+    def resched(self) -> None: ...
+    def relax(self) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+def unpack(blob: Buffer, codec: int, out: Buffer, position: int, /) -> bool: ...
+
+@final
+class Reader:
+    def __new__(
+        cls,
+        lock: Lock,
+        directory: memoryview,
+        arena: memoryview,
+        counters: memoryview,
+        counts: tuple[int, int, int, int],
+        size_bytes: int,
+        /,
+    ) -> Reader: ...
+    def capsule(self) -> object: ...
+    def load(
+        self, slot: int, count: int, out: memoryview, position: int, whole: bool, /
+    ) -> int: ...
+    def read(self, offset: int, size: int, out: Buffer, /) -> int: ...
+
+def pack(
+    source: memoryview,
+    position: int,
+    count: int,
+    blobs: memoryview,
+    drafts: array[int],
+    longest: int,
+    /,
+) -> None: ...
+
+@final
+class Writer:
+    def __new__(
+        cls,
+        counts: tuple[int, int, int],
+        /,
+        *,
+        directory: Buffer,
+        arena: Buffer,
+        classes: Buffer,
+        counters: Buffer,
+        state_counts: Buffer,
+        occupied: Buffer,
+        used: Buffer,
+        head: Buffer,
+        fresh: Buffer,
+        objects: Buffer,
+        payload: Buffer,
+        next: Buffer,
+        previous: Buffer,
+        where: Buffer,
+        lengths: Buffer,
+        sizes: Buffer,
+        capacities: Buffer,
+        class_of_grains: Buffer,
+        state_of_kind: Buffer,
+    ) -> Writer: ...
+    def publish(
+        self,
+        slot: int,
+        count: int,
+        drafts: array[int],
+        first: int,
+        source: memoryview,
+        position: int,
+        blobs: memoryview,
+        /,
+    ) -> int: ...
+
+def count_states(
+    arena: Buffer, state_counts: Buffer, state_of_kind: Buffer, index: int, /
+) -> int: ...
+
+@final
+class Marker:
+    def __new__(
+        cls,
+        *,
+        arena: Buffer,
+        used: Buffer,
+        objects: Buffer,
+        payload: Buffer,
+        classes: Buffer,
+        sizes: Buffer,
+    ) -> Marker: ...
+    def mark(self, place: int, length: int, /) -> None: ...
+    def mark_page(self, place: int, /) -> None: ...
+    def mark_words(self, index: int, /) -> list[int]: ...
+    def relink(self, zspage: int, /) -> int: ...

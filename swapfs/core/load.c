@@ -1,0 +1,279 @@
+/*
+ * Pages out of memory. A `Reader` holds what it reads from for its life. The session loop calls it
+ * without the GIL, so that neither Python's own time nor another Python thread stands between the
+ * kernel and a page in memory; what it cannot answer (a page on disk, a damaged one, a part of a
+ * page) it leaves to Python, untouched. Python calls `load` for that, under the layer's lock.
+ */
+#include "core.h"
+
+#include <lz4.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "buffers.h"
+#include "reader.h"
+#include "word.h"
+
+/* ---- one page ---- */
+
+static uint64_t same_value(uint64_t word)
+{
+    uint64_t value = word >> SAME_SHIFT;
+    if (word & SAME_DOUBLED)
+        return value << 32 | value;
+    return (uint64_t)((int64_t)word >> SAME_SHIFT); /* 58 bits, sign-extended */
+}
+
+/* Puts the page of a blob at *to*; false when it is no page. */
+static bool unpack(const char *blob, uint64_t length, unsigned codec, char *to)
+{
+    if (length > PAGE_BYTES)
+        return false;
+    if (codec != CODEC_RAW)
+        return LZ4_decompress_safe(blob, to, (int)length, PAGE_BYTES) == (int)PAGE_BYTES;
+    if (length != PAGE_BYTES)
+        return false;
+    memcpy(to, blob, PAGE_BYTES);
+    return true;
+}
+
+/* Likewise the page of a POOL *word*. */
+static bool unpack_word(uint64_t word, const Py_buffer *arena, char *to)
+{
+    uint64_t place = pool_place(word), length = blob_length(word);
+    return place + length <= (uint64_t)arena->len &&
+           unpack((const char *)arena->buf + place, length, blob_codec(word), to);
+}
+
+static PyObject *load_unpack(PyObject *self, PyObject *args)
+{
+    Py_buffer blob, out;
+    int codec;
+    Py_ssize_t position;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*iw*n", &blob, &codec, &out, &position))
+        return NULL;
+    if (!has_pages(&out, position, 1))
+        PyErr_SetString(PyExc_ValueError, "the page is not inside its buffer");
+    else /* with the GIL: it takes less time than to get it back when many threads read */
+        result = PyBool_FromLong(unpack(blob.buf, (uint64_t)blob.len, (unsigned)codec,
+                                        (char *)out.buf + position));
+    PyBuffer_Release(&blob);
+    PyBuffer_Release(&out);
+    return result;
+}
+
+PyMethodDef load_functions[] = {
+    {"unpack", load_unpack, METH_VARARGS,
+     "unpack(blob, codec, out, position) -> whether the blob was a page, which is then in out."},
+    {NULL}};
+
+/* ---- Reader ---- */
+
+enum { IN_MEMORY = TAG_POOL + 1 }; /* tags whose pages are: EMPTY, SAME and POOL */
+
+typedef struct {
+    PyObject_HEAD
+    struct swapfs_reader entry; /* what the session loop calls */
+    Lock *lock;
+    Py_buffer directory, arena, counters;
+    uint64_t size_bytes;
+    Py_ssize_t pages_read[IN_MEMORY], bytes_read; /* indexes among the counters */
+} Reader;
+
+/* Fills pages from *words on; stops at the first that is not in memory, or damaged. */
+static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer *arena, char *to,
+                             uint64_t *reads)
+{
+    Py_ssize_t done = 0;
+    for (; done < count; done++, to += PAGE_BYTES) {
+        uint64_t word = words[done];
+        unsigned tag = word & TAG_MASK;
+        if (tag == TAG_POOL) {
+            if (!unpack_word(word, arena, to))
+                break;
+            if (!(word & REFERENCED))
+                words[done] = word | REFERENCED;
+        } else if (tag == TAG_EMPTY) {
+            memset(to, 0, PAGE_BYTES);
+        } else if (tag == TAG_SAME) {
+            uint64_t value = same_value(word);
+            for (size_t at = 0; at < PAGE_BYTES; at += sizeof(value))
+                memcpy(to + at, &value, sizeof(value));
+        } else {
+            break;
+        }
+        reads[tag]++;
+    }
+    return done;
+}
+
+/* Fills the pages of a run of slots, under the lock, up to the first that cannot be had; how many
+ * those were. *whole*: none counts as read unless all were. */
+static Py_ssize_t load_run(Reader *self, uint64_t slot, Py_ssize_t count, char *out, bool whole)
+{
+    const uint32_t *directory = self->directory.buf;
+    uint64_t *counters = self->counters.buf;
+    uint64_t reads[IN_MEMORY] = {0};
+    Py_ssize_t done = 0;
+
+    while (done < count) {
+        uint64_t at = slot + (uint64_t)done, index = at & (CLUSTER_SLOTS - 1);
+        Py_ssize_t left = (Py_ssize_t)(CLUSTER_SLOTS - index);
+        Py_ssize_t run = count - done < left ? count - done : left, got;
+        uint64_t page = directory[at >> CLUSTER_SHIFT];
+        char *to = out + ((size_t)done << PAGE_SHIFT);
+        if (page == 0) {
+            memset(to, 0, (size_t)run << PAGE_SHIFT);
+            reads[TAG_EMPTY] += (uint64_t)run;
+            got = run;
+        } else {
+            index += (page - 1) << CLUSTER_SHIFT;
+            if (!has_words(&self->arena, (Py_ssize_t)index, run))
+                break;
+            got = load_words((uint64_t *)self->arena.buf + index, run, &self->arena, to, reads);
+        }
+        done += got;
+        if (got < run)
+            break;
+    }
+    if (done == count || !whole)
+        for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
+            counters[self->pages_read[tag]] += reads[tag];
+    return done;
+}
+
+static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer out;
+    PyObject *result = NULL;
+    if (nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "load(slot, count, out, position, whole)");
+        return NULL;
+    }
+    Py_ssize_t slot = PyLong_AsSsize_t(args[0]), count = PyLong_AsSsize_t(args[1]);
+    Py_ssize_t position = PyLong_AsSsize_t(args[3]);
+    int whole = PyObject_IsTrue(args[4]);
+    if (PyErr_Occurred() || !buffers_get(&args[2], 1, 1u, &out))
+        return NULL;
+    Py_ssize_t slots = (Py_ssize_t)(self->size_bytes >> PAGE_SHIFT);
+    if (slot < 0 || count < 0 || count > slots || slot > slots - count ||
+        !has_pages(&out, position, count))
+        PyErr_SetString(PyExc_ValueError, "the run is not inside its buffers");
+    else
+        result = PyLong_FromSsize_t(
+            load_run(self, (uint64_t)slot, count, (char *)out.buf + position, whole));
+    PyBuffer_Release(&out);
+    return result;
+}
+
+static long reader_read(void *context, uint64_t offset, uint64_t size, char *out)
+{
+    Reader *self = context;
+    if ((offset | size) & (PAGE_BYTES - 1) || size == 0 || offset > self->size_bytes ||
+        size > self->size_bytes - offset)
+        return -1;
+    if (lock_enter(self->lock) != 0)
+        return -1;
+    atomic_fetch_add_explicit(&self->lock->reads, 1, memory_order_relaxed);
+    Py_ssize_t count = (Py_ssize_t)(size >> PAGE_SHIFT);
+    bool done = load_run(self, offset >> PAGE_SHIFT, count, out, true) == count;
+    if (done)
+        ((uint64_t *)self->counters.buf)[self->bytes_read] += size;
+    lock_leave(self->lock);
+    return done ? (long)size : -1;
+}
+
+static PyObject *reader_try(Reader *self, PyObject *args)
+{
+    unsigned long long offset, size;
+    Py_buffer out;
+    if (!PyArg_ParseTuple(args, "KKw*", &offset, &size, &out))
+        return NULL;
+    long result = -1;
+    if ((uint64_t)out.len >= size) {
+        Py_BEGIN_ALLOW_THREADS
+        result = reader_read(self, offset, size, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&out);
+    return PyLong_FromLong(result);
+}
+
+static bool are_counters(const Reader *self)
+{
+    bool good = has_words(&self->counters, self->bytes_read, 1);
+    for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
+        good = good && has_words(&self->counters, self->pages_read[tag], 1);
+    return good;
+}
+
+static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *lock, *views[3];
+    unsigned long long size_bytes;
+    Py_ssize_t reads[IN_MEMORY], bytes_read;
+    if (!PyArg_ParseTuple(args, "O!OOO(nnnn)K", &LockType, &lock, &views[0], &views[1], &views[2],
+                          &reads[TAG_EMPTY], &reads[TAG_SAME], &reads[TAG_POOL], &bytes_read,
+                          &size_bytes))
+        return NULL;
+    Reader *self = (Reader *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    Py_buffer b[3];
+    if (!buffers_get(views, 3, 7u, b)) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->directory = b[0], self->arena = b[1], self->counters = b[2];
+    self->lock = (Lock *)Py_NewRef(lock);
+    memcpy(self->pages_read, reads, sizeof(reads));
+    self->bytes_read = bytes_read;
+    self->size_bytes = size_bytes;
+    self->entry = (struct swapfs_reader){reader_read, self, &self->lock->waiting};
+    uint64_t clusters = (uint64_t)self->directory.len / sizeof(uint32_t);
+    if (size_bytes > clusters << (CLUSTER_SHIFT + PAGE_SHIFT) || !are_counters(self)) {
+        Py_DECREF(self);
+        PyErr_SetString(PyExc_ValueError, "the file is not inside its buffers");
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *reader_capsule(Reader *self, PyObject *unused)
+{
+    return PyCapsule_New(&self->entry, SWAPFS_READER, NULL);
+}
+
+static void reader_dealloc(Reader *self)
+{
+    PyBuffer_Release(&self->directory);
+    PyBuffer_Release(&self->arena);
+    PyBuffer_Release(&self->counters);
+    Py_XDECREF(self->lock);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef reader_methods[] = {
+    {"capsule", (PyCFunction)reader_capsule, METH_NOARGS,
+     "capsule() -> itself for the session loop, which must end before it is dropped."},
+    {"load", FASTCALL(reader_load), METH_FASTCALL,
+     "load(slot, count, out, position, whole) -> pages filled\n\n"
+     "Fill out from byte position on with the pages of count slots; the caller holds the lock.\n"
+     "Ends early at a slot that is not in memory, or damaged; with whole none counts as read\n"
+     "then. Words that were read become REFERENCED."},
+    {"read", (PyCFunction)reader_try, METH_VARARGS,
+     "read(offset, size, out) -> bytes read, or -1 for what is not whole pages in memory."},
+    {NULL}};
+
+PyTypeObject ReaderType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Reader",
+    .tp_basicsize = sizeof(Reader),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "Reader(lock, directory, arena, counters, counts, size_bytes)\n\n"
+              "Reads pages that are in memory. counts: the indexes of the counters of EMPTY, SAME\n"
+              "and POOL pages, and of bytes that the session loop was given.",
+    .tp_new = reader_new,
+    .tp_dealloc = (destructor)reader_dealloc,
+    .tp_methods = reader_methods,
+};

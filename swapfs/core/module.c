@@ -1,0 +1,41 @@
+/*
+ * The module: what it is made of, and the constants that Python has from here, by their C names.
+ */
+#include "core.h"
+
+#include "word.h"
+
+#define CONSTANT(name) {#name, (long)(name)}
+
+static const struct {
+    const char *name;
+    long value;
+} constants[] = {
+    CONSTANT(PAGE_BYTES),   CONSTANT(CLUSTER_SLOTS), CONSTANT(TAG_EMPTY),   CONSTANT(TAG_SAME),
+    CONSTANT(TAG_POOL),     CONSTANT(TAG_FILE),      CONSTANT(TAG_MASK),    CONSTANT(CODEC_RAW),
+    CONSTANT(CODEC_LZ4),    CONSTANT(REFERENCED),    CONSTANT(MOVING),      CONSTANT(KIND_MASK),
+    CONSTANT(CODEC_SHIFT),  CONSTANT(CODEC_MASK),    CONSTANT(LENGTH_SHIFT), CONSTANT(LENGTH_MASK),
+    CONSTANT(PLACE_SHIFT),  CONSTANT(GRAIN_SHIFT),   CONSTANT(SAME_DOUBLED), CONSTANT(SAME_SHIFT),
+    CONSTANT(ZSPAGE_SHIFT), CONSTANT(NO_CLASS),      CONSTANT(NO_INDEX),    CONSTANT(LIST_NO_ROOM),
+    CONSTANT(LIST_ROOM),
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
+                                    "Pages in and out of memory, and the lock.", -1};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType};
+    PyMethodDef *const functions[] = {load_functions, store_functions, rebuild_functions};
+    PyObject *self = PyModule_Create(&module);
+    for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)
+        if (PyModule_AddType(self, types[i]) < 0)
+            Py_CLEAR(self);
+    for (size_t i = 0; self != NULL && i < sizeof(functions) / sizeof(functions[0]); i++)
+        if (PyModule_AddFunctions(self, functions[i]) < 0)
+            Py_CLEAR(self);
+    for (size_t i = 0; self != NULL && i < sizeof(constants) / sizeof(constants[0]); i++)
+        if (PyModule_AddIntConstant(self, constants[i].name, constants[i].value) < 0)
+            Py_CLEAR(self);
+    return self;
+}

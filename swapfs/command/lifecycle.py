@@ -17,7 +17,7 @@ from swapfs.command import reserve, stale
 from swapfs.command.stale import daemon_lives
 from swapfs.config.model import SWAP_FILE_NAME, default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
-from swapfs.host import kernel, systemd
+from swapfs.host import loop, mounts, proc, swap, systemd
 from swapfs.vlayer.health import condition
 from swapfs.wire import control
 
@@ -68,12 +68,12 @@ def up(config: Config) -> Path:
         undo.append(("unmount", lambda: _unmount(config.name, config.runtime_dir, pid)))
         # These two are noted before they are done, so that an interrupt between loses nothing.
         undo.append(("detach loop device", lambda: _detach_all(swap_file)))
-        device = kernel.attach_loop(swap_file).device
-        kernel.mkswap(device, config.name)
+        device = loop.attach(swap_file).device
+        swap.mkswap(device, config.name)
         undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
         _hold_reserve(config)
         undo.append(("swapoff", lambda: _swapoff_if_on(device)))
-        kernel.swapon(device, config.priority)
+        swap.swapon(device, config.priority)
         _check_swap(device, config.priority)
     return device
 
@@ -94,11 +94,11 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     if last.get("held") and isinstance(pid, int) and daemon_lives(name, runtime_dir):
         _end_held(name, runtime_dir, pid, devices)
     for device in devices:
-        if kernel.find_swap(device) is not None:
+        if swap.find(device) is not None:
             _swapoff_or_explain(device)
             done.append(f"swapoff {device}")
     for device in devices:
-        kernel.detach_loop(device)
+        loop.detach(device)
         done.append(f"detached {device}")
     done += _unmount(name, runtime_dir, pid if isinstance(pid, int) else None)
     former_kib = reserve.release(runtime_dir, name, lambda other: daemon_lives(other, runtime_dir))
@@ -204,17 +204,17 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
 
 def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
     """Return the loop devices on the swap file of *name*, whose last snapshot was *last*."""
-    places = {m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)}
+    places = {m.mountpoint for m in mounts.entries() if m.source == mount_source(name)}
     if isinstance(last.get("mountpoint"), str):
         places.add(Path(str(last["mountpoint"])))
     files = {str(place / SWAP_FILE_NAME) for place in places}
     # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
     ghosts = {str(ghost.device) for ghost in stale.ghost_swaps()}
     return [
-        loop.device
-        for loop in kernel.loops()
-        if loop.backing_file in files
-        or (str(loop.device) in ghosts and str(loop.device) == last.get("loop"))
+        attached.device
+        for attached in loop.devices()
+        if attached.backing_file in files
+        or (str(attached.device) in ghosts and str(attached.device) == last.get("loop"))
     ]
 
 
@@ -252,23 +252,23 @@ def _end_held(name: str, runtime_dir: Path, pid: int, devices: list[Path]) -> No
 
 def _swapoff_or_explain(device: Path) -> None:
     try:
-        kernel.swapoff(device)
+        swap.swapoff(device)
     except OperationError as error:
         raise OperationError(
             f"{error}; swap is still on, so nothing was detached or unmounted"
         ) from error
-    if kernel.find_swap(device) is not None:
+    if swap.find(device) is not None:
         raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
 
 
 def _swapoff_if_on(device: Path) -> None:
-    if kernel.find_swap(device) is not None:
+    if swap.find(device) is not None:
         _swapoff_or_explain(device)
 
 
 def _check_swap(device: Path, priority: int) -> None:
     """Believe swapon only when /proc/swaps agrees (I8)."""
-    entry = kernel.find_swap(device)
+    entry = swap.find(device)
     if entry is None:
         raise OperationError(f"swapon {device}: it is not in /proc/swaps")
     if entry.priority != priority:
@@ -276,8 +276,8 @@ def _check_swap(device: Path, priority: int) -> None:
 
 
 def _detach_all(swap_file: Path) -> None:
-    while (loop := kernel.find_loop(swap_file)) is not None:
-        kernel.detach_loop(loop.device)
+    while (attached := loop.find(swap_file)) is not None:
+        loop.detach(attached.device)
 
 
 def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
@@ -290,12 +290,12 @@ def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
     # Before the unmount: afterwards the number may belong to somebody else.
     pidfd = _open_process(pid) if alive and pid is not None else None
     try:
-        mounted = [m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)]
+        mounted = [m.mountpoint for m in mounts.entries() if m.source == mount_source(name)]
         for mountpoint in reversed(mounted):
             try:
-                kernel.umount(mountpoint)
+                mounts.umount(mountpoint)
             except OperationError:
-                if kernel.mount_at(mountpoint) is not None:
+                if mounts.at(mountpoint) is not None:
                     raise
                 continue  # another `down` was faster
             done.append(f"unmounted {mountpoint}")
@@ -335,7 +335,7 @@ def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
 def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None) -> bool:
     deadline = time.monotonic() + wait_s
     if pidfd is not None:
-        kernel.has_ended(pidfd, wait_s)
+        proc.has_ended(pidfd, wait_s)
     while daemon_lives(name, runtime_dir):
         if time.monotonic() >= deadline:
             return False

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 
 from swapfs.config.model import mount_source
 from swapfs.errors import OperationError
-from swapfs.host import kernel
+from swapfs.host import loop, mounts, proc, swap
 from swapfs.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from swapfs.config.model import Config
-    from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+    from swapfs.host.loop import LoopDevice
+    from swapfs.host.mounts import MountEntry
+    from swapfs.host.swap import SwapEntry
 
 _LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+")
 
@@ -57,7 +59,7 @@ def refuse(config: Config) -> None:
     name = config.name
     cure = f"run swapfs down {name} first"
     alive = daemon_lives(name, config.runtime_dir)
-    for mounted in kernel.mounts():
+    for mounted in mounts.entries():
         if mounted.source == mount_source(name):
             where = f"mounted on {mounted.mountpoint}"
             if alive:
@@ -68,9 +70,9 @@ def refuse(config: Config) -> None:
             )
     if alive:
         raise OperationError(f"a daemon of {name} is running: {cure}")
-    loop = kernel.find_loop(config.swap_file)
-    if loop is not None:
-        raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
+    attached = loop.find(config.swap_file)
+    if attached is not None:
+        raise OperationError(f"{attached.device} is left over from another {name}: {cure}")
     ghosts = ghost_swaps(dead_mounts(config.runtime_dir))
     if ghosts and not config.unsafe:
         ghost = ghosts[0]
@@ -90,44 +92,44 @@ def dead_mounts(runtime_dir: Path) -> set[Path]:
     return dead
 
 
-def ghost_swaps(dead: Collection[Path] = (), root: Path = kernel.ROOT) -> list[GhostSwap]:
+def ghost_swaps(dead: Collection[Path] = (), root: Path = proc.ROOT) -> list[GhostSwap]:
     """Return the swap areas on loop devices that nothing serves any more.
 
     Their pages may be lost, and swapoff may fail on them; only a reboot is sure to help.
 
     :param dead: mount points that are known to be without a daemon
     """
-    attached = {str(loop.device): loop for loop in kernel.loops(root)}
-    mounted = kernel.mounts(root)
+    attached = {str(found.device): found for found in loop.devices(root)}
+    mounted = mounts.entries(root)
     ghosts = []
-    for entry in kernel.swaps(root):
+    for entry in swap.entries(root):
         if not _LOOP_DEVICE.fullmatch(entry.path):
             continue
-        loop = attached.get(entry.path)
-        reason = _ghost_reason(entry, loop, mounted, dead, root)
+        below = attached.get(entry.path)
+        reason = _ghost_reason(entry, below, mounted, dead, root)
         if reason:
-            ghosts.append(GhostSwap(Path(entry.path), loop.backing_file if loop else "", reason))
+            ghosts.append(GhostSwap(Path(entry.path), below.backing_file if below else "", reason))
     return ghosts
 
 
 def _ghost_reason(
     entry: SwapEntry,
-    loop: LoopDevice | None,
+    below: LoopDevice | None,
     mounted: list[MountEntry],
     dead: Collection[Path],
     root: Path,
 ) -> str:
     """Say why nothing serves *entry*, in one line; never asks a FUSE server."""
-    if loop is None:
+    if below is None:
         return "sysfs shows nothing attached to it"
-    if loop.deleted:
-        return f"its backing file {loop.backing_file} is deleted"
-    path = Path(loop.backing_file)
+    if below.deleted:
+        return f"its backing file {below.backing_file} is deleted"
+    path = Path(below.backing_file)
     holders = [entry for entry in mounted if path.is_relative_to(entry.mountpoint)]
     holder = max(holders, key=lambda entry: len(entry.mountpoint.parts), default=None)
     if holder is not None and holder.mountpoint in dead:
         return f"the daemon that served {path} is gone, and with it what it held in memory"
     served = holder is not None and holder.fstype.startswith("fuse")
-    if not served and not os.path.lexists(root / loop.backing_file.lstrip("/")):
-        return f"nothing is mounted that holds its backing file {loop.backing_file}"
+    if not served and not os.path.lexists(root / below.backing_file.lstrip("/")):
+        return f"nothing is mounted that holds its backing file {below.backing_file}"
     return f"its device node {entry.path} is deleted" if entry.deleted else ""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from swapfs.config import values
 from swapfs.config.backing import FileTierConfig, parse_file
 from swapfs.errors import ConfigError
-from swapfs.host import kernel
+from swapfs.host import mounts, proc
 from swapfs.units import PAGE_SIZE, KiB, MiB, format_size
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Config:
 
 
 def load(
-    cli_values: Mapping[str, object], config_file: Path | None = None, root: Path = kernel.ROOT
+    cli_values: Mapping[str, object], config_file: Path | None = None, root: Path = proc.ROOT
 ) -> Config:
     """Return the configuration that *cli_values* over *config_file* make.
 
@@ -246,7 +246,7 @@ def _pool_size(where: str, value: object, root: Path) -> int:
     if pool_bytes < POOL_BYTES_MIN:
         least = format_size(POOL_BYTES_MIN)
         raise ConfigError(where, f"{format_size(pool_bytes)} is too small (least: {least})")
-    memory_bytes = kernel.memory_total_bytes(root)
+    memory_bytes = proc.memory_total_bytes(root)
     if pool_bytes > memory_bytes:
         has = format_size(memory_bytes)
         problem = f"{format_size(pool_bytes)} is more than this machine's memory of {has}"
@@ -257,7 +257,7 @@ def _pool_size(where: str, value: object, root: Path) -> int:
 def _reserve(where: str, value: object, root: Path) -> int | None:
     reserve_bytes = values.parse_reserve(where, value)
     if reserve_bytes:
-        most_bytes = kernel.memory_total_bytes(root) // MIN_FREE_SHARE_MAX
+        most_bytes = proc.memory_total_bytes(root) // MIN_FREE_SHARE_MAX
         if reserve_bytes > most_bytes:
             wants, most = format_size(reserve_bytes), format_size(most_bytes)
             raise ConfigError(where, f"{wants} is too much for this machine (most: {most})")
@@ -281,7 +281,7 @@ def _mountpoint(where: str, value: object, name: str, root: Path) -> Path:
 
 def _is_busy(where: str, path: Path, name: str, root: Path) -> bool:
     """Whether this very instance is mounted on *path* already, which up and mount refuse."""
-    mounted = kernel.mount_at(path, root)
+    mounted = mounts.at(path, root)
     if mounted is None:
         return False
     if mounted.source != f"swapfs:{name}":

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from swapfs.config.model import Config, check_room, mount_source
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import kernel, syscalls, systemd
+from swapfs.host import fusectl, loop, mounts, syscalls, systemd
 from swapfs.host.guards import Guards
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.counters import Counters
@@ -210,7 +210,7 @@ class _Monitor:
         return fd
 
     def _unmount(self) -> None:
-        if kernel.mount_at(self._config.mountpoint) is None:
+        if mounts.at(self._config.mountpoint) is None:
             return
         try:
             syscalls.umount2(str(self._config.mountpoint), syscalls.MNT_DETACH)
@@ -236,7 +236,7 @@ class _Monitor:
                 log.error("the monitor that was to go on has died; this one goes on")
                 self._successor = None
                 continue
-            if os.waitstatus_to_exitcode(status) == 0 and kernel.is_fuse_closed(held.fuse_fd):
+            if os.waitstatus_to_exitcode(status) == 0 and fusectl.is_closed(held.fuse_fd):
                 return Outcome.UNMOUNTED
             if not self._ever_served:
                 return Outcome.NEVER_SERVED
@@ -347,10 +347,10 @@ class _Monitor:
     def _needed_by(self) -> str | None:
         """Return what would lose its pages if the mount went now, or None."""
         try:
-            loop = kernel.find_user(self._config.swap_file)
+            user = loop.find_user(self._config.swap_file)
         except OperationError as error:
             return f"a loop device that may be there ({error})"
-        return str(loop.device) if loop else None
+        return str(user.device) if user else None
 
     def _publish_held(self, held: Held, reason: str) -> None:
         """Put into the state file what no server is there to tell."""

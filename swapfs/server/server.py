@@ -24,7 +24,7 @@ from swapfs import session
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
 from swapfs.fs import SWAP_INODE, Namespace
-from swapfs.host import kernel
+from swapfs.host import fusectl, loop, mounts
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.server import metrics
@@ -77,7 +77,7 @@ class Server:
     ) -> None:
         self._config = config
         self._region = region
-        self._fuse = kernel.FuseControl(config.mountpoint)
+        self._fuse = fusectl.FuseControl(config.mountpoint)
         self._recover = recover
         self._retiring = False
         self._layer = VirtualSlotLayer(region, tier)
@@ -247,10 +247,8 @@ class Server:
         if not self._recover:  # a later server only reports: to stand still would help nobody
             guards.require()
 
-    def _probe_loop(
-        self, what: str, holds: Callable[[kernel.LoopDevice], bool]
-    ) -> tuple[bool, str]:
-        device = kernel.find_loop(self._config.swap_file)
+    def _probe_loop(self, what: str, holds: Callable[[loop.LoopDevice], bool]) -> tuple[bool, str]:
+        device = loop.find(self._config.swap_file)
         if device is None:
             return True, "no loop device is attached"
         return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
@@ -341,17 +339,17 @@ class Server:
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint
-        device = kernel.find_loop(self._config.swap_file)
+        device = loop.find(self._config.swap_file)
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.
-        await trio.to_thread.run_sync(kernel.umount, mountpoint)
+        await trio.to_thread.run_sync(mounts.umount, mountpoint)
         return {"stopped": True}
 
     async def _on_abort(self, request: dict[str, object]) -> object:
         """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = kernel.find_user(self._config.swap_file)
-        if device is not None or kernel.mount_at(self._config.mountpoint) is not None:
+        device = loop.find_user(self._config.swap_file)
+        if device is not None or mounts.at(self._config.mountpoint) is not None:
             raise OperationError("it is mounted or in use; run 'swapfs down' instead")
         log.warning("another mount namespace holds the mount; ending the session")
         self._fuse.set("abort", 1)

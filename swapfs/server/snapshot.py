@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe
-from swapfs.host import kernel
+from swapfs.host import loop, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.session import fuse_init
@@ -157,28 +157,28 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        loop = self._find_loop()
-        swap = kernel.find_swap(loop.device) if loop else None
+        attached = self._find_loop()
+        area = swap.find(attached.device) if attached else None
         return {
-            "loop": str(loop.device) if loop else None,
+            "loop": str(attached.device) if attached else None,
             "swap": None
-            if swap is None
+            if area is None
             else {
-                "device": str(swap.path),
-                "size_bytes": swap.size_bytes,
-                "used_bytes": swap.used_bytes,
-                "priority": swap.priority,
+                "device": str(area.path),
+                "size_bytes": area.size_bytes,
+                "used_bytes": area.used_bytes,
+                "priority": area.priority,
             },
         }
 
-    def _find_loop(self) -> kernel.LoopDevice | None:
+    def _find_loop(self) -> loop.LoopDevice | None:
         """Find our loop device, also after a lazy unmount has cut its path short."""
         swap_file = self._config.swap_file
-        loop = kernel.find_user(swap_file)
-        if loop and loop.backing_file != str(swap_file) and loop.device != self._loop_device:
-            loop = None
-        self._loop_device = loop.device if loop else None
-        return loop
+        user = loop.find_user(swap_file)
+        if user and user.backing_file != str(swap_file) and user.device != self._loop_device:
+            user = None
+        self._loop_device = user.device if user else None
+        return user
 
     def _degraded(self, answer: dict[str, Any]) -> list[str]:
         """Say what is not as it should be; an empty list means nothing."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel, syscalls
+from swapfs.host import proc, syscalls
 
 RETIRE_SIGNAL: Final = signal.SIGUSR1
 """What a monitor is sent to make it retire; part of the protocol between versions."""
@@ -117,7 +117,7 @@ class Predecessor:
         except ProcessLookupError as error:
             raise OperationError(f"monitor {self._handover.pid} has just died") from error
         waited_s = 0.0
-        while not kernel.has_ended(self._pidfd, RETIRE_NOTE_S):
+        while not proc.has_ended(self._pidfd, RETIRE_NOTE_S):
             waited_s += RETIRE_NOTE_S
             note(
                 f"waiting for the old server, which has not finished after {waited_s:.0f} s; a "
@@ -138,4 +138,4 @@ class Successor:
         """Whether it is there to go on; one of another pid namespace cannot be seen and counts."""
         if self._pid == 0:
             return True
-        return self._pidfd >= 0 and not kernel.has_ended(self._pidfd, 0)
+        return self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0)

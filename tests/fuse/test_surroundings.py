@@ -15,7 +15,7 @@ from instance import Instance, Start, check, run, wait_until
 from test_recovery import kill_server, recovered
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel
+from swapfs.host import loop, mounts
 from swapfs.wire import control
 
 PAGE = 4096
@@ -163,9 +163,9 @@ def test_a_mount_that_was_taken_away_lazily_is_not_ended_under_its_loop_device(
             control.request(sock, "abort", 30)
         assert os.pread(fd, PAGE, 0) == DATA
     finally:
-        loop = kernel.find_user(instance.swap)
-        assert loop is not None
-        kernel.detach_loop(loop.device)
+        attached = loop.find_user(instance.swap)
+        assert attached is not None
+        loop.detach(attached.device)
 
 
 # ---- two at once, and interrupted ----
@@ -200,7 +200,7 @@ def test_an_interrupted_start_leaves_nothing(
     lock = instance.runtime_dir / f"{instance.name}.lock"
     reached: Callable[[], bool] = {
         "early": lambda: (instance.runtime_dir / f"{instance.name}.log").exists(),
-        "late": lambda: lock.exists() and kernel.mount_at(instance.mountpoint) is not None,
+        "late": lambda: lock.exists() and mounts.at(instance.mountpoint) is not None,
     }[moment]
     command = instance.mount_command(*SIZES, "--file", f"{instance.backing}:64M")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

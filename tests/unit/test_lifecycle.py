@@ -20,8 +20,10 @@ from swapfs.command import lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import kernel
-from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+from swapfs.host import loop, mounts, swap
+from swapfs.host.loop import LoopDevice
+from swapfs.host.mounts import MountEntry
+from swapfs.host.swap import SwapEntry
 from swapfs.wire import control
 
 if TYPE_CHECKING:
@@ -67,14 +69,11 @@ class Machine:
         mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one", 0)
         return [MountEntry(Path("/"), "ext4", "root", 0), *([mine] if self.mounted else [])]
 
-    def loops(self) -> list[LoopDevice]:
+    def loops(self, _root: Path | None = None) -> list[LoopDevice]:
         swap_file = str(self.config.mountpoint / "swap")
         mine = LoopDevice(LOOP, swap_file, False, True, 4096, 4096)
         other = LoopDevice(Path("/dev/loop1"), "/other", False, True, 4096, 4096)
         return [other, *([mine] if self.loop else [])]
-
-    def find_loop(self, backing: Path) -> LoopDevice | None:
-        return next((loop for loop in self.loops() if loop.backing_file == str(backing)), None)
 
     def find_swap(self, device: Path) -> SwapEntry | None:
         if device != LOOP or self.swap_priority is None:
@@ -136,11 +135,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     )
     machine = Machine(config)
     root = fake_proc(tmp_path)
-    for name in (
-        *("mounts", "loops", "find_loop", "find_swap", "attach_loop"),
-        *("mkswap", "swapon", "swapoff", "detach_loop", "umount"),
-    ):
-        monkeypatch.setattr(kernel, name, getattr(machine, name))
+    monkeypatch.setattr(mounts, "entries", machine.mounts)
+    monkeypatch.setattr(mounts, "umount", machine.umount)
+    monkeypatch.setattr(loop, "devices", machine.loops)
+    monkeypatch.setattr(loop, "attach", machine.attach_loop)
+    monkeypatch.setattr(loop, "detach", machine.detach_loop)
+    monkeypatch.setattr(swap, "find", machine.find_swap)
+    for name in ("mkswap", "swapon", "swapoff"):
+        monkeypatch.setattr(swap, name, getattr(machine, name))
     monkeypatch.setattr(stale, "ghost_swaps", machine.ghost_swaps)
     monkeypatch.setattr(reserve, "wanted_bytes", functools.partial(reserve.wanted_bytes, root=root))
     monkeypatch.setattr(reserve, "hold", functools.partial(reserve.hold, root=root))
@@ -199,7 +201,7 @@ def test_swapon_that_the_kernel_does_not_show_is_undone(
     def swapon(device: Path, wanted: int) -> None:
         machine.swap_priority = priority
 
-    monkeypatch.setattr(kernel, "swapon", swapon)
+    monkeypatch.setattr(swap, "swapon", swapon)
     with pytest.raises(OperationError, match=r"not in /proc/swaps|priority 3 instead of 100"):
         lifecycle.up(machine.config)
     assert machine.state == (False, False, False)
@@ -235,7 +237,7 @@ def test_interrupt_undoes_too(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         machine.swapon(device, priority)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kernel, "swapon", swapon)
+    monkeypatch.setattr(swap, "swapon", swapon)
     with pytest.raises(KeyboardInterrupt):
         lifecycle.up(machine.config)
     assert machine.state == (False, False, False)
@@ -395,7 +397,7 @@ def test_down_waits_for_the_daemon(
                 assert daemon.stdin is not None
                 daemon.stdin.close()
 
-        monkeypatch.setattr(kernel, "umount", umount)
+        monkeypatch.setattr(mounts, "umount", umount)
         if exits:
             assert lifecycle.down("one", run)[-1] == "stopped the daemon"
             assert daemon.wait(timeout=10) == 0

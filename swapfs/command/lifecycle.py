@@ -7,6 +7,7 @@ active swap area is ever taken away (I7). No step here kills anything.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.command import reserve, stale
-from swapfs.command.stale import daemon_lives
+from swapfs.command.stale import daemon_lives, was_born
 from swapfs.config.model import SWAP_FILE_NAME, default_mountpoint, load, mount_source
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, swap, systemd
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from swapfs.config.model import SWAP_FILE_NAME, Config
 
+    Snapshot = dict[str, Any]
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
 EXIT_WAIT_S: Final = 60.0
@@ -65,7 +67,7 @@ def up(config: Config) -> Path:
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         pid = launch.launch(config)
-        undo.append(("unmount", lambda: _unmount(config.name, config.runtime_dir, pid)))
+        undo.append(("unmount", lambda: _unmount_started(config, pid)))
         # These two are noted before they are done, so that an interrupt between loses nothing.
         undo.append(("detach loop device", lambda: _detach_all(swap_file)))
         device = loop.attach(swap_file).device
@@ -88,11 +90,10 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     """
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
-    pid = last.get("pid")
     devices = _loops_of(name, last)
     done: list[str] = []
-    if last.get("held") and isinstance(pid, int) and daemon_lives(name, runtime_dir):
-        _end_held(name, runtime_dir, pid, devices)
+    if last.get("held") and daemon_lives(runtime_dir, name):
+        _end_held(name, runtime_dir, last, devices)
     for device in devices:
         if swap.find(device) is not None:
             _swapoff_or_explain(device)
@@ -100,8 +101,8 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     for device in devices:
         loop.detach(device)
         done.append(f"detached {device}")
-    done += _unmount(name, runtime_dir, pid if isinstance(pid, int) else None)
-    former_kib = reserve.release(runtime_dir, name, lambda other: daemon_lives(other, runtime_dir))
+    done += _unmount(name, runtime_dir, last)
+    former_kib = reserve.release(runtime_dir, name, functools.partial(daemon_lives, runtime_dir))
     if former_kib is not None:
         done.append(f"vm.min_free_kbytes is {former_kib} again")
     _remove_mountpoint(runtime_dir, name)
@@ -138,7 +139,7 @@ def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
         return control.request(control.socket_path(runtime_dir, name), "status", STOP_TIMEOUT_S)
     except OperationError:
         written = control.read_snapshot(runtime_dir, name)
-        if written and written[1].get("held") and daemon_lives(name, runtime_dir):
+        if written and written[1].get("held") and daemon_lives(runtime_dir, name):
             return written[1]
         raise
 
@@ -175,6 +176,11 @@ def _undone_on_failure() -> Iterator[UndoSteps]:
         raise
 
 
+def _unmount_started(config: Config, pid: int) -> None:
+    # not from its snapshot, which it may not have written yet
+    _unmount(config.name, config.runtime_dir, {"pid": pid, "born": proc.births(pid)})
+
+
 def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
     """Make the default mount point; one that the user names exists already."""
     if config.mountpoint != default_mountpoint(config.runtime_dir, config.name):
@@ -194,7 +200,7 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
     A daemon that lives is about to mount on it: of two that were started at once it is the one
     that came first.
     """
-    if daemon_lives(name, runtime_dir):
+    if daemon_lives(runtime_dir, name):
         return
     mountpoint = default_mountpoint(runtime_dir, name)
     with contextlib.suppress(OSError):
@@ -202,7 +208,7 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
         mountpoint.parent.rmdir()
 
 
-def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
+def _loops_of(name: str, last: Snapshot) -> list[Path]:
     """Return the loop devices on the swap file of *name*, whose last snapshot was *last*."""
     places = {m.mountpoint for m in mounts.entries() if m.source == mount_source(name)}
     if isinstance(last.get("mountpoint"), str):
@@ -225,21 +231,22 @@ def _hold_reserve(config: Config) -> None:
 
 
 def _release_reserve(config: Config) -> None:
-    runtime_dir = config.runtime_dir
-    reserve.release(runtime_dir, config.name, lambda other: daemon_lives(other, runtime_dir))
+    lives = functools.partial(daemon_lives, config.runtime_dir)
+    reserve.release(config.runtime_dir, config.name, lives)
 
 
-def _end_held(name: str, runtime_dir: Path, pid: int, devices: list[Path]) -> None:
+def _end_held(name: str, runtime_dir: Path, last: Snapshot, devices: list[Path]) -> None:
     """End a monitor that has given up restarting its server.
 
     :raises OperationError: a loop device needs a server first; nothing was touched
     """
     if devices:
+        hang_up = f"kill -HUP {last.get('pid')}"
         raise OperationError(
             f"{name} has no server, so {devices[0]} cannot be taken down, but its pages are in"
-            f" memory: mend the cause, then 'kill -HUP {pid}' or 'swapfs upgrade {name}'"
+            f" memory: mend the cause, then '{hang_up}' or 'swapfs upgrade {name}'"
         )
-    pidfd = _open_process(pid)
+    pidfd = _open_monitor(last)
     if pidfd is None:
         return
     try:
@@ -280,15 +287,17 @@ def _detach_all(swap_file: Path) -> None:
         loop.detach(attached.device)
 
 
-def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
+def _unmount(name: str, runtime_dir: Path, last: Snapshot) -> list[str]:
     """Unmount instance *name*, wait until its daemon is gone; return what was done.
+
+    :param last: its last snapshot, empty if there is none
 
     :raises OperationError: the mount is busy, or the daemon is still there after EXIT_WAIT_S
     """
     done = []
-    alive = daemon_lives(name, runtime_dir)
+    alive = daemon_lives(runtime_dir, name)
     # Before the unmount: afterwards the number may belong to somebody else.
-    pidfd = _open_process(pid) if alive and pid is not None else None
+    pidfd = _open_monitor(last) if alive else None
     try:
         mounted = [m.mountpoint for m in mounts.entries() if m.source == mount_source(name)]
         for mountpoint in reversed(mounted):
@@ -316,11 +325,18 @@ def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
     return done
 
 
-def _open_process(pid: int) -> int | None:
+def _open_monitor(last: Snapshot) -> int | None:
+    """Return a pidfd of the monitor that *last* names; None if it has ended."""
+    pid, born = last.get("pid"), last.get("born")
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid) if isinstance(pid, int) else None
     except OSError:
         return None
+    # Looked at with the descriptor in hand: from now on the number cannot become another's.
+    if pidfd is not None and not (isinstance(born, dict) and was_born(pid, born.get(str(pid)))):
+        os.close(pidfd)
+        return None
+    return pidfd
 
 
 def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
@@ -336,7 +352,7 @@ def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None)
     deadline = time.monotonic() + wait_s
     if pidfd is not None:
         proc.has_ended(pidfd, wait_s)
-    while daemon_lives(name, runtime_dir):
+    while daemon_lives(runtime_dir, name):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.02)

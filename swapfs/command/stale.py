@@ -1,13 +1,13 @@
 """What an instance leaves behind when it dies, and how to tell it from one that lives.
 
-An instance lives while a process holds its lock; no pid is trusted. Without it there may still
-be a mount that nobody serves, a loop device on it, and a swap area on that: a ghost, which reads
-as errors. All of it is looked at without touching a file inside a mount.
+Without a process of it there may still be a mount that nobody serves, a loop device on it, and a
+swap area on that: a ghost, which reads as errors. All of it is looked at without touching a file
+inside a mount.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from swapfs.config.model import mount_source
 from swapfs.errors import OperationError
-from swapfs.host import loop, mounts, proc, swap
+from swapfs.host import instance_lock, loop, mounts, proc, swap
 from swapfs.wire import control
 
 if TYPE_CHECKING:
@@ -39,26 +39,31 @@ class GhostSwap:
     reason: str
 
 
-def daemon_lives(name: str, runtime_dir: Path) -> bool:
-    """Whether a process holds the lock of instance *name*; the one test that no pid can fool."""
-    try:
-        descriptor = os.open(runtime_dir / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def daemon_lives(runtime_dir: Path, name: str) -> bool:
+    """Whether a process of instance *name* is there: the one test, for all who ask.
+
+    It holds the lock. Should somebody have removed that file, it is one that the last snapshot
+    names, and no later process with its number. Monitor or server, one is enough: a monitor
+    starts another server, and a server goes on alone. Takes nothing, and needs no root.
+    """
+    with contextlib.suppress(OSError):  # not ours to open: the snapshot will do
+        if instance_lock.is_held(runtime_dir / f"{name}.lock"):
+            return True
+    written = control.read_snapshot(runtime_dir, name)
+    born = written[1].get("born") if written else None
+    return isinstance(born, dict) and any(was_born(pid, tick) for pid, tick in born.items())
+
+
+def was_born(pid: object, born: object) -> bool:
+    """Whether the process *pid* is there and the one that was *born* then; see ``proc.birth``."""
+    return isinstance(born, str) and str(pid).isdecimal() and proc.birth(int(str(pid))) == born
 
 
 def refuse(config: Config) -> None:
     """Refuse to start beside an instance of the same name, or a swap area without a server."""
     name = config.name
     cure = f"run swapfs down {name} first"
-    alive = daemon_lives(name, config.runtime_dir)
+    alive = daemon_lives(config.runtime_dir, name)
     for mounted in mounts.entries():
         if mounted.source == mount_source(name):
             where = f"mounted on {mounted.mountpoint}"
@@ -87,7 +92,7 @@ def dead_mounts(runtime_dir: Path) -> set[Path]:
     dead = set()
     for path in runtime_dir.glob("*.json"):
         written = control.read_snapshot(runtime_dir, path.stem)
-        if written and not daemon_lives(path.stem, runtime_dir):
+        if written and not daemon_lives(runtime_dir, path.stem):
             dead.add(Path(str(written[1].get("mountpoint"))))
     return dead
 

@@ -45,6 +45,27 @@ def has_ended(pidfd: int, wait_s: float) -> bool:
     return bool(poll.poll(wait_s * 1000))
 
 
+def birth(pid: int, root: Path = ROOT) -> str | None:
+    """Return what tells the process *pid* from every other that had or will have its number.
+
+    The boot and the clock tick at which it started; None when there is none, or only a zombie.
+    Needs no root, unless procfs is mounted with hidepid.
+    """
+    try:
+        boot = read_text(root / "proc/sys/kernel/random/boot_id").strip()
+        # fields 3 and 22; field 2, the name, may hold spaces and parentheses
+        fields = read_text(root / f"proc/{pid}/stat").rpartition(")")[2].split()
+    except OperationError:
+        return None
+    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def births(*pids: int) -> dict[str, str]:
+    """Return :func:`birth` of each of *pids* that lives, by its number, as JSON has it."""
+    found = {str(pid): birth(pid) for pid in pids}
+    return {pid: born for pid, born in found.items() if born is not None}
+
+
 def read_text(path: Path) -> str:
     """Return what *path* holds.
 

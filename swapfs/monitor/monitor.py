@@ -9,7 +9,6 @@ server's code is loaded already and touches nothing that could have been swapped
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import mmap
 import os
@@ -23,7 +22,7 @@ from typing import Any, Final
 
 from swapfs.config.model import Config, check_room, mount_source
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import fusectl, loop, mounts, syscalls, systemd
+from swapfs.host import fusectl, instance_lock, loop, mounts, proc, syscalls, systemd
 from swapfs.host.guards import Guards
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.counters import Counters
@@ -186,13 +185,11 @@ class _Monitor:
         return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 
     def _lock(self) -> int:
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        fd = instance_lock.acquire(self._lock_path)
+        if fd is None:
             raise OperationError(
                 f"{self._config.name} is already up; take it down, or choose another --name"
-            ) from None
+            )
         return fd
 
     def _mount(self) -> int:
@@ -363,6 +360,7 @@ class _Monitor:
             "mountpoint": str(config.mountpoint),
             "pid": os.getpid(),
             "server_pid": None,
+            "born": proc.births(os.getpid()),
             "handover": held.handover().as_dict(),
             "degraded": [reason, *known],
             "counters": Counters(held.region.counter_words).snapshot(),

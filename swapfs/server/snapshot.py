@@ -5,6 +5,7 @@ Costs the same whatever is stored: only counters are read, never the table.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe
-from swapfs.host import loop, swap
+from swapfs.host import loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.session import fuse_init
@@ -78,6 +79,7 @@ class SnapshotMaker:
             "algorithm": ALGORITHM,
             "pid": self._monitor_pid,
             "server_pid": os.getpid(),
+            "born": self._born,
             "mountpoint": str(config.mountpoint),
             "size_bytes": config.size_bytes,
             "overcommit": config.overcommit,
@@ -96,6 +98,10 @@ class SnapshotMaker:
         answer["limits"] = [fuse_init.CANNOT_RESEND] if opened and not opened.can_resend else []
         answer["degraded"] = self._degraded(answer)
         return answer
+
+    @functools.cached_property
+    def _born(self) -> dict[str, str]:
+        return proc.births(self._monitor_pid, os.getpid())
 
     def _verified(self, fresh: bool) -> list[dict[str, Any]]:
         """Return the guards as last read back: that is a third of what a snapshot costs."""

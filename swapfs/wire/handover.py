@@ -14,7 +14,6 @@ At every moment at least one process has the region locked.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapfs.errors import OperationError
-from swapfs.host import proc, syscalls
+from swapfs.host import instance_lock, proc, syscalls
 
 RETIRE_SIGNAL: Final = signal.SIGUSR1
 """What a monitor is sent to make it retire; part of the protocol between versions."""
@@ -63,18 +62,13 @@ class Handover:
 def exclusively(lock_path: Path) -> Iterator[None]:
     """Keep other upgrades of the instance that locks *lock_path* out, for the time of the block.
 
-    Two monitors that took the same descriptors would both serve. This is a record lock of the
-    process (fcntl(2)); the flock(2) on the same file is the instance's own and is shared.
+    Two monitors that took the same descriptors would both serve.
 
     :raises OperationError: another upgrade is under way
     """
     with lock_path.open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OperationError(
-                "another upgrade of it is under way; wait until it is done"
-            ) from error
+        if not instance_lock.acquire_upgrade(file.fileno()):
+            raise OperationError("another upgrade of it is under way; wait until it is done")
         yield
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from swapfs.command import lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import loop, mounts, swap
+from swapfs.host import instance_lock, loop, mounts, proc, swap
 from swapfs.host.loop import LoopDevice
 from swapfs.host.mounts import MountEntry
 from swapfs.host.swap import SwapEntry
@@ -347,10 +347,11 @@ def hold(machine: Machine, **changes: object) -> Path:
 def test_down_of_a_held_instance_touches_nothing_while_a_loop_is_on_it(machine: Machine) -> None:
     run = hold(machine, pid=4711)
     machine.mounted = machine.loop = True
-    with (run / "one.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OperationError, match=r"no server.*kill -HUP 4711"):
-            lifecycle.down("one", run)
+    lock = instance_lock.acquire(run / "one.lock")
+    assert lock is not None
+    with pytest.raises(OperationError, match=r"no server.*kill -HUP 4711"):
+        lifecycle.down("one", run)
+    os.close(lock)
     assert machine.log == []
 
 
@@ -360,16 +361,30 @@ def test_down_asks_a_held_monitor_to_end(machine: Machine) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as monitor:
         assert monitor.stdout is not None
         assert monitor.stdout.readline() == b"held\n"
-        run = hold(machine, pid=monitor.pid)
+        run = hold(machine, pid=monitor.pid, born=proc.births(monitor.pid))
         lifecycle.down("one", run)
         assert monitor.wait(timeout=10) == -signal.SIGTERM
     assert not control.snapshot_path(run, "one").exists()
 
 
+def test_down_signals_no_process_that_has_the_number_of_a_dead_monitor(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
+        run = hold(machine, pid=stranger.pid, born={str(stranger.pid): "boot/1"})
+        lock = instance_lock.acquire(run / "one.lock")  # of a server that goes on alone
+        assert lock is not None
+        with pytest.raises(OperationError, match="still runs"):
+            lifecycle.down("one", run)
+        os.close(lock)
+        assert stranger.poll() is None
+
+
 HOLDER = """
-import fcntl, sys
-lock = open(sys.argv[1], "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
+import pathlib, sys
+from swapfs.host import instance_lock
+assert instance_lock.acquire(pathlib.Path(sys.argv[1])) is not None
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -386,7 +401,11 @@ def test_down_waits_for_the_daemon(
         assert daemon.stdin is not None
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"held\n"
-        status = {"pid": daemon.pid, "mountpoint": str(machine.config.mountpoint)}
+        status = {
+            "pid": daemon.pid,
+            "born": proc.births(daemon.pid),
+            "mountpoint": str(machine.config.mountpoint),
+        }
         written = json.dumps({"written_unix_s": 0, "status": status})
         control.snapshot_path(run, "one").write_text(written)
         machine.mounted = True

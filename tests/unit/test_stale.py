@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from swapfs.command import stale
+from swapfs.host import instance_lock, proc
 from swapfs.wire import control
 
 MOUNTED = "40 27 0:9 / {} rw - fuse.swapfs swapfs:{} rw\n"
@@ -82,22 +84,65 @@ def test_a_device_that_is_gone_is_a_ghost(root: Path) -> None:
     assert missing.reason == "sysfs shows nothing attached to it"
 
 
+def take_lock(path: Path) -> int:
+    fd = instance_lock.acquire(path)
+    assert fd is not None
+    return fd
+
+
 def test_daemon_lives_while_its_lock_is_held(tmp_path: Path) -> None:
-    assert not stale.daemon_lives("one", tmp_path)
-    with (tmp_path / "one.lock").open("w") as lock:
-        assert not stale.daemon_lives("one", tmp_path)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert stale.daemon_lives("one", tmp_path)
-    assert not stale.daemon_lives("one", tmp_path)
+    assert not stale.daemon_lives(tmp_path, "one")
+    lock = take_lock(tmp_path / "one.lock")
+    assert stale.daemon_lives(tmp_path, "one")
+    os.close(lock)
+    assert not stale.daemon_lives(tmp_path, "one")
+
+
+def test_a_daemon_may_start_while_somebody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(take_lock(tmp_path / "one.lock"))
+    close, started = os.close, []
+
+    def start_then_close(fd: int) -> None:
+        monkeypatch.setattr(os, "close", close)
+        started.append(take_lock(tmp_path / "one.lock"))
+        close(fd)
+
+    monkeypatch.setattr(os, "close", start_then_close)
+    stale.daemon_lives(tmp_path, "one")
+    assert stale.daemon_lives(tmp_path, "one")
+    os.close(started[0])
+
+
+def test_daemon_lives_though_its_lock_and_socket_are_deleted(tmp_path: Path) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as daemon:
+        born = proc.births(daemon.pid)
+        control.write_snapshot(tmp_path, "one", {"pid": daemon.pid, "born": born})
+        assert stale.daemon_lives(tmp_path, "one")
+        assert daemon.stdin is not None
+        daemon.stdin.close()
+        os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)
+        assert not stale.daemon_lives(tmp_path, "one"), "a zombie serves nobody"
+    assert not stale.daemon_lives(tmp_path, "one")
+
+
+@pytest.mark.parametrize(
+    "born",
+    [{str(os.getpid()): "boot/1"}, {str(1 << 70): "boot/1"}, {"x": "y"}, {"1": None}, [], None],
+)
+def test_another_process_with_its_number_is_not_the_daemon(tmp_path: Path, born: object) -> None:
+    control.write_snapshot(tmp_path, "one", {"pid": os.getpid(), "born": born})
+    assert not stale.daemon_lives(tmp_path, "one")
 
 
 def test_dead_mounts_are_those_whose_snapshot_outlived_the_daemon(tmp_path: Path) -> None:
     for name in ("alive", "dead"):
         control.write_snapshot(tmp_path, name, {"mountpoint": f"/mnt/{name}"})
     (tmp_path / "garbage.json").write_text("{")
-    with (tmp_path / "alive.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert stale.dead_mounts(tmp_path) == {Path("/mnt/dead")}
+    lock = take_lock(tmp_path / "alive.lock")
+    assert stale.dead_mounts(tmp_path) == {Path("/mnt/dead")}
+    os.close(lock)
 
 
 def test_the_real_machine_can_be_read() -> None:

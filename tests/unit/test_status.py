@@ -13,6 +13,7 @@ import pytest
 from swapfs.command import status
 from swapfs.command.stale import GhostSwap
 from swapfs.errors import OperationError
+from swapfs.host import proc
 from swapfs.wire import control
 
 NO_PROCESS = 1 << 30  # beyond every pid_max
@@ -60,7 +61,10 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 
 def write(run: Path, name: str, age_s: float = 0.0, **changes: Any) -> None:
-    written = {"written_unix_s": time.time() - age_s, "status": snapshot(name=name, **changes)}
+    status = snapshot(name=name, **changes)
+    pids = {pid for key in ("pid", "server_pid") if isinstance(pid := status.get(key), int)}
+    status = {"born": proc.births(*pids), **status}
+    written = {"written_unix_s": time.time() - age_s, "status": status}
     control.snapshot_path(run, name).write_text(json.dumps(written))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.command import reserve, stale
 from swapfs.command.stale import daemon_lives, was_born
-from swapfs.config.model import SWAP_FILE_NAME, default_mountpoint, load, mount_source
+from swapfs.config.model import default_mountpoint, load, mount_source, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, swap, systemd
 from swapfs.vlayer.health import condition
@@ -25,7 +25,7 @@ from swapfs.wire import control
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from swapfs.config.model import SWAP_FILE_NAME, Config
+    from swapfs.config.model import Config
 
     Snapshot = dict[str, Any]
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
@@ -69,7 +69,7 @@ def up(config: Config) -> Path:
         pid = launch.launch(config)
         undo.append(("unmount", lambda: _unmount_started(config, pid)))
         # These two are noted before they are done, so that an interrupt between loses nothing.
-        undo.append(("detach loop device", lambda: _detach_all(swap_file)))
+        undo.append(("detach loop device", lambda: _detach_all(config)))
         device = loop.attach(swap_file).device
         swap.mkswap(device, config.name)
         undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
@@ -90,7 +90,7 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     """
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
-    devices = _loops_of(name, last)
+    devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
     done: list[str] = []
     if last.get("held") and daemon_lives(runtime_dir, name):
         _end_held(name, runtime_dir, last, devices)
@@ -208,22 +208,6 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
         mountpoint.parent.rmdir()
 
 
-def _loops_of(name: str, last: Snapshot) -> list[Path]:
-    """Return the loop devices on the swap file of *name*, whose last snapshot was *last*."""
-    places = {m.mountpoint for m in mounts.entries() if m.source == mount_source(name)}
-    if isinstance(last.get("mountpoint"), str):
-        places.add(Path(str(last["mountpoint"])))
-    files = {str(place / SWAP_FILE_NAME) for place in places}
-    # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
-    ghosts = {str(ghost.device) for ghost in stale.ghost_swaps()}
-    return [
-        attached.device
-        for attached in loop.devices()
-        if attached.backing_file in files
-        or (str(attached.device) in ghosts and str(attached.device) == last.get("loop"))
-    ]
-
-
 def _hold_reserve(config: Config) -> None:
     needed_bytes = reserve.wanted_bytes(config.min_free_bytes)
     if needed_bytes:
@@ -282,8 +266,10 @@ def _check_swap(device: Path, priority: int) -> None:
         raise OperationError(f"swapon {device}: priority {entry.priority} instead of {priority}")
 
 
-def _detach_all(swap_file: Path) -> None:
-    while (attached := loop.find(swap_file)) is not None:
+def _detach_all(config: Config) -> None:
+    mounted = mounts.at(config.mountpoint)
+    backing = swap_backing(config.mountpoint, mounted.device if mounted else None)
+    while (attached := loop.find(backing)) is not None:
         loop.detach(attached.device)
 
 

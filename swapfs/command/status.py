@@ -88,12 +88,6 @@ def format_details(statuses: Sequence[Status], ghosts: Sequence[GhostSwap] = ())
     return "\n".join(lines)
 
 
-def dead_mounts(statuses: Iterable[Status]) -> set[Path]:
-    """Return where the dead of *statuses* were mounted."""
-    places = (_get(status, "mountpoint") for status in statuses if status["state"] == "dead")
-    return {Path(place) for place in places if isinstance(place, str)}
-
-
 def column_names() -> list[str]:
     """Return every column that :func:`format_table` knows."""
     return [*_TEXT, *_SIZE]

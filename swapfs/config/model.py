@@ -21,6 +21,7 @@ from swapfs.config import values
 from swapfs.config.backing import FileTierConfig, parse_file
 from swapfs.errors import ConfigError
 from swapfs.host import mounts, proc
+from swapfs.host.loop import Backing, FileId
 from swapfs.units import PAGE_SIZE, KiB, MiB, format_size
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ KEYS: Final = (
 
 SWAP_FILE_NAME: Final = "swap"
 """The one file that a mount shows."""
+SWAP_INODE: Final = 2
+"""... and its inode number there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,15 @@ def default_mountpoint(runtime_dir: Path, name: str) -> Path:
 def mount_source(name: str) -> str:
     """Return what mountinfo shows as the source of instance *name*'s mount."""
     return f"swapfs:{name}"
+
+
+def swap_backing(mountpoint: Path, device: int | None) -> Backing:
+    """Return which file loop devices stand on: the swap file of the mount on *mountpoint*.
+
+    :param device: st_dev of that mount, None if it is not known any more
+    """
+    file = None if device is None else FileId(device, SWAP_INODE)
+    return Backing(mountpoint / SWAP_FILE_NAME, file)
 
 
 def check_room(config: Config, room_bytes: int) -> None:

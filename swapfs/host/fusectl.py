@@ -7,11 +7,10 @@ import functools
 import os
 import select
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from swapfs.errors import OperationError
-from swapfs.host import mounts, syscalls
+from swapfs.host import syscalls
 
 
 def is_closed(fuse_fd: int) -> bool:
@@ -22,24 +21,24 @@ def is_closed(fuse_fd: int) -> bool:
 
 
 class FuseControl:
-    """The numbers that the kernel lets be set for the FUSE connection on *mountpoint*.
+    """The numbers that the kernel lets be set for the FUSE connection of the mount *device*.
 
     fusectl need not be mounted on /sys/fs/fuse/connections. What cannot be done raises
-    OperationError. Once used it finds the connection though it may be unmounted.
-    Source: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
+    OperationError. Source: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
+
+    :param device: st_dev of the mount, whose minor number names the connection
     """
 
-    def __init__(self, mountpoint: Path) -> None:
-        self._mountpoint = mountpoint
+    def __init__(self, device: int | None) -> None:
+        self._device = device
 
     @functools.cached_property
     def _directory(self) -> int:
-        mounted = mounts.at(self._mountpoint)
-        if mounted is None:
-            raise OperationError(f"{self._mountpoint}: nothing is mounted here")
+        if self._device is None:
+            raise OperationError("fusectl: the number of the connection is not known")
         connections = syscalls.detached_mount("fusectl")
         try:
-            number = str(os.minor(mounted.device))
+            number = str(os.minor(self._device))
             return os.open(number, os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=connections)
         finally:
             os.close(connections)

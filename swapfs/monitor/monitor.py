@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
-from swapfs.config.model import Config, check_room, mount_source
+from swapfs.config.model import Config, check_room, mount_source, swap_backing
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.host import fusectl, instance_lock, loop, mounts, proc, syscalls, systemd
 from swapfs.host.guards import Guards
@@ -53,11 +53,14 @@ class Held:
     tier: FileTier | None
     fuse_fd: int
     lock_fd: int
+    device: int | None = None  # st_dev of the mount
 
     def handover(self) -> Handover:
         """Return where another monitor finds it."""
         tier_fd = self.tier.fd if self.tier else None
-        return Handover(os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd)
+        return Handover(
+            os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd, self.device
+        )
 
 
 class Outcome(Enum):
@@ -127,7 +130,10 @@ class _Monitor:
         outcome = Outcome.NEVER_SERVED
         try:
             tier = self._open_tier(region)
-            outcome = self._watch_mounted(Held(region, tier, self._mount(), lock_fd))
+            fuse_fd = self._mount()
+            mounted = mounts.at(config.mountpoint)
+            device = mounted.device if mounted else None
+            outcome = self._watch_mounted(Held(region, tier, fuse_fd, lock_fd, device))
         finally:
             if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
                 config.file.path.unlink(missing_ok=True)
@@ -155,7 +161,7 @@ class _Monitor:
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire(lambda text: note(self._answer_fd, text))
-        return Held(region, tier, taken.fuse_fd, taken.lock_fd)
+        return Held(region, tier, taken.fuse_fd, taken.lock_fd, taken.device)
 
     def _watch_mounted(self, held: Held) -> Outcome:
         """Watch, and unmount at the end; never under a server that may still be there."""
@@ -336,15 +342,15 @@ class _Monitor:
             if number == RETIRE_SIGNAL:
                 return Outcome.HANDED_OVER
             if number in (signal.SIGTERM, signal.SIGINT):
-                needed_by = self._needed_by()
+                needed_by = self._needed_by(held)
                 if needed_by is None:
                     return Outcome.UNMOUNTED
                 log.critical("asked to stop, but %s needs a server first", needed_by)
 
-    def _needed_by(self) -> str | None:
+    def _needed_by(self, held: Held) -> str | None:
         """Return what would lose its pages if the mount went now, or None."""
         try:
-            user = loop.find_user(self._config.swap_file)
+            user = loop.find_user(swap_backing(self._config.mountpoint, held.device))
         except OperationError as error:
             return f"a loop device that may be there ({error})"
         return str(user.device) if user else None

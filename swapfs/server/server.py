@@ -21,9 +21,9 @@ from typing import Final
 import trio
 
 from swapfs import session
-from swapfs.config.model import Config
+from swapfs.config.model import SWAP_INODE, Config, swap_backing
 from swapfs.errors import OperationError
-from swapfs.fs import SWAP_INODE, Namespace
+from swapfs.fs import Namespace
 from swapfs.host import fusectl, loop, mounts
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
@@ -77,7 +77,8 @@ class Server:
     ) -> None:
         self._config = config
         self._region = region
-        self._fuse = fusectl.FuseControl(config.mountpoint)
+        self._fuse = fusectl.FuseControl(handover.device)
+        self._backing = swap_backing(config.mountpoint, handover.device)
         self._recover = recover
         self._retiring = False
         self._layer = VirtualSlotLayer(region, tier)
@@ -248,7 +249,7 @@ class Server:
             guards.require()
 
     def _probe_loop(self, what: str, holds: Callable[[loop.LoopDevice], bool]) -> tuple[bool, str]:
-        device = loop.find(self._config.swap_file)
+        device = loop.find(self._backing)
         if device is None:
             return True, "no loop device is attached"
         return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
@@ -339,7 +340,7 @@ class Server:
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint
-        device = loop.find(self._config.swap_file)
+        device = loop.find_user(self._backing)
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.
@@ -348,7 +349,7 @@ class Server:
 
     async def _on_abort(self, request: dict[str, object]) -> object:
         """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = loop.find_user(self._config.swap_file)
+        device = loop.find_user(self._backing)
         if device is not None or mounts.at(self._config.mountpoint) is not None:
             raise OperationError("it is mounted or in use; run 'swapfs down' instead")
         log.warning("another mount namespace holds the mount; ending the session")

@@ -10,11 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from swapfs import __version__, session
-from swapfs.config.model import Config, describe
+from swapfs.config.model import Config, describe, swap_backing
 from swapfs.host import loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
@@ -62,7 +61,7 @@ class SnapshotMaker:
         self._started_s = clock_s()
         self._guards_read: list[dict[str, Any]] = []
         self._guards_read_s = -GUARDS_EVERY_S
-        self._loop_device: Path | None = None
+        self._backing = swap_backing(config.mountpoint, handover.device)
         self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
         self._loop_errors = 0
@@ -163,10 +162,11 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        attached = self._find_loop()
+        attached = loop.find(self._backing)
         area = swap.find(attached.device) if attached else None
         return {
             "loop": str(attached.device) if attached else None,
+            "loop_sequence": attached.sequence if attached else None,
             "swap": None
             if area is None
             else {
@@ -176,15 +176,6 @@ class SnapshotMaker:
                 "priority": area.priority,
             },
         }
-
-    def _find_loop(self) -> loop.LoopDevice | None:
-        """Find our loop device, also after a lazy unmount has cut its path short."""
-        swap_file = self._config.swap_file
-        user = loop.find_user(swap_file)
-        if user and user.backing_file != str(swap_file) and user.device != self._loop_device:
-            user = None
-        self._loop_device = user.device if user else None
-        return user
 
     def _degraded(self, answer: dict[str, Any]) -> list[str]:
         """Say what is not as it should be; an empty list means nothing."""

@@ -39,6 +39,8 @@ class Handover:
     fuse_fd: int
     lock_fd: int
     tier_fd: int | None
+    device: int | None = None
+    """st_dev of the mount: mountinfo forgets it when somebody takes the mount away lazily."""
 
     def as_dict(self) -> dict[str, int | None]:
         """Return the fields as they stand in the status snapshot."""

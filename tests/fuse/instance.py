@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from swapfs.config.model import swap_backing
 from swapfs.host import loop, mounts
 from swapfs.region.layout import Region
 from swapfs.wire import control
@@ -100,6 +101,7 @@ class Instance:
         self.mountpoint = directory / f"{name}.mnt"
         self.mountpoint.mkdir(parents=True)
         self.swap = self.mountpoint / "swap"
+        self.swap_backing = swap_backing(self.mountpoint, None)
         self.backing = directory / f"{name}.backing"
         self.foreground: subprocess.Popen[str] | None = None
         self.command = [sys.executable, "-m", "swapfs"]
@@ -186,6 +188,7 @@ class Instance:
     def _note_pids(self) -> None:
         status = self.status()
         self._pids |= {status["pid"], status["server_pid"]}
+        self.swap_backing = swap_backing(self.mountpoint, status["handover"]["device"])
 
     # ---- loop devices ----
 
@@ -195,7 +198,7 @@ class Instance:
 
     def detach_loops(self) -> None:
         """Detach every loop device on the swap file."""
-        while (attached := loop.find(self.swap)) is not None:
+        while (attached := loop.find(self.swap_backing)) is not None:
             loop.detach(attached.device)
 
     # ---- the end ----
@@ -203,7 +206,7 @@ class Instance:
     def assert_gone(self) -> None:
         """Check that the instance left no mount, loop device, lock or process."""
         assert mounts.at(self.mountpoint) is None, "still mounted"
-        assert loop.find(self.swap) is None, "a loop device is left"
+        assert loop.find(self.swap_backing) is None, "a loop device is left"
         # A swapfs down that the monitor started ends just after the monitor.
         wait_until(lambda: processes_of(self.runtime_dir) == [], "the end of every process", 5)
 

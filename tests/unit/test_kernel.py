@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, swap
-from swapfs.host.loop import LoopDevice
+from swapfs.host.loop import Backing, FileId, LoopDevice
 from swapfs.host.mounts import MountEntry
 
 HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
@@ -26,7 +27,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def add_loop(
-    root: Path, number: int, backing: str, dio: int = 1, discard: int = 4096, sector: int = 4096
+    root: Path,
+    number: int,
+    backing: str,
+    dio: int = 1,
+    discard: int = 4096,
+    sector: int = 4096,
+    sequence: int = 0,
 ) -> None:
     block = root / f"sys/block/loop{number}"
     (block / "loop").mkdir(parents=True)
@@ -35,6 +42,8 @@ def add_loop(
     (block / "loop/dio").write_text(f"{dio}\n")
     (block / "queue/discard_max_bytes").write_text(f"{discard}\n")
     (block / "queue/logical_block_size").write_text(f"{sector}\n")
+    if sequence:
+        (block / "diskseq").write_text(f"{sequence}\n")
 
 
 def add_swap(root: Path, *lines: str) -> None:
@@ -94,10 +103,93 @@ def test_loops_in_the_order_of_their_numbers(root: Path) -> None:
         LoopDevice(Path("/dev/loop2"), "/a", True, False, 0, 512),
         LoopDevice(Path("/dev/loop10"), "/b", False, True, 4096, 4096),
     ]
-    found = loop.find(Path("/b"), root)
+    found = loop.find(Backing(Path("/b"), None), root)
     assert found is not None
     assert found.device == Path("/dev/loop10")
-    assert loop.find(Path("/c"), root) is None
+    assert loop.find(Backing(Path("/c"), None), root) is None
+
+
+OURS = FileId(os.makedev(0, 41), 2)
+
+
+@pytest.fixture
+def files(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, FileId]:
+    """What the kernel answers by the name of the device; who is not there may not be asked."""
+    files: dict[str, FileId] = {}
+
+    def read(node: Path) -> FileId:
+        if node.name not in files:
+            raise PermissionError(13, "Permission denied")
+        return files[node.name]
+
+    monkeypatch.setattr(loop, "read_backing_id", read)
+    return files
+
+
+@pytest.mark.parametrize("shown", ["/mnt/swap", "/swap", "/of/a/container/swap"])
+@pytest.mark.parametrize(
+    ("answer", "is_ours"),
+    [(OURS, True), (FileId(OURS.device, 3), False), (FileId(os.makedev(8, 1), 2), False)],
+)
+def test_a_loop_device_is_known_by_its_file_whatever_the_path_says(
+    root: Path, files: dict[str, FileId], shown: str, answer: FileId, is_ours: bool
+) -> None:
+    add_loop(root, 1, "/elsewhere/file")
+    add_loop(root, 2, shown)
+    files |= {"loop1": OURS, "loop2": answer}
+    backing = Backing(Path("/mnt/swap"), OURS)
+    for find in (loop.find, loop.find_user):
+        found = find(backing, root)
+        assert (found is not None and found.device.name) == ("loop2" if is_ours else False)
+
+
+@pytest.mark.parametrize("file", [OURS, None])
+@pytest.mark.parametrize(
+    ("shown", "stands"), [("/mnt/swap", True), ("/swap", None), ("/a/swap", False)]
+)
+@pytest.mark.usefixtures("files")
+def test_without_an_answer_the_path_decides(
+    root: Path, shown: str, stands: bool | None, file: FileId | None
+) -> None:
+    add_loop(root, 2, shown)
+    backing = Backing(Path("/mnt/swap"), file)
+    (attached,) = loop.devices(root)
+    assert loop.stands_on(attached, backing, root) is stands
+    assert (loop.find(backing, root) is not None) is (stands is True)
+    assert (loop.find_user(backing, root) is not None) is (stands is not False)
+
+
+def test_a_file_system_that_hangs_is_asked_once_and_not_waited_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), []
+
+    def read(node: Path) -> FileId:
+        asked.append(node)
+        answers.wait()
+        return OURS
+
+    monkeypatch.setattr(loop, "read_backing_id", read)
+    monkeypatch.setattr(loop, "ASK_WAIT_S", 0.0)
+    add_loop(root, 2, "/swap", sequence=5)
+    backing = Backing(Path("/mnt/swap"), OURS)
+    assert loop.find(backing, root) is None
+    assert loop.find_user(backing, root) is not None
+    answers.set()
+    while loop.find(backing, root) is None:
+        threading.Event().wait(0.001)
+    assert asked == [root / "dev/loop2"]
+
+
+def test_another_attachment_is_asked_anew(root: Path, files: dict[str, FileId]) -> None:
+    add_loop(root, 2, "/swap", sequence=5)
+    files["loop2"] = OURS
+    backing = Backing(Path("/mnt/swap"), OURS)
+    assert loop.find(backing, root) is not None
+    files["loop2"] = FileId(1, 1)
+    assert loop.find(backing, root) is not None, "asked again for nothing"
+    (root / "sys/block/loop2/diskseq").write_text("6\n")
+    assert loop.find(backing, root) is None
 
 
 def test_memory_total(root: Path) -> None:

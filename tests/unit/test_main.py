@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(stale, "ghost_swaps", list)
+    monkeypatch.setattr(stale, "ghost_swaps", lambda known: [])
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:

@@ -24,6 +24,7 @@ from swapfs.config.model import Config, check_room, mount_source, swap_backing
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.host import fusectl, instance_lock, loop, mounts, proc, syscalls, systemd
 from swapfs.host.guards import Guards
+from swapfs.host.process_guards import IoFlusher, MemoryLock, OomScore
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.counters import Counters
 from swapfs.region.layout import Region
@@ -176,11 +177,11 @@ class _Monitor:
         return outcome
 
     def _set_guards(self) -> None:
-        self._guards.set_io_flusher()
-        self._guards.set_oom_score()
+        self._guards.set(IoFlusher())
+        self._guards.set(OomScore())
 
     def _lock_memory(self, region: Region) -> None:
-        self._guards.set_mlock(region.geometry.total_bytes)
+        self._guards.set(MemoryLock(region.geometry.total_bytes))
         self._guards.require()
 
     def _open_tier(self, region: Region, fd: int | None = None) -> FileTier | None:

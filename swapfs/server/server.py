@@ -25,7 +25,9 @@ from swapfs.config.model import SWAP_INODE, Config, swap_backing
 from swapfs.errors import OperationError
 from swapfs.fs import Namespace
 from swapfs.host import fusectl, loop, mounts
+from swapfs.host.device_guards import DirectIo, Discard, MaxBackground
 from swapfs.host.guards import Guards
+from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
 from swapfs.server.snapshot import SnapshotMaker
@@ -86,8 +88,8 @@ class Server:
             self._layer.rebuild()
         self._layer.counters.add("server_starts")
         self._guards = Guards(config.unsafe)
-        self._guards.set_io_flusher()
-        self._guards.set_heap()
+        self._guards.set(IoFlusher())
+        self._guards.set(Heap())
         threading.stack_size(THREAD_STACK_BYTES)
         request, reply = session.arm(region.session_init)
         pages_bytes = len(reply) + 2 * PAGE_SIZE
@@ -233,26 +235,20 @@ class Server:
     def _set_guards(self) -> None:
         """Set what must come after every thread and buffer exists, then insist on it (I8)."""
         guards = self._guards
-        guards.set_mlock(self._region.geometry.total_bytes)
-        guards.set_gc()
-        guards.set_oom_score()
-        guards.set_realtime()
-        guards.set_direct_io(lambda: self._probe_loop("direct I/O", lambda d: d.direct_io))
-        guards.set_discard(lambda: self._probe_loop("discard", lambda d: d.discard_bytes_max > 0))
-        fuse = self._fuse
-        guards.set_max_background(
-            REQUESTS_MAX,
-            lambda requests: fuse.set("max_background", requests),
-            lambda: fuse.get("max_background"),
-        )
+        find_loop = functools.partial(loop.find, self._backing)
+        fuse, what = self._fuse, "max_background"
+        for guard in (
+            MemoryLock(self._region.geometry.total_bytes),
+            NoCollector(),
+            OomScore(),
+            Realtime(),
+            DirectIo(find_loop),
+            Discard(find_loop),
+            MaxBackground(REQUESTS_MAX, lambda n: fuse.set(what, n), lambda: fuse.get(what)),
+        ):
+            guards.set(guard)
         if not self._recover:  # a later server only reports: to stand still would help nobody
             guards.require()
-
-    def _probe_loop(self, what: str, holds: Callable[[loop.LoopDevice], bool]) -> tuple[bool, str]:
-        device = loop.find(self._backing)
-        if device is None:
-            return True, "no loop device is attached"
-        return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
 
     def _session_loop(self) -> None:
         if self._recover:

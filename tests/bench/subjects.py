@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs.host import guards, loop, mounts
+from swapfs.host import loop, mounts, process_guards
 from swapfs.wire import control
 
 COMMAND_TIMEOUT_S: Final = 120.0
@@ -192,7 +192,7 @@ def noop_server(directory: Path, size_bytes: int) -> Iterator[Served]:
             _wait(lambda: mounts.at(mountpoint) is not None, server, "the C server mounts")
             # swapfs runs so; on a busy machine the floor would otherwise lie above it.
             with contextlib.suppress(PermissionError):
-                priority = os.sched_param(guards.FIFO_PRIORITY)
+                priority = os.sched_param(process_guards.FIFO_PRIORITY)
                 os.sched_setscheduler(server.pid, os.SCHED_FIFO, priority)
             yield Served(mountpoint / "swap", server.pid)
         finally:

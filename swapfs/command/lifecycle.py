@@ -98,7 +98,8 @@ def down(name: str, runtime_dir: Path) -> list[str]:
         if swap.find(device) is not None:
             _swapoff_or_explain(device)
             done.append(f"swapoff {device}")
-    for device in devices:
+    # Looked at again: swapoff may have taken minutes, and the number may be another's by now.
+    for device in [attached.device for attached in stale.loops_of(runtime_dir, name)]:
         loop.detach(device)
         done.append(f"detached {device}")
     done += _unmount(name, runtime_dir, last)

@@ -211,12 +211,13 @@ def detach(device: Path, root: Path = ROOT) -> None:
     """
     if swap.find(device, root) is not None:
         raise OperationError(f"losetup -d {device}: swap is on it")
-    attached = root / "sys/block" / device.name / "loop/backing_file"
+    block = root / "sys/block" / device.name
+    attached, sequence = block / "loop/backing_file", _sequence(block)
     if not attached.exists():
         return  # somebody asked for it before; its last user was the swap area
     run("losetup", "-d", device)
     deadline = time.monotonic() + DETACH_WAIT_S
-    while attached.exists():
+    while attached.exists() and _sequence(block) == sequence:
         # udev opens a loop device for a moment after each change.
         if time.monotonic() >= deadline:
             raise OperationError(f"losetup -d {device}: another process holds it open")

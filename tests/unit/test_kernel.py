@@ -268,6 +268,21 @@ def test_detach_that_the_kernel_put_off_is_an_error(
         loop.detach(Path("/dev/loop8"), root)
 
 
+def test_a_device_that_another_file_has_taken_since_is_detached(
+    root: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_loop(root, 8, "/mnt/swap", sequence=3)
+    add_loop(root, 7, "/other")
+
+    def run(*words: object) -> str:
+        (root / "sys/block/loop8/diskseq").write_text("4\n")
+        return ""
+
+    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(loop, "DETACH_WAIT_S", 0)
+    loop.detach(Path("/dev/loop8"), root)
+
+
 def test_swap_tools(tools: Tools) -> None:
     device = Path("/dev/loop7")
     swap.mkswap(device, "a-name-longer-than-labels")

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import signal
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from swapfs.command import reserve, stale
-from swapfs.command.stale import daemon_lives, was_born
-from swapfs.config.model import default_mountpoint, load, mount_source, swap_backing
+from swapfs.command import ending, reserve, stale
+from swapfs.command.stale import daemon_lives
+from swapfs.config.model import default_mountpoint, load, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, swap, systemd
 from swapfs.vlayer.health import condition
@@ -27,12 +24,7 @@ if TYPE_CHECKING:
 
     from swapfs.config.model import Config
 
-    Snapshot = dict[str, Any]
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
-
-EXIT_WAIT_S: Final = 60.0
-"""Longest wait for a daemon to exit after its unmount; it has a pool of memory to give back."""
-STOP_TIMEOUT_S: Final = 10.0
 
 
 def mount(config: Config, foreground: bool) -> int | None:
@@ -93,7 +85,7 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
     done: list[str] = []
     if last.get("held") and daemon_lives(runtime_dir, name):
-        _end_held(name, runtime_dir, last, devices)
+        ending.end_held(name, runtime_dir, last, devices)
     for device in devices:
         if swap.find(device) is not None:
             _swapoff_or_explain(device)
@@ -102,7 +94,7 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     for device in [attached.device for attached in stale.loops_of(runtime_dir, name)]:
         loop.detach(device)
         done.append(f"detached {device}")
-    done += _unmount(name, runtime_dir, last)
+    done += ending.unmount(name, runtime_dir, last)
     former_kib = reserve.release(runtime_dir, name, functools.partial(daemon_lives, runtime_dir))
     if former_kib is not None:
         done.append(f"vm.min_free_kbytes is {former_kib} again")
@@ -137,7 +129,9 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
 def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
     """Return the status of the running daemon, which may be one that has given up restarting."""
     try:
-        return control.request(control.socket_path(runtime_dir, name), "status", STOP_TIMEOUT_S)
+        return control.request(
+            control.socket_path(runtime_dir, name), "status", ending.STOP_TIMEOUT_S
+        )
     except OperationError:
         written = control.read_snapshot(runtime_dir, name)
         if written and written[1].get("held") and daemon_lives(runtime_dir, name):
@@ -179,7 +173,7 @@ def _undone_on_failure() -> Iterator[UndoSteps]:
 
 def _unmount_started(config: Config, pid: int) -> None:
     # not from its snapshot, which it may not have written yet
-    _unmount(config.name, config.runtime_dir, {"pid": pid, "born": proc.births(pid)})
+    ending.unmount(config.name, config.runtime_dir, {"pid": pid, "born": proc.births(pid)})
 
 
 def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
@@ -220,28 +214,6 @@ def _release_reserve(config: Config) -> None:
     reserve.release(config.runtime_dir, config.name, lives)
 
 
-def _end_held(name: str, runtime_dir: Path, last: Snapshot, devices: list[Path]) -> None:
-    """End a monitor that has given up restarting its server.
-
-    :raises OperationError: a loop device needs a server first; nothing was touched
-    """
-    if devices:
-        hang_up = f"kill -HUP {last.get('pid')}"
-        raise OperationError(
-            f"{name} has no server, so {devices[0]} cannot be taken down, but its pages are in"
-            f" memory: mend the cause, then '{hang_up}' or 'swapfs upgrade {name}'"
-        )
-    pidfd = _open_monitor(last)
-    if pidfd is None:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        _wait_until_gone(name, runtime_dir, pidfd)
-    finally:
-        os.close(pidfd)
-
-
 def _swapoff_or_explain(device: Path) -> None:
     try:
         swap.swapoff(device)
@@ -272,75 +244,3 @@ def _detach_all(config: Config) -> None:
     backing = swap_backing(config.mountpoint, mounted.device if mounted else None)
     while (attached := loop.find(backing)) is not None:
         loop.detach(attached.device)
-
-
-def _unmount(name: str, runtime_dir: Path, last: Snapshot) -> list[str]:
-    """Unmount instance *name*, wait until its daemon is gone; return what was done.
-
-    :param last: its last snapshot, empty if there is none
-
-    :raises OperationError: the mount is busy, or the daemon is still there after EXIT_WAIT_S
-    """
-    done = []
-    alive = daemon_lives(runtime_dir, name)
-    # Before the unmount: afterwards the number may belong to somebody else.
-    pidfd = _open_monitor(last) if alive else None
-    try:
-        mounted = [m.mountpoint for m in mounts.entries() if m.source == mount_source(name)]
-        for mountpoint in reversed(mounted):
-            try:
-                mounts.umount(mountpoint)
-            except OperationError:
-                if mounts.at(mountpoint) is not None:
-                    raise
-                continue  # another `down` was faster
-            done.append(f"unmounted {mountpoint}")
-        if alive and not mounted:
-            # Nothing left to unmount, so it must be asked; it may also be exiting already.
-            with contextlib.suppress(OperationError):
-                control.request(control.socket_path(runtime_dir, name), "stop", STOP_TIMEOUT_S)
-        if alive:
-            if not _ends_within(STOP_TIMEOUT_S, name, runtime_dir, pidfd):
-                # Another mount namespace (a container's) may have a copy of the mount.
-                with contextlib.suppress(OperationError):
-                    control.request(control.socket_path(runtime_dir, name), "abort", STOP_TIMEOUT_S)
-            _wait_until_gone(name, runtime_dir, pidfd)
-            done.append("stopped the daemon")
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
-    return done
-
-
-def _open_monitor(last: Snapshot) -> int | None:
-    """Return a pidfd of the monitor that *last* names; None if it has ended."""
-    pid, born = last.get("pid"), last.get("born")
-    try:
-        pidfd = os.pidfd_open(pid) if isinstance(pid, int) else None
-    except OSError:
-        return None
-    # Looked at with the descriptor in hand: from now on the number cannot become another's.
-    if pidfd is not None and not (isinstance(born, dict) and was_born(pid, born.get(str(pid)))):
-        os.close(pidfd)
-        return None
-    return pidfd
-
-
-def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
-    """Wait until the process *pidfd* has exited and nobody holds the lock of *name*."""
-    if not _ends_within(EXIT_WAIT_S, name, runtime_dir, pidfd):
-        raise OperationError(
-            f"nothing of {name} is mounted any more, but its daemon still runs after "
-            f"{EXIT_WAIT_S:g} s; see {runtime_dir}/{name}.log, and try again"
-        )
-
-
-def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None) -> bool:
-    deadline = time.monotonic() + wait_s
-    if pidfd is not None:
-        proc.has_ended(pidfd, wait_s)
-    while daemon_lives(runtime_dir, name):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-    return True

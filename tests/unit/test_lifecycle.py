@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs.command
-from swapfs.command import lifecycle, reserve, stale
+from swapfs.command import ending, lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
@@ -370,7 +370,8 @@ def test_down_asks_a_held_monitor_to_end(machine: Machine) -> None:
 def test_down_signals_no_process_that_has_the_number_of_a_dead_monitor(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
+    monkeypatch.setattr(ending, "STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ending, "EXIT_WAIT_S", 0.0)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
         run = hold(machine, pid=stranger.pid, born={str(stranger.pid): "boot/1"})
         lock = instance_lock.acquire(run / "one.lock")  # of a server that goes on alone
@@ -421,7 +422,8 @@ def test_down_waits_for_the_daemon(
             assert lifecycle.down("one", run)[-1] == "stopped the daemon"
             assert daemon.wait(timeout=10) == 0
         else:
-            monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
+            monkeypatch.setattr(ending, "STOP_TIMEOUT_S", 0.1)
+            monkeypatch.setattr(ending, "EXIT_WAIT_S", 0.0)
             with pytest.raises(
                 OperationError,
                 match="but its daemon still runs",

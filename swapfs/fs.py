@@ -16,17 +16,18 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
-from swapfs.config.model import SWAP_FILE_NAME
+from swapfs.config.model import SWAP_FILE_NAME, SWAP_INODE
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
 SWAP_NAME: Final = SWAP_FILE_NAME.encode()
-SWAP_INODE: Final = 2
 _ROOT: Final = pyfuse3.ROOT_INODE
-_CACHE_S: Final = 3600.0
-"""Seconds that the kernel may keep names and attributes, which never change."""
+_CACHE_S: Final = 1e9
+"""Seconds that the kernel may keep names and attributes, which never change: for ever. Who asks a
+loop device for its file (LOOP_GET_STATUS64) asks that file's server for its attributes once they
+are too old: one that hangs, or the very process that asks."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

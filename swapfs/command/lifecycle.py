@@ -7,30 +7,24 @@ active swap area is ever taken away (I7). No step here kills anything.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from swapfs.command import reserve, stale
+from swapfs.command import ending, reserve, stale
 from swapfs.command.stale import daemon_lives
-from swapfs.config.model import SWAP_FILE_NAME, default_mountpoint, load, mount_source
+from swapfs.config.model import default_mountpoint, load, swap_backing
 from swapfs.errors import OperationError
-from swapfs.host import kernel, systemd
+from swapfs.host import loop, mounts, proc, swap, systemd
 from swapfs.vlayer.health import condition
 from swapfs.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from swapfs.config.model import SWAP_FILE_NAME, Config
+    from swapfs.config.model import Config
 
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
-
-EXIT_WAIT_S: Final = 60.0
-"""Longest wait for a daemon to exit after its unmount; it has a pool of memory to give back."""
-STOP_TIMEOUT_S: Final = 10.0
 
 
 def mount(config: Config, foreground: bool) -> int | None:
@@ -65,15 +59,15 @@ def up(config: Config) -> Path:
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         pid = launch.launch(config)
-        undo.append(("unmount", lambda: _unmount(config.name, config.runtime_dir, pid)))
+        undo.append(("unmount", lambda: _unmount_started(config, pid)))
         # These two are noted before they are done, so that an interrupt between loses nothing.
-        undo.append(("detach loop device", lambda: _detach_all(swap_file)))
-        device = kernel.attach_loop(swap_file).device
-        kernel.mkswap(device, config.name)
+        undo.append(("detach loop device", lambda: _detach_all(config)))
+        device = loop.attach(swap_file).device
+        swap.mkswap(device, config.name)
         undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
         _hold_reserve(config)
         undo.append(("swapoff", lambda: _swapoff_if_on(device)))
-        kernel.swapon(device, config.priority)
+        swap.swapon(device, config.priority)
         _check_swap(device, config.priority)
     return device
 
@@ -88,20 +82,20 @@ def down(name: str, runtime_dir: Path) -> list[str]:
     """
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
-    pid = last.get("pid")
-    devices = _loops_of(name, last)
+    devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
     done: list[str] = []
-    if last.get("held") and isinstance(pid, int) and daemon_lives(name, runtime_dir):
-        _end_held(name, runtime_dir, pid, devices)
+    if last.get("held") and daemon_lives(runtime_dir, name):
+        ending.end_held(name, runtime_dir, last, devices)
     for device in devices:
-        if kernel.find_swap(device) is not None:
+        if swap.find(device) is not None:
             _swapoff_or_explain(device)
             done.append(f"swapoff {device}")
-    for device in devices:
-        kernel.detach_loop(device)
+    # Looked at again: swapoff may have taken minutes, and the number may be another's by now.
+    for device in [attached.device for attached in stale.loops_of(runtime_dir, name)]:
+        loop.detach(device)
         done.append(f"detached {device}")
-    done += _unmount(name, runtime_dir, pid if isinstance(pid, int) else None)
-    former_kib = reserve.release(runtime_dir, name, lambda other: daemon_lives(other, runtime_dir))
+    done += ending.unmount(name, runtime_dir, last)
+    former_kib = reserve.release(runtime_dir, name, functools.partial(daemon_lives, runtime_dir))
     if former_kib is not None:
         done.append(f"vm.min_free_kbytes is {former_kib} again")
     _remove_mountpoint(runtime_dir, name)
@@ -135,10 +129,12 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
 def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
     """Return the status of the running daemon, which may be one that has given up restarting."""
     try:
-        return control.request(control.socket_path(runtime_dir, name), "status", STOP_TIMEOUT_S)
+        return control.request(
+            control.socket_path(runtime_dir, name), "status", ending.STOP_TIMEOUT_S
+        )
     except OperationError:
         written = control.read_snapshot(runtime_dir, name)
-        if written and written[1].get("held") and daemon_lives(name, runtime_dir):
+        if written and written[1].get("held") and daemon_lives(runtime_dir, name):
             return written[1]
         raise
 
@@ -175,6 +171,11 @@ def _undone_on_failure() -> Iterator[UndoSteps]:
         raise
 
 
+def _unmount_started(config: Config, pid: int) -> None:
+    # not from its snapshot, which it may not have written yet
+    ending.unmount(config.name, config.runtime_dir, {"pid": pid, "born": proc.births(pid)})
+
+
 def _make_mountpoint(config: Config, undo: UndoSteps) -> None:
     """Make the default mount point; one that the user names exists already."""
     if config.mountpoint != default_mountpoint(config.runtime_dir, config.name):
@@ -194,28 +195,12 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
     A daemon that lives is about to mount on it: of two that were started at once it is the one
     that came first.
     """
-    if daemon_lives(name, runtime_dir):
+    if daemon_lives(runtime_dir, name):
         return
     mountpoint = default_mountpoint(runtime_dir, name)
     with contextlib.suppress(OSError):
         mountpoint.rmdir()
         mountpoint.parent.rmdir()
-
-
-def _loops_of(name: str, last: dict[str, object]) -> list[Path]:
-    """Return the loop devices on the swap file of *name*, whose last snapshot was *last*."""
-    places = {m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)}
-    if isinstance(last.get("mountpoint"), str):
-        places.add(Path(str(last["mountpoint"])))
-    files = {str(place / SWAP_FILE_NAME) for place in places}
-    # Once unmounted, a path tells nothing; a ghost that we attached is still ours.
-    ghosts = {str(ghost.device) for ghost in stale.ghost_swaps()}
-    return [
-        loop.device
-        for loop in kernel.loops()
-        if loop.backing_file in files
-        or (str(loop.device) in ghosts and str(loop.device) == last.get("loop"))
-    ]
 
 
 def _hold_reserve(config: Config) -> None:
@@ -225,119 +210,37 @@ def _hold_reserve(config: Config) -> None:
 
 
 def _release_reserve(config: Config) -> None:
-    runtime_dir = config.runtime_dir
-    reserve.release(runtime_dir, config.name, lambda other: daemon_lives(other, runtime_dir))
-
-
-def _end_held(name: str, runtime_dir: Path, pid: int, devices: list[Path]) -> None:
-    """End a monitor that has given up restarting its server.
-
-    :raises OperationError: a loop device needs a server first; nothing was touched
-    """
-    if devices:
-        raise OperationError(
-            f"{name} has no server, so {devices[0]} cannot be taken down, but its pages are in"
-            f" memory: mend the cause, then 'kill -HUP {pid}' or 'swapfs upgrade {name}'"
-        )
-    pidfd = _open_process(pid)
-    if pidfd is None:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        _wait_until_gone(name, runtime_dir, pidfd)
-    finally:
-        os.close(pidfd)
+    lives = functools.partial(daemon_lives, config.runtime_dir)
+    reserve.release(config.runtime_dir, config.name, lives)
 
 
 def _swapoff_or_explain(device: Path) -> None:
     try:
-        kernel.swapoff(device)
+        swap.swapoff(device)
     except OperationError as error:
         raise OperationError(
             f"{error}; swap is still on, so nothing was detached or unmounted"
         ) from error
-    if kernel.find_swap(device) is not None:
+    if swap.find(device) is not None:
         raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
 
 
 def _swapoff_if_on(device: Path) -> None:
-    if kernel.find_swap(device) is not None:
+    if swap.find(device) is not None:
         _swapoff_or_explain(device)
 
 
 def _check_swap(device: Path, priority: int) -> None:
     """Believe swapon only when /proc/swaps agrees (I8)."""
-    entry = kernel.find_swap(device)
+    entry = swap.find(device)
     if entry is None:
         raise OperationError(f"swapon {device}: it is not in /proc/swaps")
     if entry.priority != priority:
         raise OperationError(f"swapon {device}: priority {entry.priority} instead of {priority}")
 
 
-def _detach_all(swap_file: Path) -> None:
-    while (loop := kernel.find_loop(swap_file)) is not None:
-        kernel.detach_loop(loop.device)
-
-
-def _unmount(name: str, runtime_dir: Path, pid: int | None) -> list[str]:
-    """Unmount instance *name*, wait until its daemon is gone; return what was done.
-
-    :raises OperationError: the mount is busy, or the daemon is still there after EXIT_WAIT_S
-    """
-    done = []
-    alive = daemon_lives(name, runtime_dir)
-    # Before the unmount: afterwards the number may belong to somebody else.
-    pidfd = _open_process(pid) if alive and pid is not None else None
-    try:
-        mounted = [m.mountpoint for m in kernel.mounts() if m.source == mount_source(name)]
-        for mountpoint in reversed(mounted):
-            try:
-                kernel.umount(mountpoint)
-            except OperationError:
-                if kernel.mount_at(mountpoint) is not None:
-                    raise
-                continue  # another `down` was faster
-            done.append(f"unmounted {mountpoint}")
-        if alive and not mounted:
-            # Nothing left to unmount, so it must be asked; it may also be exiting already.
-            with contextlib.suppress(OperationError):
-                control.request(control.socket_path(runtime_dir, name), "stop", STOP_TIMEOUT_S)
-        if alive:
-            if not _ends_within(STOP_TIMEOUT_S, name, runtime_dir, pidfd):
-                # Another mount namespace (a container's) may have a copy of the mount.
-                with contextlib.suppress(OperationError):
-                    control.request(control.socket_path(runtime_dir, name), "abort", STOP_TIMEOUT_S)
-            _wait_until_gone(name, runtime_dir, pidfd)
-            done.append("stopped the daemon")
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
-    return done
-
-
-def _open_process(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
-
-
-def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
-    """Wait until the process *pidfd* has exited and nobody holds the lock of *name*."""
-    if not _ends_within(EXIT_WAIT_S, name, runtime_dir, pidfd):
-        raise OperationError(
-            f"nothing of {name} is mounted any more, but its daemon still runs after "
-            f"{EXIT_WAIT_S:g} s; see {runtime_dir}/{name}.log, and try again"
-        )
-
-
-def _ends_within(wait_s: float, name: str, runtime_dir: Path, pidfd: int | None) -> bool:
-    deadline = time.monotonic() + wait_s
-    if pidfd is not None:
-        kernel.has_ended(pidfd, wait_s)
-    while daemon_lives(name, runtime_dir):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def _detach_all(config: Config) -> None:
+    mounted = mounts.at(config.mountpoint)
+    backing = swap_backing(config.mountpoint, mounted.device if mounted else None)
+    while (attached := loop.find(backing)) is not None:
+        loop.detach(attached.device)

@@ -149,7 +149,7 @@ def status(
     columns = _columns(output)
     names = None if name is None else [values.parse_name("NAME", name)]
     statuses = status_of.collect(runtime_dir, names)
-    ghosts = stale.ghost_swaps(status_of.dead_mounts(statuses))
+    ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
     if name is not None and not statuses:
         raise OperationError(f"no instance {name} in {runtime_dir}")
     if as_json:

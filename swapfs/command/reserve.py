@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel
+from swapfs.host import proc
 from swapfs.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ class _State:
     holders: tuple[str, ...]
 
 
-def wanted_bytes(asked_bytes: int | None, root: Path = kernel.ROOT) -> int:
+def wanted_bytes(asked_bytes: int | None, root: Path = proc.ROOT) -> int:
     """Return the reserve to have: *asked_bytes* (0 is none), or what suits this machine if None.
 
     :raises OperationError: /proc/meminfo cannot be read
     """
     if asked_bytes is not None:
         return asked_bytes
-    return min(AUTO_BYTES_MAX, kernel.memory_total_bytes(root) // AUTO_SHARE)
+    return min(AUTO_BYTES_MAX, proc.memory_total_bytes(root) // AUTO_SHARE)
 
 
-def hold(runtime_dir: Path, name: str, needed_bytes: int, root: Path = kernel.ROOT) -> None:
+def hold(runtime_dir: Path, name: str, needed_bytes: int, root: Path = proc.ROOT) -> None:
     """Have the kernel keep *needed_bytes* free at least, for instance *name*; never lowers.
 
     :raises OperationError: the kernel's value cannot be read or changed
@@ -81,7 +81,7 @@ def hold(runtime_dir: Path, name: str, needed_bytes: int, root: Path = kernel.RO
 
 
 def release(
-    runtime_dir: Path, name: str, lives: Callable[[str], bool], root: Path = kernel.ROOT
+    runtime_dir: Path, name: str, lives: Callable[[str], bool], root: Path = proc.ROOT
 ) -> int | None:
     """Put back what was there before *name* and the others; return it in KiB, or None.
 

@@ -1,29 +1,32 @@
 """What an instance leaves behind when it dies, and how to tell it from one that lives.
 
-An instance lives while a process holds its lock; no pid is trusted. Without it there may still
-be a mount that nobody serves, a loop device on it, and a swap area on that: a ghost, which reads
-as errors. All of it is looked at without touching a file inside a mount.
+Without a process of it there may still be a mount that nobody serves, a loop device on it, and a
+swap area on that: a ghost, which reads as errors. All of it is looked at without touching a file
+inside a mount.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swapfs.config.model import mount_source
+from swapfs.config.model import mount_source, swap_backing
 from swapfs.errors import OperationError
-from swapfs.host import kernel
+from swapfs.host import instance_lock, loop, mounts, proc, swap
+from swapfs.host.loop import FileId
 from swapfs.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from swapfs.config.model import Config
-    from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+    from swapfs.host.loop import LoopDevice
+    from swapfs.host.mounts import MountEntry
+    from swapfs.host.swap import SwapEntry
 
 _LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+")
 
@@ -37,27 +40,104 @@ class GhostSwap:
     reason: str
 
 
-def daemon_lives(name: str, runtime_dir: Path) -> bool:
-    """Whether a process holds the lock of instance *name*; the one test that no pid can fool."""
-    try:
-        descriptor = os.open(runtime_dir / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def daemon_lives(runtime_dir: Path, name: str) -> bool:
+    """Whether a process of instance *name* is there: the one test, for all who ask.
+
+    It holds the lock. Should somebody have removed that file, it is one that the last snapshot
+    names, and no later process with its number. Monitor or server, one is enough: a monitor
+    starts another server, and a server goes on alone. Takes nothing, and needs no root.
+    """
+    with contextlib.suppress(OSError):  # not ours to open: the snapshot will do
+        if instance_lock.is_held(runtime_dir / f"{name}.lock"):
+            return True
+    written = control.read_snapshot(runtime_dir, name)
+    born = written[1].get("born") if written else None
+    return isinstance(born, dict) and any(was_born(pid, tick) for pid, tick in born.items())
+
+
+def was_born(pid: object, born: object) -> bool:
+    """Whether the process *pid* is there and the one that was *born* then; see ``proc.birth``."""
+    return isinstance(born, str) and str(pid).isdecimal() and proc.birth(int(str(pid))) == born
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the last snapshot of an instance says of its mount, and whether the instance lives.
+
+    :param device: st_dev of the mount
+    :param attachment: loop device and its sequence number, which no other attachment has
+    """
+
+    name: str
+    alive: bool
+    mountpoint: Path | None
+    device: int | None
+    attachment: tuple[str, int] | None
+
+    def has(self, attached: LoopDevice, mounted: list[MountEntry], root: Path = proc.ROOT) -> bool:
+        """Whether *attached* stands on its swap file, which may not be mounted any more.
+
+        :param mounted: what is mounted now
+        """
+        if self.attachment == (str(attached.device), attached.sequence):
+            return True
+        if self.mountpoint is None:
+            return False
+        backing = swap_backing(self.mountpoint, self.device)
+        if not loop.stands_on(attached, backing, root):
+            return False
+        if self.alive:
+            return True
+        # The kernel gives the number of a mount that is gone to the next one.
+        source = mount_source(self.name)
+        others = [entry for entry in mounted if entry.source != source]
+        return attached.backing_file == str(backing.path) and not any(
+            entry.device == self.device or entry.mountpoint == self.mountpoint for entry in others
+        )
+
+
+def remembered(runtime_dir: Path, name: str) -> Remembered:
+    """Return what is remembered of instance *name*; nothing is if there is no snapshot."""
+    written = control.read_snapshot(runtime_dir, name)
+    last = written[1] if written else {}
+    mountpoint, handover = last.get("mountpoint"), last.get("handover")
+    device = handover.get("device") if isinstance(handover, dict) else None
+    node, sequence = last.get("loop"), last.get("loop_sequence")
+    return Remembered(
+        name=name,
+        alive=daemon_lives(runtime_dir, name),
+        mountpoint=Path(mountpoint) if isinstance(mountpoint, str) else None,
+        device=device if isinstance(device, int) else None,
+        attachment=(str(node), sequence) if isinstance(sequence, int) and sequence else None,
+    )
+
+
+def all_remembered(runtime_dir: Path) -> list[Remembered]:
+    """Return what is remembered of every instance that left a snapshot in *runtime_dir*."""
+    return [remembered(runtime_dir, path.stem) for path in sorted(runtime_dir.glob("*.json"))]
+
+
+def loops_of(runtime_dir: Path, name: str) -> list[LoopDevice]:
+    """Return the loop devices on the swap file of *name*, mounted or not, in their order."""
+    mounted, last = mounts.entries(), remembered(runtime_dir, name)
+    ours = [
+        swap_backing(entry.mountpoint, entry.device)
+        for entry in mounted
+        if entry.source == mount_source(name)
+    ]
+    return [
+        attached
+        for attached in loop.devices()
+        if any(loop.stands_on(attached, backing) for backing in ours) or last.has(attached, mounted)
+    ]
 
 
 def refuse(config: Config) -> None:
     """Refuse to start beside an instance of the same name, or a swap area without a server."""
     name = config.name
     cure = f"run swapfs down {name} first"
-    alive = daemon_lives(name, config.runtime_dir)
-    for mounted in kernel.mounts():
+    alive = daemon_lives(config.runtime_dir, name)
+    for mounted in mounts.entries():
         if mounted.source == mount_source(name):
             where = f"mounted on {mounted.mountpoint}"
             if alive:
@@ -68,10 +148,11 @@ def refuse(config: Config) -> None:
             )
     if alive:
         raise OperationError(f"a daemon of {name} is running: {cure}")
-    loop = kernel.find_loop(config.swap_file)
-    if loop is not None:
-        raise OperationError(f"{loop.device} is left over from another {name}: {cure}")
-    ghosts = ghost_swaps(dead_mounts(config.runtime_dir))
+    attached = loop.find(swap_backing(config.mountpoint, None))
+    left = [attached] if attached else loops_of(config.runtime_dir, name)
+    if left:
+        raise OperationError(f"{left[0].device} is left over from another {name}: {cure}")
+    ghosts = ghost_swaps(all_remembered(config.runtime_dir))
     if ghosts and not config.unsafe:
         ghost = ghosts[0]
         raise OperationError(
@@ -80,54 +161,58 @@ def refuse(config: Config) -> None:
         )
 
 
-def dead_mounts(runtime_dir: Path) -> set[Path]:
-    """Return where instances were mounted that left a snapshot but no daemon."""
-    dead = set()
-    for path in runtime_dir.glob("*.json"):
-        written = control.read_snapshot(runtime_dir, path.stem)
-        if written and not daemon_lives(path.stem, runtime_dir):
-            dead.add(Path(str(written[1].get("mountpoint"))))
-    return dead
-
-
-def ghost_swaps(dead: Collection[Path] = (), root: Path = kernel.ROOT) -> list[GhostSwap]:
+def ghost_swaps(known: Collection[Remembered] = (), root: Path = proc.ROOT) -> list[GhostSwap]:
     """Return the swap areas on loop devices that nothing serves any more.
 
     Their pages may be lost, and swapoff may fail on them; only a reboot is sure to help.
 
-    :param dead: mount points that are known to be without a daemon
+    :param known: the instances that are known, living and dead
     """
-    attached = {str(loop.device): loop for loop in kernel.loops(root)}
-    mounted = kernel.mounts(root)
+    attached = {str(found.device): found for found in loop.devices(root)}
+    mounted = mounts.entries(root)
     ghosts = []
-    for entry in kernel.swaps(root):
+    for entry in swap.entries(root):
         if not _LOOP_DEVICE.fullmatch(entry.path):
             continue
-        loop = attached.get(entry.path)
-        reason = _ghost_reason(entry, loop, mounted, dead, root)
+        below = attached.get(entry.path)
+        owner = next((one for one in known if below and one.has(below, mounted, root)), None)
+        reason = _ghost_reason(entry, below, owner, mounted, root)
         if reason:
-            ghosts.append(GhostSwap(Path(entry.path), loop.backing_file if loop else "", reason))
+            ghosts.append(GhostSwap(Path(entry.path), below.backing_file if below else "", reason))
     return ghosts
 
 
 def _ghost_reason(
     entry: SwapEntry,
-    loop: LoopDevice | None,
+    below: LoopDevice | None,
+    owner: Remembered | None,
     mounted: list[MountEntry],
-    dead: Collection[Path],
     root: Path,
 ) -> str:
     """Say why nothing serves *entry*, in one line; never asks a FUSE server."""
-    if loop is None:
+    if below is None:
         return "sysfs shows nothing attached to it"
-    if loop.deleted:
-        return f"its backing file {loop.backing_file} is deleted"
-    path = Path(loop.backing_file)
+    if below.deleted:
+        return f"its backing file {below.backing_file} is deleted"
+    path = Path(below.backing_file)
+    if owner is not None and not owner.alive:
+        return f"the daemon that served {path} is gone, and with it what it held in memory"
+    if owner is None and not _is_served(below, mounted, root):
+        return f"nothing is mounted that holds its backing file {path}"
+    return f"its device node {entry.path} is deleted" if entry.deleted else ""
+
+
+def _is_served(below: LoopDevice, mounted: list[MountEntry], root: Path) -> bool:
+    """Whether the file below a loop device can be reached by its path; asks no FUSE server."""
+    path = Path(below.backing_file)
     holders = [entry for entry in mounted if path.is_relative_to(entry.mountpoint)]
     holder = max(holders, key=lambda entry: len(entry.mountpoint.parts), default=None)
-    if holder is not None and holder.mountpoint in dead:
-        return f"the daemon that served {path} is gone, and with it what it held in memory"
-    served = holder is not None and holder.fstype.startswith("fuse")
-    if not served and not os.path.lexists(root / loop.backing_file.lstrip("/")):
-        return f"nothing is mounted that holds its backing file {loop.backing_file}"
-    return f"its device node {entry.path} is deleted" if entry.deleted else ""
+    if holder is not None and holder.fstype.startswith("fuse"):
+        return True
+    try:
+        there = os.lstat(root / below.backing_file.lstrip("/"))
+    except OSError:
+        return False
+    # Cut short by a lazy unmount, the path may be that of another file.
+    found = loop.backing_id(below, root) if path.parent == Path("/") else None
+    return found is None or found == FileId(there.st_dev, there.st_ino)

@@ -6,11 +6,11 @@ server writes about once a second. Reads no file inside a mount, so no dead serv
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from swapfs.command import stale
 from swapfs.errors import OperationError
 from swapfs.units import format_size
 from swapfs.wire import control
@@ -87,12 +87,6 @@ def format_details(statuses: Sequence[Status], ghosts: Sequence[GhostSwap] = ())
     return "\n".join(lines)
 
 
-def dead_mounts(statuses: Iterable[Status]) -> set[Path]:
-    """Return where the dead of *statuses* were mounted."""
-    places = (_get(status, "mountpoint") for status in statuses if status["state"] == "dead")
-    return {Path(place) for place in places if isinstance(place, str)}
-
-
 def column_names() -> list[str]:
     """Return every column that :func:`format_table` knows."""
     return [*_TEXT, *_SIZE]
@@ -115,22 +109,9 @@ def _status_of(runtime_dir: Path, name: str) -> Status:
     state = "running" if age_s < SILENT_AFTER_S else "silent"
     if status.get("held"):
         state = "held"  # its monitor has said so, and says no more
-    # One of the two is enough: a monitor starts another server, and a server goes on alone.
-    if not (_is_alive(status.get("pid")) or _is_alive(status.get("server_pid"))):
+    if not stale.daemon_lives(runtime_dir, name):
         state = "dead"
     return {**status, "name": name, "state": state, "age_s": round(age_s, 1)}
-
-
-def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def _get(status: Status, *keys: str) -> Any:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from swapfs.config import values
 from swapfs.config.backing import FileTierConfig, parse_file
 from swapfs.errors import ConfigError
-from swapfs.host import kernel
+from swapfs.host import mounts, proc
+from swapfs.host.loop import Backing, FileId
 from swapfs.units import PAGE_SIZE, KiB, MiB, format_size
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ KEYS: Final = (
 
 SWAP_FILE_NAME: Final = "swap"
 """The one file that a mount shows."""
+SWAP_INODE: Final = 2
+"""... and its inode number there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,7 @@ class Config:
 
 
 def load(
-    cli_values: Mapping[str, object], config_file: Path | None = None, root: Path = kernel.ROOT
+    cli_values: Mapping[str, object], config_file: Path | None = None, root: Path = proc.ROOT
 ) -> Config:
     """Return the configuration that *cli_values* over *config_file* make.
 
@@ -150,6 +153,15 @@ def default_mountpoint(runtime_dir: Path, name: str) -> Path:
 def mount_source(name: str) -> str:
     """Return what mountinfo shows as the source of instance *name*'s mount."""
     return f"swapfs:{name}"
+
+
+def swap_backing(mountpoint: Path, device: int | None) -> Backing:
+    """Return which file loop devices stand on: the swap file of the mount on *mountpoint*.
+
+    :param device: st_dev of that mount, None if it is not known any more
+    """
+    file = None if device is None else FileId(device, SWAP_INODE)
+    return Backing(mountpoint / SWAP_FILE_NAME, file)
 
 
 def check_room(config: Config, room_bytes: int) -> None:
@@ -246,7 +258,7 @@ def _pool_size(where: str, value: object, root: Path) -> int:
     if pool_bytes < POOL_BYTES_MIN:
         least = format_size(POOL_BYTES_MIN)
         raise ConfigError(where, f"{format_size(pool_bytes)} is too small (least: {least})")
-    memory_bytes = kernel.memory_total_bytes(root)
+    memory_bytes = proc.memory_total_bytes(root)
     if pool_bytes > memory_bytes:
         has = format_size(memory_bytes)
         problem = f"{format_size(pool_bytes)} is more than this machine's memory of {has}"
@@ -257,7 +269,7 @@ def _pool_size(where: str, value: object, root: Path) -> int:
 def _reserve(where: str, value: object, root: Path) -> int | None:
     reserve_bytes = values.parse_reserve(where, value)
     if reserve_bytes:
-        most_bytes = kernel.memory_total_bytes(root) // MIN_FREE_SHARE_MAX
+        most_bytes = proc.memory_total_bytes(root) // MIN_FREE_SHARE_MAX
         if reserve_bytes > most_bytes:
             wants, most = format_size(reserve_bytes), format_size(most_bytes)
             raise ConfigError(where, f"{wants} is too much for this machine (most: {most})")
@@ -281,7 +293,7 @@ def _mountpoint(where: str, value: object, name: str, root: Path) -> Path:
 
 def _is_busy(where: str, path: Path, name: str, root: Path) -> bool:
     """Whether this very instance is mounted on *path* already, which up and mount refuse."""
-    mounted = kernel.mount_at(path, root)
+    mounted = mounts.at(path, root)
     if mounted is None:
         return False
     if mounted.source != f"swapfs:{name}":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from swapfs.errors import OperationError
-from swapfs.host.kernel import ROOT
+from swapfs.host.proc import ROOT
 
 UNIT_PREFIX: Final = "swapfs"
 """Units that are ours begin with it; a service that merely started us does not."""

@@ -9,7 +9,6 @@ server's code is loaded already and touches nothing that could have been swapped
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import mmap
 import os
@@ -21,10 +20,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
-from swapfs.config.model import Config, check_room, mount_source
+from swapfs.config.model import Config, check_room, mount_source, swap_backing
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import kernel, syscalls, systemd
+from swapfs.host import fusectl, instance_lock, loop, mounts, proc, syscalls, systemd
 from swapfs.host.guards import Guards
+from swapfs.host.process_guards import IoFlusher, MemoryLock, OomScore
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.counters import Counters
 from swapfs.region.layout import Region
@@ -54,11 +54,14 @@ class Held:
     tier: FileTier | None
     fuse_fd: int
     lock_fd: int
+    device: int | None = None  # st_dev of the mount
 
     def handover(self) -> Handover:
         """Return where another monitor finds it."""
         tier_fd = self.tier.fd if self.tier else None
-        return Handover(os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd)
+        return Handover(
+            os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd, self.device
+        )
 
 
 class Outcome(Enum):
@@ -128,7 +131,10 @@ class _Monitor:
         outcome = Outcome.NEVER_SERVED
         try:
             tier = self._open_tier(region)
-            outcome = self._watch_mounted(Held(region, tier, self._mount(), lock_fd))
+            fuse_fd = self._mount()
+            mounted = mounts.at(config.mountpoint)
+            device = mounted.device if mounted else None
+            outcome = self._watch_mounted(Held(region, tier, fuse_fd, lock_fd, device))
         finally:
             if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
                 config.file.path.unlink(missing_ok=True)
@@ -156,7 +162,7 @@ class _Monitor:
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire(lambda text: note(self._answer_fd, text))
-        return Held(region, tier, taken.fuse_fd, taken.lock_fd)
+        return Held(region, tier, taken.fuse_fd, taken.lock_fd, taken.device)
 
     def _watch_mounted(self, held: Held) -> Outcome:
         """Watch, and unmount at the end; never under a server that may still be there."""
@@ -171,11 +177,11 @@ class _Monitor:
         return outcome
 
     def _set_guards(self) -> None:
-        self._guards.set_io_flusher()
-        self._guards.set_oom_score()
+        self._guards.set(IoFlusher())
+        self._guards.set(OomScore())
 
     def _lock_memory(self, region: Region) -> None:
-        self._guards.set_mlock(region.geometry.total_bytes)
+        self._guards.set(MemoryLock(region.geometry.total_bytes))
         self._guards.require()
 
     def _open_tier(self, region: Region, fd: int | None = None) -> FileTier | None:
@@ -186,13 +192,11 @@ class _Monitor:
         return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 
     def _lock(self) -> int:
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        fd = instance_lock.acquire(self._lock_path)
+        if fd is None:
             raise OperationError(
                 f"{self._config.name} is already up; take it down, or choose another --name"
-            ) from None
+            )
         return fd
 
     def _mount(self) -> int:
@@ -210,7 +214,7 @@ class _Monitor:
         return fd
 
     def _unmount(self) -> None:
-        if kernel.mount_at(self._config.mountpoint) is None:
+        if mounts.at(self._config.mountpoint) is None:
             return
         try:
             syscalls.umount2(str(self._config.mountpoint), syscalls.MNT_DETACH)
@@ -236,7 +240,7 @@ class _Monitor:
                 log.error("the monitor that was to go on has died; this one goes on")
                 self._successor = None
                 continue
-            if os.waitstatus_to_exitcode(status) == 0 and kernel.is_fuse_closed(held.fuse_fd):
+            if os.waitstatus_to_exitcode(status) == 0 and fusectl.is_closed(held.fuse_fd):
                 return Outcome.UNMOUNTED
             if not self._ever_served:
                 return Outcome.NEVER_SERVED
@@ -339,18 +343,18 @@ class _Monitor:
             if number == RETIRE_SIGNAL:
                 return Outcome.HANDED_OVER
             if number in (signal.SIGTERM, signal.SIGINT):
-                needed_by = self._needed_by()
+                needed_by = self._needed_by(held)
                 if needed_by is None:
                     return Outcome.UNMOUNTED
                 log.critical("asked to stop, but %s needs a server first", needed_by)
 
-    def _needed_by(self) -> str | None:
+    def _needed_by(self, held: Held) -> str | None:
         """Return what would lose its pages if the mount went now, or None."""
         try:
-            loop = kernel.find_user(self._config.swap_file)
+            user = loop.find_user(swap_backing(self._config.mountpoint, held.device))
         except OperationError as error:
             return f"a loop device that may be there ({error})"
-        return str(loop.device) if loop else None
+        return str(user.device) if user else None
 
     def _publish_held(self, held: Held, reason: str) -> None:
         """Put into the state file what no server is there to tell."""
@@ -363,6 +367,7 @@ class _Monitor:
             "mountpoint": str(config.mountpoint),
             "pid": os.getpid(),
             "server_pid": None,
+            "born": proc.births(os.getpid()),
             "handover": held.handover().as_dict(),
             "degraded": [reason, *known],
             "counters": Counters(held.region.counter_words).snapshot(),

@@ -21,11 +21,13 @@ from typing import Final
 import trio
 
 from swapfs import session
-from swapfs.config.model import Config
+from swapfs.config.model import SWAP_INODE, Config, swap_backing
 from swapfs.errors import OperationError
-from swapfs.fs import SWAP_INODE, Namespace
-from swapfs.host import kernel
+from swapfs.fs import Namespace
+from swapfs.host import fusectl, loop, mounts
+from swapfs.host.device_guards import DirectIo, Discard, MaxBackground
 from swapfs.host.guards import Guards
+from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
 from swapfs.server.snapshot import SnapshotMaker
@@ -77,7 +79,8 @@ class Server:
     ) -> None:
         self._config = config
         self._region = region
-        self._fuse = kernel.FuseControl(config.mountpoint)
+        self._fuse = fusectl.FuseControl(handover.device)
+        self._backing = swap_backing(config.mountpoint, handover.device)
         self._recover = recover
         self._retiring = False
         self._layer = VirtualSlotLayer(region, tier)
@@ -85,8 +88,8 @@ class Server:
             self._layer.rebuild()
         self._layer.counters.add("server_starts")
         self._guards = Guards(config.unsafe)
-        self._guards.set_io_flusher()
-        self._guards.set_heap()
+        self._guards.set(IoFlusher())
+        self._guards.set(Heap())
         threading.stack_size(THREAD_STACK_BYTES)
         request, reply = session.arm(region.session_init)
         pages_bytes = len(reply) + 2 * PAGE_SIZE
@@ -232,28 +235,20 @@ class Server:
     def _set_guards(self) -> None:
         """Set what must come after every thread and buffer exists, then insist on it (I8)."""
         guards = self._guards
-        guards.set_mlock(self._region.geometry.total_bytes)
-        guards.set_gc()
-        guards.set_oom_score()
-        guards.set_realtime()
-        guards.set_direct_io(lambda: self._probe_loop("direct I/O", lambda d: d.direct_io))
-        guards.set_discard(lambda: self._probe_loop("discard", lambda d: d.discard_bytes_max > 0))
-        fuse = self._fuse
-        guards.set_max_background(
-            REQUESTS_MAX,
-            lambda requests: fuse.set("max_background", requests),
-            lambda: fuse.get("max_background"),
-        )
+        find_loop = functools.partial(loop.find, self._backing)
+        fuse, what = self._fuse, "max_background"
+        for guard in (
+            MemoryLock(self._region.geometry.total_bytes),
+            NoCollector(),
+            OomScore(),
+            Realtime(),
+            DirectIo(find_loop),
+            Discard(find_loop),
+            MaxBackground(REQUESTS_MAX, lambda n: fuse.set(what, n), lambda: fuse.get(what)),
+        ):
+            guards.set(guard)
         if not self._recover:  # a later server only reports: to stand still would help nobody
             guards.require()
-
-    def _probe_loop(
-        self, what: str, holds: Callable[[kernel.LoopDevice], bool]
-    ) -> tuple[bool, str]:
-        device = kernel.find_loop(self._config.swap_file)
-        if device is None:
-            return True, "no loop device is attached"
-        return holds(device), f"{device.device}: {what} {'on' if holds(device) else 'off'}"
 
     def _session_loop(self) -> None:
         if self._recover:
@@ -341,17 +336,17 @@ class Server:
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint
-        device = kernel.find_loop(self._config.swap_file)
+        device = loop.find_user(self._backing)
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.
-        await trio.to_thread.run_sync(kernel.umount, mountpoint)
+        await trio.to_thread.run_sync(mounts.umount, mountpoint)
         return {"stopped": True}
 
     async def _on_abort(self, request: dict[str, object]) -> object:
         """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = kernel.find_user(self._config.swap_file)
-        if device is not None or kernel.mount_at(self._config.mountpoint) is not None:
+        device = loop.find_user(self._backing)
+        if device is not None or mounts.at(self._config.mountpoint) is not None:
             raise OperationError("it is mounted or in use; run 'swapfs down' instead")
         log.warning("another mount namespace holds the mount; ending the session")
         self._fuse.set("abort", 1)

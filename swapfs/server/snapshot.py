@@ -5,16 +5,16 @@ Costs the same whatever is stored: only counters are read, never the table.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from swapfs import __version__, session
-from swapfs.config.model import Config, describe
-from swapfs.host import kernel
+from swapfs.config.model import Config, describe, swap_backing
+from swapfs.host import loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.session import fuse_init
@@ -61,7 +61,7 @@ class SnapshotMaker:
         self._started_s = clock_s()
         self._guards_read: list[dict[str, Any]] = []
         self._guards_read_s = -GUARDS_EVERY_S
-        self._loop_device: Path | None = None
+        self._backing = swap_backing(config.mountpoint, handover.device)
         self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
         self._loop_errors = 0
@@ -78,6 +78,7 @@ class SnapshotMaker:
             "algorithm": ALGORITHM,
             "pid": self._monitor_pid,
             "server_pid": os.getpid(),
+            "born": self._born,
             "mountpoint": str(config.mountpoint),
             "size_bytes": config.size_bytes,
             "overcommit": config.overcommit,
@@ -96,6 +97,10 @@ class SnapshotMaker:
         answer["limits"] = [fuse_init.CANNOT_RESEND] if opened and not opened.can_resend else []
         answer["degraded"] = self._degraded(answer)
         return answer
+
+    @functools.cached_property
+    def _born(self) -> dict[str, str]:
+        return proc.births(self._monitor_pid, os.getpid())
 
     def _verified(self, fresh: bool) -> list[dict[str, Any]]:
         """Return the guards as last read back: that is a third of what a snapshot costs."""
@@ -157,28 +162,20 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        loop = self._find_loop()
-        swap = kernel.find_swap(loop.device) if loop else None
+        attached = loop.find(self._backing)
+        area = swap.find(attached.device) if attached else None
         return {
-            "loop": str(loop.device) if loop else None,
+            "loop": str(attached.device) if attached else None,
+            "loop_sequence": attached.sequence if attached else None,
             "swap": None
-            if swap is None
+            if area is None
             else {
-                "device": str(swap.path),
-                "size_bytes": swap.size_bytes,
-                "used_bytes": swap.used_bytes,
-                "priority": swap.priority,
+                "device": str(area.path),
+                "size_bytes": area.size_bytes,
+                "used_bytes": area.used_bytes,
+                "priority": area.priority,
             },
         }
-
-    def _find_loop(self) -> kernel.LoopDevice | None:
-        """Find our loop device, also after a lazy unmount has cut its path short."""
-        swap_file = self._config.swap_file
-        loop = kernel.find_user(swap_file)
-        if loop and loop.backing_file != str(swap_file) and loop.device != self._loop_device:
-            loop = None
-        self._loop_device = loop.device if loop else None
-        return loop
 
     def _degraded(self, answer: dict[str, Any]) -> list[str]:
         """Say what is not as it should be; an empty list means nothing."""

@@ -14,7 +14,6 @@ At every moment at least one process has the region locked.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel, syscalls
+from swapfs.host import instance_lock, proc, syscalls
 
 RETIRE_SIGNAL: Final = signal.SIGUSR1
 """What a monitor is sent to make it retire; part of the protocol between versions."""
@@ -40,6 +39,8 @@ class Handover:
     fuse_fd: int
     lock_fd: int
     tier_fd: int | None
+    device: int | None = None
+    """st_dev of the mount: mountinfo forgets it when somebody takes the mount away lazily."""
 
     def as_dict(self) -> dict[str, int | None]:
         """Return the fields as they stand in the status snapshot."""
@@ -63,18 +64,13 @@ class Handover:
 def exclusively(lock_path: Path) -> Iterator[None]:
     """Keep other upgrades of the instance that locks *lock_path* out, for the time of the block.
 
-    Two monitors that took the same descriptors would both serve. This is a record lock of the
-    process (fcntl(2)); the flock(2) on the same file is the instance's own and is shared.
+    Two monitors that took the same descriptors would both serve.
 
     :raises OperationError: another upgrade is under way
     """
     with lock_path.open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OperationError(
-                "another upgrade of it is under way; wait until it is done"
-            ) from error
+        if not instance_lock.acquire_upgrade(file.fileno()):
+            raise OperationError("another upgrade of it is under way; wait until it is done")
         yield
 
 
@@ -117,7 +113,7 @@ class Predecessor:
         except ProcessLookupError as error:
             raise OperationError(f"monitor {self._handover.pid} has just died") from error
         waited_s = 0.0
-        while not kernel.has_ended(self._pidfd, RETIRE_NOTE_S):
+        while not proc.has_ended(self._pidfd, RETIRE_NOTE_S):
             waited_s += RETIRE_NOTE_S
             note(
                 f"waiting for the old server, which has not finished after {waited_s:.0f} s; a "
@@ -138,4 +134,4 @@ class Successor:
         """Whether it is there to go on; one of another pid namespace cannot be seen and counts."""
         if self._pid == 0:
             return True
-        return self._pidfd >= 0 and not kernel.has_ended(self._pidfd, 0)
+        return self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs.host import guards, kernel
+from swapfs.host import loop, mounts, process_guards
 from swapfs.wire import control
 
 COMMAND_TIMEOUT_S: Final = 120.0
@@ -107,7 +107,7 @@ def need_root() -> None:
 def need_disk(work: Path) -> None:
     """Raise UnavailableError for a directory in memory: it would be measured as if on a disk."""
     holders = [
-        entry for entry in kernel.mounts() if work.resolve().is_relative_to(entry.mountpoint)
+        entry for entry in mounts.entries() if work.resolve().is_relative_to(entry.mountpoint)
     ]
     kind = max(holders, key=lambda entry: len(entry.mountpoint.parts)).fstype
     if kind in {"tmpfs", "ramfs"}:
@@ -152,7 +152,7 @@ def swapfs_mount(
         url = f"http://{address}/metrics" if address else ""
         yield Mounted(name, mountpoint / "swap", runtime_dir, url)
     finally:
-        if kernel.mount_at(mountpoint) is not None:
+        if mounts.at(mountpoint) is not None:
             run(*command, "down", name, "--runtime-dir", runtime_dir)
 
 
@@ -161,11 +161,11 @@ def loop_device(file: Path) -> Iterator[Path]:
     """Attach a loop device to *file* as ``swapfs up`` does: direct I/O, 4096-byte sectors."""
     need_root()
     need_tools("losetup")
-    device = kernel.attach_loop(file).device
+    device = loop.attach(file).device
     try:
         yield device
     finally:
-        kernel.detach_loop(device)
+        loop.detach(device)
 
 
 @contextlib.contextmanager
@@ -189,14 +189,14 @@ def noop_server(directory: Path, size_bytes: int) -> Iterator[Served]:
     mountpoint.mkdir()
     with _process(program, mountpoint, size_bytes) as server:
         try:
-            _wait(lambda: kernel.mount_at(mountpoint) is not None, server, "the C server mounts")
+            _wait(lambda: mounts.at(mountpoint) is not None, server, "the C server mounts")
             # swapfs runs so; on a busy machine the floor would otherwise lie above it.
             with contextlib.suppress(PermissionError):
-                priority = os.sched_param(guards.FIFO_PRIORITY)
+                priority = os.sched_param(process_guards.FIFO_PRIORITY)
                 os.sched_setscheduler(server.pid, os.SCHED_FIFO, priority)
             yield Served(mountpoint / "swap", server.pid)
         finally:
-            if kernel.mount_at(mountpoint) is not None:
+            if mounts.at(mountpoint) is not None:
                 run("umount", mountpoint)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from swapfs.command.main import cli
 from swapfs.config import model
-from swapfs.host import guards
+from swapfs.host import device_guards, process_guards
+from swapfs.host.guards import Guard
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -82,7 +83,19 @@ def test_every_command_is_shown(command: str) -> None:
     assert shown.search((ROOT / "README.md").read_text() + OPERATING)
 
 
-@pytest.mark.parametrize("guard", guards.CURES)
+GUARDS = [
+    kind
+    for module in (process_guards, device_guards)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Guard) and hasattr(kind, "name")
+]
+
+
+def test_guards_are_found() -> None:
+    assert len(GUARDS) == len({kind.name for kind in GUARDS}) == 9
+
+
+@pytest.mark.parametrize("guard", [kind.name for kind in GUARDS])
 def test_every_guard_has_its_cure(guard: str) -> None:
     assert re.search(rf"^\| `{guard}` \|", OPERATING, re.MULTILINE)
 

@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs.host import kernel
+from swapfs.config.model import swap_backing
+from swapfs.host import loop, mounts
 from swapfs.region.layout import Region
 from swapfs.wire import control
 
@@ -100,6 +101,7 @@ class Instance:
         self.mountpoint = directory / f"{name}.mnt"
         self.mountpoint.mkdir(parents=True)
         self.swap = self.mountpoint / "swap"
+        self.swap_backing = swap_backing(self.mountpoint, None)
         self.backing = directory / f"{name}.backing"
         self.foreground: subprocess.Popen[str] | None = None
         self.command = [sys.executable, "-m", "swapfs"]
@@ -186,24 +188,25 @@ class Instance:
     def _note_pids(self) -> None:
         status = self.status()
         self._pids |= {status["pid"], status["server_pid"]}
+        self.swap_backing = swap_backing(self.mountpoint, status["handover"]["device"])
 
     # ---- loop devices ----
 
     def attach_loop(self, sector_bytes: int = 4096) -> Path:
         """Attach a loop device with direct I/O to the swap file."""
-        return kernel.attach_loop(self.swap, sector_size=sector_bytes).device
+        return loop.attach(self.swap, sector_size=sector_bytes).device
 
     def detach_loops(self) -> None:
         """Detach every loop device on the swap file."""
-        while (loop := kernel.find_loop(self.swap)) is not None:
-            kernel.detach_loop(loop.device)
+        while (attached := loop.find(self.swap_backing)) is not None:
+            loop.detach(attached.device)
 
     # ---- the end ----
 
     def assert_gone(self) -> None:
         """Check that the instance left no mount, loop device, lock or process."""
-        assert kernel.mount_at(self.mountpoint) is None, "still mounted"
-        assert kernel.find_loop(self.swap) is None, "a loop device is left"
+        assert mounts.at(self.mountpoint) is None, "still mounted"
+        assert loop.find(self.swap_backing) is None, "a loop device is left"
         # A swapfs down that the monitor started ends just after the monitor.
         wait_until(lambda: processes_of(self.runtime_dir) == [], "the end of every process", 5)
 
@@ -216,7 +219,7 @@ class Instance:
         with suppress(Exception):
             if self.cli("down").returncode == 0 and self.foreground is None:
                 return
-        if kernel.mount_at(self.mountpoint) is not None:
+        if mounts.at(self.mountpoint) is not None:
             run("umount", "-l", self.mountpoint)
         if self.foreground is not None:
             with suppress(subprocess.TimeoutExpired):

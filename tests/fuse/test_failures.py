@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swapfs.host import kernel
+from swapfs.host import loop, mounts, proc
 from swapfs.testing.pages import page
 from swapfs.units import CLUSTER_SLOTS, SECTOR_SIZE
 from swapfs.vlayer.entry import TAG_MASK, Tag, file_sector
@@ -42,8 +42,8 @@ def others() -> Iterator[list[Callable[[], object]]]:
 
 def traces(directory: Path) -> list[str]:
     """Return the mounts below *directory* and the loop devices on files below it."""
-    found = [str(entry.mountpoint) for entry in kernel.mounts()]
-    found += [loop.backing_file for loop in kernel.loops()]
+    found = [str(entry.mountpoint) for entry in mounts.entries()]
+    found += [loop.backing_file for loop in loop.devices()]
     return [path for path in found if path.startswith(f"{directory}/")]
 
 
@@ -142,7 +142,7 @@ def test_second_instance_on_the_same_backing_file(start: Start, make_instance: S
 
 
 def test_pool_is_larger_than_memory(make_instance: Start) -> None:
-    pool = kernel.memory_total_bytes() * 2
+    pool = proc.memory_total_bytes() * 2
     assert_refused(make_instance(), 2, "memory", "--size", "64M", "--pool", pool // PAGE * PAGE)
 
 

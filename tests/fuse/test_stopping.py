@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from swapfs.command import status
-from swapfs.host import kernel
+from swapfs.host import loop
 from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
 from swapfs.wire import control
 from tests.fuse.instance import Instance, Start, is_alive, wait_until
@@ -139,7 +139,7 @@ def test_a_held_instance_says_so_and_goes_on_when_told(fragile: Instance) -> Non
     assert f"no server, so {device} cannot be taken down" in refused.stderr
     os.kill(monitor, signal.SIGTERM)
     wait_until(lambda: "needs a server first" in fragile.log(), "the refusal in the log")
-    assert kernel.find_loop(fragile.swap) is not None
+    assert loop.find(fragile.swap_backing) is not None
 
     os.kill(monitor, signal.SIGHUP)
     wait_until(lambda: state(fragile)["state"] == "running", "a server again")

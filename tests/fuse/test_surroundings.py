@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel
+from swapfs.host import loop, mounts
 from swapfs.wire import control
-from tests.fuse.instance import Instance, Start, check, run, wait_until
+from tests.fuse.instance import Instance, Start, check, is_alive, run, wait_until
 from tests.fuse.test_recovery import kill_server, recovered
 
 PAGE = 4096
@@ -163,9 +163,48 @@ def test_a_mount_that_was_taken_away_lazily_is_not_ended_under_its_loop_device(
             control.request(sock, "abort", 30)
         assert os.pread(fd, PAGE, 0) == DATA
     finally:
-        loop = kernel.find_user(instance.swap)
-        assert loop is not None
-        kernel.detach_loop(loop.device)
+        instance.detach_loops()
+
+
+def test_loop_devices_whose_paths_read_alike_are_told_apart(start: Start) -> None:
+    ours, other = start("64M", "96M"), start("64M", "96M")
+    fd = other.open()
+    os.pwrite(fd, DATA, 0)
+    kept, _ = other.attach_loop(), ours.attach_loop()
+    for instance in (other, ours):
+        check("umount", "-l", instance.mountpoint)
+    shown = [attached.backing_file for attached in loop.devices()]
+    assert shown.count("/swap") >= 2
+    assert other.status()["loop"] == str(kept)
+
+    done = ours.cli("down")
+    assert done.returncode == 0, done.stderr
+    ours.assert_gone()
+    assert str(kept) not in done.stdout
+    assert other.status()["loop"] == str(kept)
+    assert os.pread(fd, PAGE, 0) == DATA
+    os.close(fd)
+    other.down()
+
+
+def test_which_loop_device_is_ours_is_known_while_the_server_hangs_or_is_dead(
+    start: Start,
+) -> None:
+    instance = start("64M", "96M")
+    device = instance.attach_loop()
+    server = instance.status()["server_pid"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        found = loop.find(instance.swap_backing)
+        assert found is not None
+        assert found.device == device
+        assert loop.backing_id(found) == instance.swap_backing.file
+    finally:
+        os.kill(server, signal.SIGCONT)
+    for pid in (instance.status()["pid"], server):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda pid=pid: not is_alive(pid), "its end")
+    assert loop.backing_id(found) == instance.swap_backing.file
 
 
 # ---- two at once, and interrupted ----
@@ -200,7 +239,7 @@ def test_an_interrupted_start_leaves_nothing(
     lock = instance.runtime_dir / f"{instance.name}.lock"
     reached: Callable[[], bool] = {
         "early": lambda: (instance.runtime_dir / f"{instance.name}.log").exists(),
-        "late": lambda: lock.exists() and kernel.mount_at(instance.mountpoint) is not None,
+        "late": lambda: lock.exists() and mounts.at(instance.mountpoint) is not None,
     }[moment]
     command = instance.mount_command(*SIZES, "--file", f"{instance.backing}:64M")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from swapfs.fs import SWAP_INODE, SWAP_NAME, Namespace
+from swapfs.config.model import SWAP_INODE
+from swapfs.fs import SWAP_NAME, Namespace
 from swapfs.session import pyfuse3
 
 SIZE = 1 << 20

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from swapfs.errors import OperationError
-from swapfs.host import kernel
-from swapfs.host.kernel import LoopDevice, MountEntry
+from swapfs.host import loop, mounts, proc, swap
+from swapfs.host.loop import Backing, FileId, LoopDevice
+from swapfs.host.mounts import MountEntry
 
 HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 
@@ -25,7 +27,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def add_loop(
-    root: Path, number: int, backing: str, dio: int = 1, discard: int = 4096, sector: int = 4096
+    root: Path,
+    number: int,
+    backing: str,
+    dio: int = 1,
+    discard: int = 4096,
+    sector: int = 4096,
+    sequence: int = 0,
 ) -> None:
     block = root / f"sys/block/loop{number}"
     (block / "loop").mkdir(parents=True)
@@ -34,6 +42,8 @@ def add_loop(
     (block / "loop/dio").write_text(f"{dio}\n")
     (block / "queue/discard_max_bytes").write_text(f"{discard}\n")
     (block / "queue/logical_block_size").write_text(f"{sector}\n")
+    if sequence:
+        (block / "diskseq").write_text(f"{sequence}\n")
 
 
 def add_swap(root: Path, *lines: str) -> None:
@@ -47,7 +57,7 @@ def test_swaps_with_escapes_and_deleted_files(root: Path) -> None:
         "/dev/loop0                              partition\t1048572\t\t12\t\t100",
         "/var/my\\040swap\\134\\040(deleted) file\t\t8\t\t0\t\t-2",
     )
-    first, second = kernel.swaps(root)
+    first, second = swap.entries(root)
     assert (first.path, first.size_bytes, first.used_bytes, first.priority, first.deleted) == (
         "/dev/loop0",
         1048572 * 1024,
@@ -61,13 +71,13 @@ def test_swaps_with_escapes_and_deleted_files(root: Path) -> None:
         -2,
         True,
     )
-    assert kernel.find_swap(Path("/dev/loop0"), root) == first
-    assert kernel.find_swap(Path("/dev/loop1"), root) is None
+    assert swap.find(Path("/dev/loop0"), root) == first
+    assert swap.find(Path("/dev/loop1"), root) is None
 
 
 def test_no_swap_support(root: Path) -> None:
     (root / "proc/swaps").unlink()
-    assert kernel.swaps(root) == []
+    assert swap.entries(root) == []
 
 
 def test_mounts_with_optional_fields_and_escapes(root: Path) -> None:
@@ -76,35 +86,118 @@ def test_mounts_with_optional_fields_and_escapes(root: Path) -> None:
         "40 27 0:9 / /mnt/a\\040b rw shared:1 master:2 - fuse.swapfs swapfs:x rw,user_id=0\n"
         "41 27 0:9 / /mnt/a\\040b rw - tmpfs none rw\n"
     )
-    assert kernel.mounts(root)[1] == MountEntry(
+    assert mounts.entries(root)[1] == MountEntry(
         Path("/mnt/a b"), "fuse.swapfs", "swapfs:x", os.makedev(0, 9)
     )
-    top = kernel.mount_at(Path("/mnt/a b"), root)
+    top = mounts.at(Path("/mnt/a b"), root)
     assert top is not None
     assert top.fstype == "tmpfs"
-    assert kernel.mount_at(Path("/mnt"), root) is None
+    assert mounts.at(Path("/mnt"), root) is None
 
 
 def test_loops_in_the_order_of_their_numbers(root: Path) -> None:
     add_loop(root, 10, "/b")
     add_loop(root, 2, "/a (deleted)", dio=0, discard=0, sector=512)
     (root / "sys/block/loop3").mkdir()  # not attached
-    assert kernel.loops(root) == [
+    assert loop.devices(root) == [
         LoopDevice(Path("/dev/loop2"), "/a", True, False, 0, 512),
         LoopDevice(Path("/dev/loop10"), "/b", False, True, 4096, 4096),
     ]
-    found = kernel.find_loop(Path("/b"), root)
+    found = loop.find(Backing(Path("/b"), None), root)
     assert found is not None
     assert found.device == Path("/dev/loop10")
-    assert kernel.find_loop(Path("/c"), root) is None
+    assert loop.find(Backing(Path("/c"), None), root) is None
+
+
+OURS = FileId(os.makedev(0, 41), 2)
+
+
+@pytest.fixture
+def files(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, FileId]:
+    """What the kernel answers by the name of the device; who is not there may not be asked."""
+    files: dict[str, FileId] = {}
+
+    def read(node: Path) -> FileId:
+        if node.name not in files:
+            raise PermissionError(13, "Permission denied")
+        return files[node.name]
+
+    monkeypatch.setattr(loop, "read_backing_id", read)
+    return files
+
+
+@pytest.mark.parametrize("shown", ["/mnt/swap", "/swap", "/of/a/container/swap"])
+@pytest.mark.parametrize(
+    ("answer", "is_ours"),
+    [(OURS, True), (FileId(OURS.device, 3), False), (FileId(os.makedev(8, 1), 2), False)],
+)
+def test_a_loop_device_is_known_by_its_file_whatever_the_path_says(
+    root: Path, files: dict[str, FileId], shown: str, answer: FileId, is_ours: bool
+) -> None:
+    add_loop(root, 1, "/elsewhere/file")
+    add_loop(root, 2, shown)
+    files |= {"loop1": OURS, "loop2": answer}
+    backing = Backing(Path("/mnt/swap"), OURS)
+    for find in (loop.find, loop.find_user):
+        found = find(backing, root)
+        assert (found is not None and found.device.name) == ("loop2" if is_ours else False)
+
+
+@pytest.mark.parametrize("file", [OURS, None])
+@pytest.mark.parametrize(
+    ("shown", "stands"), [("/mnt/swap", True), ("/swap", None), ("/a/swap", False)]
+)
+@pytest.mark.usefixtures("files")
+def test_without_an_answer_the_path_decides(
+    root: Path, shown: str, stands: bool | None, file: FileId | None
+) -> None:
+    add_loop(root, 2, shown)
+    backing = Backing(Path("/mnt/swap"), file)
+    (attached,) = loop.devices(root)
+    assert loop.stands_on(attached, backing, root) is stands
+    assert (loop.find(backing, root) is not None) is (stands is True)
+    assert (loop.find_user(backing, root) is not None) is (stands is not False)
+
+
+def test_a_file_system_that_hangs_is_asked_once_and_not_waited_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), []
+
+    def read(node: Path) -> FileId:
+        asked.append(node)
+        answers.wait()
+        return OURS
+
+    monkeypatch.setattr(loop, "read_backing_id", read)
+    monkeypatch.setattr(loop, "ASK_WAIT_S", 0.0)
+    add_loop(root, 2, "/swap", sequence=5)
+    backing = Backing(Path("/mnt/swap"), OURS)
+    assert loop.find(backing, root) is None
+    assert loop.find_user(backing, root) is not None
+    answers.set()
+    while loop.find(backing, root) is None:
+        threading.Event().wait(0.001)
+    assert asked == [root / "dev/loop2"]
+
+
+def test_another_attachment_is_asked_anew(root: Path, files: dict[str, FileId]) -> None:
+    add_loop(root, 2, "/swap", sequence=5)
+    files["loop2"] = OURS
+    backing = Backing(Path("/mnt/swap"), OURS)
+    assert loop.find(backing, root) is not None
+    files["loop2"] = FileId(1, 1)
+    assert loop.find(backing, root) is not None, "asked again for nothing"
+    (root / "sys/block/loop2/diskseq").write_text("6\n")
+    assert loop.find(backing, root) is None
 
 
 def test_memory_total(root: Path) -> None:
     (root / "proc/meminfo").write_text("MemTotal:  4 kB\n")
-    assert kernel.memory_total_bytes(root) == 4096
+    assert proc.memory_total_bytes(root) == 4096
     (root / "proc/meminfo").write_text("MemFree:  4 kB\n")
     with pytest.raises(OperationError):
-        kernel.memory_total_bytes(root)
+        proc.memory_total_bytes(root)
 
 
 class Tools:
@@ -137,8 +230,8 @@ def tools(root: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
 
 
 def test_attach_loop_asks_for_what_it_checks(root: Path, tools: Tools) -> None:
-    loop = kernel.attach_loop(Path("/mnt/swap"), root=root)
-    assert loop.device == Path("/dev/loop7")
+    attached = loop.attach(Path("/mnt/swap"), root=root)
+    assert attached.device == Path("/dev/loop7")
     assert tools.calls == [
         ["losetup", "--show", "-f", "--sector-size=4096", "--direct-io=on", "/mnt/swap"]
     ]
@@ -153,15 +246,15 @@ def test_attach_loop_detaches_what_is_not_as_asked(
 ) -> None:
     tools.loop = state
     with pytest.raises(OperationError, match=says):
-        kernel.attach_loop(Path("/mnt/swap"), root=root)
+        loop.attach(Path("/mnt/swap"), root=root)
     assert tools.calls[-1] == ["losetup", "-d", "/dev/loop7"]
-    assert kernel.loops(root) == []
+    assert loop.devices(root) == []
 
 
 def test_detach_refuses_while_swap_is_on(root: Path, tools: Tools) -> None:
     add_swap(root, "/dev/loop7 partition 4 0 1")
     with pytest.raises(OperationError, match="swap is on it"):
-        kernel.detach_loop(Path("/dev/loop7"), root)
+        loop.detach(Path("/dev/loop7"), root)
     assert tools.calls == []
 
 
@@ -170,18 +263,33 @@ def test_detach_that_the_kernel_put_off_is_an_error(
 ) -> None:
     add_loop(root, 8, "/mnt/swap")
     add_loop(root, 7, "/other")
-    monkeypatch.setattr(kernel, "DETACH_WAIT_S", 0)
+    monkeypatch.setattr(loop, "DETACH_WAIT_S", 0)
     with pytest.raises(OperationError, match="another process holds it open"):
-        kernel.detach_loop(Path("/dev/loop8"), root)
+        loop.detach(Path("/dev/loop8"), root)
+
+
+def test_a_device_that_another_file_has_taken_since_is_detached(
+    root: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_loop(root, 8, "/mnt/swap", sequence=3)
+    add_loop(root, 7, "/other")
+
+    def run(*words: object) -> str:
+        (root / "sys/block/loop8/diskseq").write_text("4\n")
+        return ""
+
+    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(loop, "DETACH_WAIT_S", 0)
+    loop.detach(Path("/dev/loop8"), root)
 
 
 def test_swap_tools(tools: Tools) -> None:
     device = Path("/dev/loop7")
-    kernel.mkswap(device, "a-name-longer-than-labels")
-    kernel.swapon(device, 100)
-    kernel.swapon(device, 5, discard=False)
-    kernel.swapoff(device)
-    kernel.umount(Path("/mnt"))
+    swap.mkswap(device, "a-name-longer-than-labels")
+    swap.swapon(device, 100)
+    swap.swapon(device, 5, discard=False)
+    swap.swapoff(device)
+    mounts.umount(Path("/mnt"))
     assert tools.calls == [
         ["mkswap", "-L", "a-name-longer-t", "/dev/loop7"],
         ["swapon", "--discard", "-p", "100", "/dev/loop7"],
@@ -194,7 +302,7 @@ def test_swap_tools(tools: Tools) -> None:
 def test_a_failing_tool_is_one_line(tools: Tools) -> None:
     tools.fail = "swapoff"
     with pytest.raises(OperationError) as caught:
-        kernel.swapoff(Path("/dev/loop7"))
+        swap.swapoff(Path("/dev/loop7"))
     assert str(caught.value) == "swapoff /dev/loop7: swapoff: no way; at all"
 
 
@@ -204,11 +312,11 @@ def test_a_missing_tool_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(OperationError, match="umount: cannot be run: No such file"):
-        kernel.umount(Path("/mnt"))
+        mounts.umount(Path("/mnt"))
 
 
 def test_the_real_machine_can_be_read() -> None:
-    assert kernel.memory_total_bytes() > 1 << 20
-    assert kernel.mounts()
-    kernel.swaps()
-    kernel.loops()
+    assert proc.memory_total_bytes() > 1 << 20
+    assert mounts.entries()
+    swap.entries()
+    loop.devices()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs.command
-from swapfs.command import lifecycle, reserve, stale
+from swapfs.command import ending, lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import kernel
-from swapfs.host.kernel import LoopDevice, MountEntry, SwapEntry
+from swapfs.host import instance_lock, loop, mounts, proc, swap
+from swapfs.host.loop import LoopDevice
+from swapfs.host.mounts import MountEntry
+from swapfs.host.swap import SwapEntry
 from swapfs.wire import control
 
 if TYPE_CHECKING:
@@ -67,14 +69,11 @@ class Machine:
         mine = MountEntry(self.config.mountpoint, "fuse.swapfs", "swapfs:one", 0)
         return [MountEntry(Path("/"), "ext4", "root", 0), *([mine] if self.mounted else [])]
 
-    def loops(self) -> list[LoopDevice]:
+    def loops(self, _root: Path | None = None) -> list[LoopDevice]:
         swap_file = str(self.config.mountpoint / "swap")
         mine = LoopDevice(LOOP, swap_file, False, True, 4096, 4096)
         other = LoopDevice(Path("/dev/loop1"), "/other", False, True, 4096, 4096)
         return [other, *([mine] if self.loop else [])]
-
-    def find_loop(self, backing: Path) -> LoopDevice | None:
-        return next((loop for loop in self.loops() if loop.backing_file == str(backing)), None)
 
     def find_swap(self, device: Path) -> SwapEntry | None:
         if device != LOOP or self.swap_priority is None:
@@ -136,11 +135,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     )
     machine = Machine(config)
     root = fake_proc(tmp_path)
-    for name in (
-        *("mounts", "loops", "find_loop", "find_swap", "attach_loop"),
-        *("mkswap", "swapon", "swapoff", "detach_loop", "umount"),
-    ):
-        monkeypatch.setattr(kernel, name, getattr(machine, name))
+    monkeypatch.setattr(mounts, "entries", machine.mounts)
+    monkeypatch.setattr(mounts, "umount", machine.umount)
+    monkeypatch.setattr(loop, "devices", machine.loops)
+    monkeypatch.setattr(loop, "attach", machine.attach_loop)
+    monkeypatch.setattr(loop, "detach", machine.detach_loop)
+    monkeypatch.setattr(swap, "find", machine.find_swap)
+    for name in ("mkswap", "swapon", "swapoff"):
+        monkeypatch.setattr(swap, name, getattr(machine, name))
     monkeypatch.setattr(stale, "ghost_swaps", machine.ghost_swaps)
     monkeypatch.setattr(reserve, "wanted_bytes", functools.partial(reserve.wanted_bytes, root=root))
     monkeypatch.setattr(reserve, "hold", functools.partial(reserve.hold, root=root))
@@ -199,7 +201,7 @@ def test_swapon_that_the_kernel_does_not_show_is_undone(
     def swapon(device: Path, wanted: int) -> None:
         machine.swap_priority = priority
 
-    monkeypatch.setattr(kernel, "swapon", swapon)
+    monkeypatch.setattr(swap, "swapon", swapon)
     with pytest.raises(OperationError, match=r"not in /proc/swaps|priority 3 instead of 100"):
         lifecycle.up(machine.config)
     assert machine.state == (False, False, False)
@@ -235,7 +237,7 @@ def test_interrupt_undoes_too(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         machine.swapon(device, priority)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kernel, "swapon", swapon)
+    monkeypatch.setattr(swap, "swapon", swapon)
     with pytest.raises(KeyboardInterrupt):
         lifecycle.up(machine.config)
     assert machine.state == (False, False, False)
@@ -345,10 +347,11 @@ def hold(machine: Machine, **changes: object) -> Path:
 def test_down_of_a_held_instance_touches_nothing_while_a_loop_is_on_it(machine: Machine) -> None:
     run = hold(machine, pid=4711)
     machine.mounted = machine.loop = True
-    with (run / "one.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OperationError, match=r"no server.*kill -HUP 4711"):
-            lifecycle.down("one", run)
+    lock = instance_lock.acquire(run / "one.lock")
+    assert lock is not None
+    with pytest.raises(OperationError, match=r"no server.*kill -HUP 4711"):
+        lifecycle.down("one", run)
+    os.close(lock)
     assert machine.log == []
 
 
@@ -358,16 +361,31 @@ def test_down_asks_a_held_monitor_to_end(machine: Machine) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as monitor:
         assert monitor.stdout is not None
         assert monitor.stdout.readline() == b"held\n"
-        run = hold(machine, pid=monitor.pid)
+        run = hold(machine, pid=monitor.pid, born=proc.births(monitor.pid))
         lifecycle.down("one", run)
         assert monitor.wait(timeout=10) == -signal.SIGTERM
     assert not control.snapshot_path(run, "one").exists()
 
 
+def test_down_signals_no_process_that_has_the_number_of_a_dead_monitor(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ending, "EXIT_WAIT_S", 0.0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
+        run = hold(machine, pid=stranger.pid, born={str(stranger.pid): "boot/1"})
+        lock = instance_lock.acquire(run / "one.lock")  # of a server that goes on alone
+        assert lock is not None
+        with pytest.raises(OperationError, match="still runs"):
+            lifecycle.down("one", run)
+        os.close(lock)
+        assert stranger.poll() is None
+
+
 HOLDER = """
-import fcntl, sys
-lock = open(sys.argv[1], "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
+import pathlib, sys
+from swapfs.host import instance_lock
+assert instance_lock.acquire(pathlib.Path(sys.argv[1])) is not None
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -384,7 +402,11 @@ def test_down_waits_for_the_daemon(
         assert daemon.stdin is not None
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"held\n"
-        status = {"pid": daemon.pid, "mountpoint": str(machine.config.mountpoint)}
+        status = {
+            "pid": daemon.pid,
+            "born": proc.births(daemon.pid),
+            "mountpoint": str(machine.config.mountpoint),
+        }
         written = json.dumps({"written_unix_s": 0, "status": status})
         control.snapshot_path(run, "one").write_text(written)
         machine.mounted = True
@@ -395,12 +417,13 @@ def test_down_waits_for_the_daemon(
                 assert daemon.stdin is not None
                 daemon.stdin.close()
 
-        monkeypatch.setattr(kernel, "umount", umount)
+        monkeypatch.setattr(mounts, "umount", umount)
         if exits:
             assert lifecycle.down("one", run)[-1] == "stopped the daemon"
             assert daemon.wait(timeout=10) == 0
         else:
-            monkeypatch.setattr(lifecycle, "EXIT_WAIT_S", 0.0)
+            monkeypatch.setattr(ending, "STOP_TIMEOUT_S", 0.1)
+            monkeypatch.setattr(ending, "EXIT_WAIT_S", 0.0)
             with pytest.raises(
                 OperationError,
                 match="but its daemon still runs",

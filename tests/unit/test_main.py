@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from swapfs import __version__
 from swapfs.command import lifecycle, main, stale
 from swapfs.errors import GuardError, OperationError
+from swapfs.host import proc
 from swapfs.wire import control
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(stale, "ghost_swaps", list)
+    monkeypatch.setattr(stale, "ghost_swaps", lambda known: [])
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
@@ -193,7 +194,9 @@ def test_down_says_what_it_did(
 def test_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = ["--runtime-dir", str(tmp_path)]
     assert "no instance one" in fails(capsys, 1, "status", "one", *run)
-    written = {"written_unix_s": 0, "status": {"pid": os.getpid(), "size_bytes": 4096}}
+    born = proc.births(os.getpid())
+    written = {"written_unix_s": 0, "status": {"born": born, "size_bytes": 4096}}
+
     control.snapshot_path(tmp_path, "one").write_text(json.dumps(written))
 
     assert main.main(["status", "--json", *run]) == 0

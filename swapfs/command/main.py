@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from swapfs import __version__
+from swapfs.command import columns as columns_of
 from swapfs.command import stale
 from swapfs.command import status as status_of
 from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
@@ -101,22 +102,25 @@ def status(
     """Show instance NAME, or all; needs no root."""
     columns = _columns(output)
     names = None if name is None else [values.parse_name("NAME", name)]
-    statuses = status_of.collect(runtime_dir, names)
+    instances = status_of.collect(runtime_dir, names)
     ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
-    if name is not None and not statuses:
+    if name is not None and not instances:
         raise OperationError(f"no instance {name} in {runtime_dir}")
     if as_json:
-        shown = {"instances": statuses, "ghosts": [_ghost_json(ghost) for ghost in ghosts]}
+        shown = {
+            "instances": [instance.as_dict() for instance in instances],
+            "ghosts": [_ghost_json(ghost) for ghost in ghosts],
+        }
         click.echo(json.dumps(shown, indent=2))
         return
     click.echo(
-        status_of.format_table(
-            statuses, columns, in_bytes=in_bytes, headings=not noheadings, raw=raw
+        columns_of.format_table(
+            instances, columns, in_bytes=in_bytes, headings=not noheadings, raw=raw
         ),
-        nl=bool(statuses) or not noheadings,
+        nl=bool(instances) or not noheadings,
     )
-    if (statuses or ghosts) and not (noheadings or raw or output):
-        click.echo("\n" + status_of.format_details(statuses, ghosts))
+    if (instances or ghosts) and not (noheadings or raw or output):
+        click.echo("\n" + status_of.format_details(instances, ghosts))
 
 
 @cli.command("check-config", epilog=EXIT_CODES)
@@ -204,9 +208,9 @@ def _require_root(command: str) -> None:
 
 def _columns(output: str | None) -> Sequence[str]:
     if output is None:
-        return status_of.COLUMNS
+        return columns_of.COLUMNS
     columns = [column.strip().upper() for column in output.split(",")]
-    known = status_of.column_names()
+    known = columns_of.column_names()
     for column in columns:
         if column not in known:
             raise ConfigError("--output", f"no column {column!r} (known: {', '.join(known)})")

@@ -53,7 +53,7 @@ vm: vm-packages build  ## a shell in the VM
 lint: build  ## ruff and mypy
 	@$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check . && $(PYTHON) -m mypy
 
-bench: bench-packages build $(BENCH_STAMP)  ## swapfs beside zram, zswap and others: tables, plots and JSON in docs/bench
+bench: bench-packages build $(BENCH_STAMP)  ## swapfs beside zram, zswap and others: tables, plots and JSON in bench-results
 	@$(SUDO) $(PYTHON) -m tests.bench $(BENCH)
 
 bench-full: bench-packages build $(BENCH_STAMP)  ## the same with more rounds, sizes and time

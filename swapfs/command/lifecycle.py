@@ -16,13 +16,15 @@ from swapfs.command.stale import daemon_lives
 from swapfs.config.model import default_mountpoint, load, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, swap, systemd
-from swapfs.vlayer.health import condition
+from swapfs.server.status import Status
+from swapfs.tiers.state import TierState
 from swapfs.wire import control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from swapfs.config.model import Config
+    from swapfs.server.status import TierStatus
 
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
@@ -121,7 +123,7 @@ def upgrade(name: str, runtime_dir: Path) -> tuple[str, str]:
     status = _status_to_upgrade(name, runtime_dir)
     systemd.refuse_other_unit(status["pid"])
     if not status.get("held"):
-        _refuse_stuck(status["tiers"])
+        _refuse_stuck(Status.from_dict(status).tiers)
     launch.take_over(load(status["config"]), Handover.from_status(status))
     return str(status["version"]), __version__
 
@@ -139,15 +141,15 @@ def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
         raise
 
 
-def _refuse_stuck(tiers: list[dict[str, Any]]) -> None:
+def _refuse_stuck(tiers: Iterable[TierStatus]) -> None:
     """Refuse while a disk hangs: the old server could not end, and swap would stand still.
 
-    :raises OperationError: one of *tiers*, as in the status, has a write that does not end
+    :raises OperationError: one of *tiers* has a write that does not end
     """
     for tier in tiers:
-        if condition(tier["state"]) == "stuck":
+        if tier.state is TierState.STUCK:
             raise OperationError(
-                f"{tier['path']}: {tier['state']}, and until it ends no server can; "
+                f"{tier.path}: {tier.detail}, and until it ends no server can; "
                 "upgrade when the disk answers"
             )
 

@@ -9,13 +9,17 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from swapfs.config import values
 from swapfs.errors import ConfigError
 from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, MiB, format_size
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
+DIRECT_IO: Final = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +28,16 @@ class FileTierConfig:
 
     path: Path
     size_bytes: int
-    direct_io: str = "auto"  # "auto" | "on" | "off"
+    direct_io: str = "auto"  # one of DIRECT_IO
     encryption: bool = True
 
 
-def parse_file(
-    where: str, value: object, direct_io: str, *, encryption: bool = True
-) -> FileTierConfig:
-    """Return the file tier ``PATH[:SIZE]`` that *value* describes; it fits on this machine.
+def fit_file(where: str, text: str, direct_io: str, *, encryption: bool) -> FileTierConfig:
+    """Return the file tier ``PATH[:SIZE]`` that *text* describes; it fits on this machine.
 
     :raises ConfigError: it cannot be the backing store, or there is no room for it
     """
-    path, size_bytes = _split_file(where, values.parse_text(where, value))
+    path, size_bytes = _split_file(where, text)
     present_bytes, missing_bytes = _measure(where, path, size_bytes)
     if size_bytes is None:
         size_bytes = present_bytes // PAGE_SIZE * PAGE_SIZE
@@ -52,6 +54,11 @@ def parse_file(
             wants, has = format_size(missing_bytes), format_size(free_bytes)
             raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
     return FileTierConfig(path, size_bytes, direct_io, encryption)
+
+
+def show_file(file: FileTierConfig | None, show_size: Callable[[int], object]) -> str | None:
+    """Return *file* as :func:`fit_file` reads it; *show_size* writes a size."""
+    return f"{file.path}:{show_size(file.size_bytes)}" if file else None
 
 
 def _split_file(where: str, text: str) -> tuple[Path, int | None]:

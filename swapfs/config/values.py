@@ -1,7 +1,7 @@
 """Single values as the user writes them, in TOML or on the command line: each kind's parser.
 
 A parser takes where the value was given and the value, and returns it checked or raises a
-:class:`ConfigError` of one line. Pure: asks nothing of the machine (config.py does that).
+:class:`ConfigError` of one line. Pure: asks nothing of the machine (checks.py does that).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ SIZE_BYTES_MIN: Final = 1 * MiB
 SIZE_BYTES_MAX: Final = 1 * TiB
 PRIORITY_MAX: Final = 32767
 """Highest priority that swapon -p takes (include/linux/swap.h SWAP_FLAG_PRIO_MASK)."""
+POOL_BYTES_MIN: Final = 4 * MiB
+POOL_GRAIN_BYTES: Final = 64 * KiB
 
 # The first character is no dot and no dash: the name is part of paths and of command lines.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
@@ -133,6 +135,15 @@ def parse_virtual_size(where: str, value: object) -> int:
     return size_bytes
 
 
+def parse_pool_size(where: str, value: object) -> int:
+    """Return the bytes of a pool, whole zspages."""
+    pool_bytes = parse_size(where, value) // POOL_GRAIN_BYTES * POOL_GRAIN_BYTES
+    if pool_bytes < POOL_BYTES_MIN:
+        least = format_size(POOL_BYTES_MIN)
+        raise ConfigError(where, f"{format_size(pool_bytes)} is too small (least: {least})")
+    return pool_bytes
+
+
 def parse_address(where: str, value: object) -> tuple[str, int] | None:
     """Return host and port of an IP address, or None for ``off``."""
     text = parse_text(where, value)
@@ -153,11 +164,15 @@ def parse_address(where: str, value: object) -> tuple[str, int] | None:
     return str(address), int(port)
 
 
-def parse_direct_io(where: str, value: object) -> str:
-    """Return auto, on or off."""
-    if value not in ("auto", "on", "off"):
-        raise ConfigError(where, f"{one_line(str(value))} is none of auto, on, off")
-    return str(value)
+def one_of(*choices: str) -> Callable[[str, object], str]:
+    """Return the parser of an option that has only these values."""
+
+    def parse(where: str, value: object) -> str:
+        if value not in choices:
+            raise ConfigError(where, f"{one_line(str(value))} is none of {', '.join(choices)}")
+        return str(value)
+
+    return parse
 
 
 def exact_size(size_bytes: int) -> str:
@@ -175,8 +190,10 @@ def format_reserve(size_bytes: int | None, show: Callable[[int], T]) -> T | str:
     return show(size_bytes) if size_bytes else "off"
 
 
-def format_address(address: tuple[str, int]) -> str:
+def format_address(address: tuple[str, int] | None) -> str:
     """Return what :func:`parse_address` reads."""
+    if address is None:
+        return "off"
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

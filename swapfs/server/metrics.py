@@ -27,12 +27,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from swapfs.errors import OperationError
-from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric, Snapshot
+from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client.metrics_core import Metric as Family
+
+    from swapfs.server.status import Latency, Status
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ LISTEN_QUEUE: Final = 8
 CLIENT_TIMEOUT_S: Final = 5.0
 """How long one client may keep a worker waiting for its bytes."""
 
-TakeSnapshot = Callable[[], Snapshot]
+TakeSnapshot = Callable[[], "Status"]
 Response = tuple[HTTPStatus, str, bytes]
 
 
@@ -62,11 +64,11 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield every family with the samples of one snapshot."""
         snapshot = self._snapshot()
-        instance = str(snapshot["name"])
+        instance = str(snapshot.name)
         for metric in METRICS:
             family = _family(metric)
             if isinstance(family, HistogramMetricFamily):
-                _add_latency(family, instance, snapshot["latency"])
+                _add_latency(family, instance, snapshot.latency)
             else:
                 for labels, value in metric.read(snapshot):
                     family.add_metric([instance, *labels], value)
@@ -84,12 +86,12 @@ def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily | Histogr
             return HistogramMetricFamily(metric.name, metric.help, labels=labels)
 
 
-def _add_latency(family: HistogramMetricFamily, instance: str, latency: dict[str, Any]) -> None:
-    bounds = [repr(float(bound)) for bound in latency["bounds_s"]] + ["+Inf"]
-    for series in latency["series"]:
+def _add_latency(family: HistogramMetricFamily, instance: str, latency: Latency) -> None:
+    bounds = [repr(bound) for bound in latency.bounds_s] + ["+Inf"]
+    for series in latency.series:
         # the snapshot's counts are per bucket, Prometheus wants "at most this long"
-        buckets = list(zip(bounds, accumulate(series["counts"]), strict=True))
-        family.add_metric([instance, series["op"], series["tier"]], buckets, series["sum_s"])
+        buckets = list(zip(bounds, accumulate(series.counts), strict=True))
+        family.add_metric([instance, series.op, series.tier], buckets, series.sum_s)
 
 
 def make_registry(snapshot: TakeSnapshot) -> CollectorRegistry:
@@ -155,7 +157,7 @@ class _Listener(TCPServer):
                 encode, content_type = exposition.choose_encoder(accept)
                 return HTTPStatus.OK, content_type, encode(self._registry)
             if path == "/healthz":
-                reasons = self._snapshot()["degraded"]
+                reasons = self._snapshot().degraded
                 body = "\n".join(reasons or ["ok"]) + "\n"
                 status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
                 return status, text, body.encode()

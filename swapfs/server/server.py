@@ -308,7 +308,7 @@ class Server:
         """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
         config = self._config
         while True:
-            status = self._snapshots.make()
+            status = self._snapshots.make().as_dict()
             try:
                 control.write_snapshot(config.runtime_dir, config.name, status)
             except OSError as error:
@@ -316,7 +316,7 @@ class Server:
             await trio.sleep(STATE_EVERY_S)
 
     async def _on_status(self, request: dict[str, object]) -> object:
-        return self._snapshots.make(fresh=True)
+        return self._snapshots.make(fresh=True).as_dict()
 
     async def _on_demote(self, request: dict[str, object]) -> object:
         pages = request.get("pages", 0)

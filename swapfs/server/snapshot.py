@@ -1,4 +1,4 @@
-"""The status snapshot: everything that status, metrics and the state file show, as one dict.
+"""Making the status snapshot of a server (``status.py``).
 
 Costs the same whatever is stored: only counters are read, never the table.
 """
@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from swapfs import __version__, session
@@ -17,6 +17,16 @@ from swapfs.config.model import Config, describe, swap_backing
 from swapfs.host import loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
+from swapfs.server.status import (
+    GuardStatus,
+    KernelStatus,
+    Latency,
+    LatencySeries,
+    PoolStatus,
+    Status,
+    SwapStatus,
+    TierStatus,
+)
 from swapfs.session import fuse_init
 from swapfs.tiers.base import LowerTier
 from swapfs.units import PAGE_SIZE
@@ -59,59 +69,63 @@ class SnapshotMaker:
         self._described = json.loads(describe(config, as_json=True))
         self._clock_s = clock_s
         self._started_s = clock_s()
-        self._guards_read: list[dict[str, Any]] = []
+        self._guards_read: tuple[GuardStatus, ...] = ()
         self._guards_read_s = -GUARDS_EVERY_S
         self._backing = swap_backing(config.mountpoint, handover.device)
         self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
         self._loop_errors = 0
 
-    def make(self, *, fresh: bool = False) -> dict[str, Any]:
+    def make(self, *, fresh: bool = False) -> Status:
         """Return the snapshot of this moment.
 
         :param fresh: read every guard back now, not only every GUARDS_EVERY_S
         """
         config = self._config
-        answer: dict[str, Any] = {
-            "name": config.name,
-            "version": __version__,
-            "algorithm": ALGORITHM,
-            "pid": self._monitor_pid,
-            "server_pid": os.getpid(),
-            "born": self._born,
-            "mountpoint": str(config.mountpoint),
-            "size_bytes": config.size_bytes,
-            "overcommit": config.overcommit,
-            "room_bytes": self._room_bytes,
-            "started_unix_s": self._started_s,
-            **self._stored(),
-            "latency": session.latency(),
-            "requests_in_flight": session.counts()["in_flight"],
-            "guards": self._verified(fresh),
-            **self._attached(),
-            "config": self._described,
-            "handover": self._handover,
-        }
         opened = fuse_init.decode(self._region.session_init)
-        answer["kernel"] = opened.as_dict() if opened else None
-        answer["limits"] = [fuse_init.CANNOT_RESEND] if opened and not opened.can_resend else []
-        answer["degraded"] = self._degraded(answer)
-        return answer
+        guards = self._verified(fresh)
+        stored = self._stored()
+        return Status(
+            name=config.name,
+            version=__version__,
+            algorithm=ALGORITHM,
+            pid=self._monitor_pid,
+            server_pid=os.getpid(),
+            born=self._born,
+            mountpoint=str(config.mountpoint),
+            size_bytes=config.size_bytes,
+            overcommit=config.overcommit,
+            room_bytes=self._room_bytes,
+            started_unix_s=self._started_s,
+            fixed_bytes=self._fixed_bytes,
+            **stored,
+            latency=_latency(),
+            requests_in_flight=session.counts()["in_flight"],
+            guards=guards,
+            **self._attached(),
+            config=self._described,
+            handover=self._handover,
+            kernel=KernelStatus(**opened.as_dict()) if opened else None,
+            limits=(fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else (),
+            degraded=self._degraded(guards, stored["tiers"]),
+        )
 
     @functools.cached_property
     def _born(self) -> dict[str, str]:
         return proc.births(self._monitor_pid, os.getpid())
 
-    def _verified(self, fresh: bool) -> list[dict[str, Any]]:
+    def _verified(self, fresh: bool) -> tuple[GuardStatus, ...]:
         """Return the guards as last read back: that is a third of what a snapshot costs."""
         now_s = time.monotonic()
         if fresh or now_s - self._guards_read_s >= GUARDS_EVERY_S:
             self._guards_read_s = now_s
-            self._guards_read = [guard.as_dict() for guard in self._guards.verify()]
+            self._guards_read = tuple(
+                GuardStatus(**guard.as_dict()) for guard in self._guards.verify()
+            )
         return self._guards_read
 
     def _stored(self) -> dict[str, Any]:
-        """Return what the layer holds; the only part that takes its lock."""
+        """Return the fields that the layer knows; the only part that takes its lock."""
         layer = self._layer
         with layer.lock:
             self._keep_loop_errors()
@@ -125,18 +139,17 @@ class SnapshotMaker:
             "slots": slots,
             "orig_bytes": occupied * PAGE_SIZE,
             "compr_bytes": pool.payload_bytes + file_payload_bytes,
-            "pool": {
-                "limit_bytes": pool.limit_bytes,
-                "used_bytes": pool.used_bytes,
-                "payload_bytes": pool.payload_bytes,
-                "peak_bytes": pool.peak_bytes,
-                "zspages_free": pool.zspages_free,
-            },
+            "pool": PoolStatus(
+                limit_bytes=pool.limit_bytes,
+                used_bytes=pool.used_bytes,
+                payload_bytes=pool.payload_bytes,
+                peak_bytes=pool.peak_bytes,
+                zspages_free=pool.zspages_free,
+            ),
             "metadata_bytes": table_bytes,
-            "fixed_bytes": self._fixed_bytes,
             "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
             "clusters": clusters,
-            "tiers": [self._tier(layer.tier, file_payload_bytes)] if layer.tier else [],
+            "tiers": (self._tier(layer.tier, file_payload_bytes),) if layer.tier else (),
             "counters": counters,
         }
 
@@ -150,15 +163,17 @@ class SnapshotMaker:
         self._layer.counters.add("handler_errors", errors - self._loop_errors)
         self._loop_errors = errors
 
-    def _tier(self, tier: LowerTier, payload_bytes: int) -> dict[str, Any]:
+    def _tier(self, tier: LowerTier, payload_bytes: int) -> TierStatus:
         assert self._writeback is not None
-        problem = self._writeback.health.problem(time.monotonic())
-        return {
+        health, now_s = self._writeback.health, time.monotonic()
+        state = health.state(now_s)
+        return TierStatus(
             **tier.stats().as_dict(),
-            "payload_bytes": payload_bytes,
-            "healthy": problem in ("", "full"),
-            "state": problem or "ok",
-        }
+            payload_bytes=payload_bytes,
+            healthy=state.healthy,
+            state=state,
+            detail="" if state.healthy else health.problem(now_s),
+        )
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
@@ -169,29 +184,33 @@ class SnapshotMaker:
             "loop_sequence": attached.sequence if attached else None,
             "swap": None
             if area is None
-            else {
-                "device": str(area.path),
-                "size_bytes": area.size_bytes,
-                "used_bytes": area.used_bytes,
-                "priority": area.priority,
-            },
+            else SwapStatus(
+                device=str(area.path),
+                size_bytes=area.size_bytes,
+                used_bytes=area.used_bytes,
+                priority=area.priority,
+            ),
         }
 
-    def _degraded(self, answer: dict[str, Any]) -> list[str]:
-        """Say what is not as it should be; an empty list means nothing."""
+    def _degraded(
+        self, guards: Iterable[GuardStatus], tiers: Iterable[TierStatus]
+    ) -> tuple[str, ...]:
+        """Say what is not as it should be; nothing means nothing."""
         reasons = [
-            f"guard {guard['name']}: {guard['detail']}"
-            for guard in answer["guards"]
-            if guard["required"] and not guard["ok"]
+            f"guard {guard.name}: {guard.detail}"
+            for guard in guards
+            if guard.required and not guard.ok
         ]
-        reasons += [
-            f"{tier['name']} tier: {tier['state']}"
-            for tier in answer["tiers"]
-            if not tier["healthy"]
-        ]
+        reasons += [f"{tier.name} tier: {tier.detail}" for tier in tiers if not tier.healthy]
         if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
             reasons.append("the monitor is gone: nobody restarts this server when it dies")
-        return reasons + list(self.problems.values())
+        return (*reasons, *self.problems.values())
+
+
+def _latency() -> Latency:
+    found = session.latency()
+    series = (LatencySeries(**{**one, "counts": tuple(one["counts"])}) for one in found["series"])
+    return Latency(bounds_s=tuple(found["bounds_s"]), series=tuple(series))
 
 
 def _fixed_bytes(region: Region, tier: LowerTier | None) -> int:

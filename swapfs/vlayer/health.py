@@ -8,22 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from swapfs.tiers.state import TierState
+
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 STUCK_AFTER_S: Final = 5.0
 """A batch that takes longer is reported as stuck."""
-_STUCK: Final = "a write has been stuck"
-"""How the problem of such a tier begins."""
-
-
-def condition(state: str) -> str:
-    """Return a tier's state, as the status has it, as one word: ok, full, stuck or failing.
-
-    The text counts seconds and names sectors: as a label it would make a new series a scrape.
-    """
-    if state in ("ok", "full"):
-        return state
-    return "stuck" if state.startswith(_STUCK) else "failing"
 
 
 @dataclass(slots=True)
@@ -62,13 +52,27 @@ class Health:
         """Whether a write may be tried now."""
         return now_s >= self.retry_at_s
 
+    def state(self, now_s: float) -> TierState:
+        """Return the state of the tier."""
+        if self.reason:
+            return TierState.FAILING
+        if self._busy_s(now_s) > STUCK_AFTER_S:
+            return TierState.STUCK
+        return TierState.FULL if self.full else TierState.OK
+
     def problem(self, now_s: float) -> str:
         """Say in a few words what is wrong; empty: nothing is."""
-        if self.reason:
-            return (
-                f"writes fail ({self.reason}), next try in {max(0, self.retry_at_s - now_s):.0f}s"
-            )
-        busy_s = now_s - min(list(self._busy_since_s.values()), default=now_s)
-        if busy_s > STUCK_AFTER_S:
-            return f"{_STUCK} for {busy_s:.0f}s"
-        return "full" if self.full else ""
+        match self.state(now_s):
+            case TierState.FAILING:
+                due_s = max(0, self.retry_at_s - now_s)
+                return f"writes fail ({self.reason}), next try in {due_s:.0f}s"
+            case TierState.STUCK:
+                return f"a write has been stuck for {self._busy_s(now_s):.0f}s"
+            case TierState.FULL:
+                return "full"
+            case _:
+                return ""
+
+    def _busy_s(self, now_s: float) -> float:
+        """Return for how long the oldest write has been under way."""
+        return now_s - min(list(self._busy_since_s.values()), default=now_s)

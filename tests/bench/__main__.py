@@ -112,7 +112,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="more rounds, longer measurements")
     parser.add_argument("--only", help=f"comma-separated parts: {', '.join(names.PARTS)}")
     parser.add_argument("--rounds", type=int, help=f"{QUICK_ROUNDS}, or {FULL_ROUNDS} with --full")
-    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "bench", help="directory")
+    parser.add_argument("--out", type=Path, default=PROJECT / "bench-results", help="directory")
     parser.add_argument("--check", action="store_true", help="exit 3 if a target is not met")
     options = parser.parse_args(words)
     chosen = options.only.split(",") if options.only else list(names.PARTS)

@@ -9,7 +9,10 @@ import click
 import pytest
 
 from swapfs.command.main import cli
-from swapfs.config import model
+from swapfs.config import model, reference, values
+from swapfs.config.option import Form, Option, Section, settle
+from swapfs.config.options import OPTIONS
+from swapfs.errors import ConfigError
 from swapfs.host import device_guards, process_guards
 from swapfs.host.guards import Guard
 
@@ -19,6 +22,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglo
 CONFIGURATION = (DOCS / "configuration.md").read_text()
 OPERATING = (DOCS / "operating.md").read_text()
 
+CURE = "python -m swapfs.config.reference --write"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 CODE_BLOCK = re.compile(r"^(?: {4}.*|```[\s\S]*?^```)$", re.MULTILINE)
@@ -56,6 +60,47 @@ def resolves(page: Path, link: str) -> bool:
     if not target.exists():
         return False
     return not fragment or fragment in map(anchor, headings(target.read_text()))
+
+
+def test_reference_and_example_are_what_the_table_makes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert reference.main([]) == 0, capsys.readouterr().out + CURE
+
+
+def test_a_page_that_differs_from_the_table_would_be_noticed() -> None:
+    page = reference.REFERENCE.read_text()
+    assert reference.with_reference(page) == page
+    stale = page.replace("from 1M to 1T", "from 2M to 1T")
+    assert stale != page
+    assert reference.with_reference(stale) == page
+    with pytest.raises(ValueError, match="no marks"):
+        reference.with_reference(page.replace(reference.BEGIN, ""))
+
+
+def test_the_option_in_the_contributors_page_works() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^    Option\($[\s\S]*?^    \),$", page, re.MULTILINE)
+    names = {"Option": Option, "Section": Section, "values": values}
+    (row,) = eval(f"({block})", names)
+    assert "`latency`" in reference.reference((row,))
+    assert '# latency = "adaptive"' in reference.example((row,))
+    assert settle((row,), {"latency": ("--latency", "off")}, ROOT) == {"latency": "off"}
+    with pytest.raises(ConfigError, match="--latency: 7 is none of adaptive, always, off"):
+        settle((row,), {"latency": ("--latency", 7)}, ROOT)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+def test_an_option_is_described_for_every_page_that_shows_it(option: Option) -> None:
+    assert option.takes
+    assert option.metavar or option.form is not Form.VALUE
+    assert option.help
+    assert not option.help.endswith(".")
+    assert len(option.help) < 60
+    first, *_ = option.paragraphs
+    assert first.startswith(first[0].upper())
+    assert not first.startswith(("|", "- "))
+    assert "](" not in first, "a link means nothing in the example file"
 
 
 @pytest.mark.parametrize("key", model.KEYS)

@@ -108,7 +108,7 @@ def fragile(make_instance: Start, tmp_path: Path) -> Instance:
 
 def state(instance: Instance) -> dict[str, Any]:
     (found,) = status.collect(instance.runtime_dir, [instance.name])
-    return found
+    return found.as_dict()
 
 
 def kill_until_held(instance: Instance) -> None:

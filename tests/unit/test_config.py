@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from swapfs.config.backing import FileTierConfig
 from swapfs.config.model import KEYS, Config, check_room, describe, load
-from swapfs.config.values import parse_name
+from swapfs.config.option import Option, Section, as_size, check_keys, fields, settle, shown
+from swapfs.config.options import DEFAULTS, OPTIONS
+from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
 from swapfs.units import GiB, MiB, TiB
 from swapfs.wire import control
@@ -146,7 +149,7 @@ def test_missing_key(root: Path, key: str) -> None:
     [
         ("poool = 1", "poool: unknown key (did you mean pool?)"),
         ("high_watermark = 1", "did you mean high-watermark?"),
-        ("zzz = 1", "unknown key (known: name,"),
+        ("zzz = 1", "unknown key (known: size,"),
         ('"a\\nb" = 1', "unknown key"),
         ("size = ", "not TOML: "),
         ("[file]\npath = 'x'", "file: {'path': 'x'} is not text"),
@@ -373,3 +376,78 @@ def test_any_bytes_in_the_file_load_or_are_one_line(
     for start in (b"", b"promote = ", b"size = '", b"[file]\n"):
         file.write_bytes(start + content)
         loads_or_says_why(dict(BASE), root, file)
+
+
+# the table of options
+
+
+def test_every_field_of_a_config_is_an_option_and_every_option_a_field(tmp_path: Path) -> None:
+    config = Config(
+        mountpoint=tmp_path,
+        size_bytes=MiB,
+        pool_bytes=MiB,
+        file=FileTierConfig(tmp_path, MiB),
+        metrics=("127.0.0.1", 1),
+    )
+    in_table = [option.field for option in OPTIONS]
+    assert len(set(in_table)) == len(in_table)
+    described = {name for name in in_table if "." not in name}
+    assert described == {field.name for field in dataclasses.fields(Config)}
+    for option in OPTIONS:
+        value = option.value_in(config)
+        assert value is not None or option.key == "min-free", f"{option.key}: no {option.field}"
+
+
+def test_a_file_tier_has_the_defaults_of_the_table(tmp_path: Path) -> None:
+    tier = FileTierConfig(tmp_path, MiB)
+    assert tier.direct_io == DEFAULTS["file-direct-io"]
+    assert tier.encryption == DEFAULTS["file-encryption"]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+def test_a_default_reads_back(option: Option) -> None:
+    written = None if option.required else option.show(option.default, exact_size)
+    if written is not None and option.key != "mountpoint":
+        assert option.parse(option.key, written) == option.default
+
+
+@dataclasses.dataclass
+class Shelf:
+    """What a table of its own would describe."""
+
+    label: str
+    size_bytes: int
+
+
+SHELF = (
+    Option(
+        key="label",
+        field="label",
+        section=Section.ROOM,
+        parse=lambda where, value: str(value),
+        default="top",
+        takes="text",
+        help="",
+        text="",
+    ),
+    Option(
+        key="shelf-size",
+        field="size_bytes",
+        section=Section.ROOM,
+        parse=parse_size,
+        show=as_size,
+        default=MiB,
+        takes="bytes",
+        help="",
+        text="",
+    ),
+)
+
+
+def test_another_list_of_rows_is_read_and_shown_in_the_same_way(tmp_path: Path) -> None:
+    given: dict[str, tuple[str, object]] = {"shelf-size": ("t.toml: shelf: shelf-size", "2M")}
+    shelf = Shelf(**fields(SHELF, settle(SHELF, given, tmp_path)))
+    assert shelf == Shelf("top", 2 * MiB)
+    assert shown(SHELF, shelf, exact_size) == {"label": "top", "shelf-size": "2M"}
+    with pytest.raises(ConfigError, match="did you mean shelf-size"):
+        check_keys(SHELF, ["shelf_size"], "t.toml")

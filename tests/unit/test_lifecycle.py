@@ -436,7 +436,7 @@ def test_down_waits_for_the_daemon(
 def test_no_upgrade_while_a_disk_hangs_and_a_server_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
-    tier = {"path": "/dev/slow", "state": "a write has been stuck for 7s"}
+    tier = {"path": "/dev/slow", "state": "stuck", "detail": "a write has been stuck for 7s"}
     status = {"pid": NO_PROCESS, "held": held, "tiers": [tier], "config": {}}
     monkeypatch.setattr(control, "request", lambda *_: status)
     with pytest.raises(SwapfsError) as caught:

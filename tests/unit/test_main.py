@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from swapfs import __version__
 from swapfs.command import lifecycle, main, stale
+from swapfs.config.options import OPTIONS
 from swapfs.errors import GuardError, OperationError
 from swapfs.host import proc
 from swapfs.wire import control
@@ -246,6 +248,23 @@ def test_demote(
     monkeypatch.setattr(control, "request", request)
     assert main.main(["demote", "a", "--pages", "9", *run]) == 0
     assert capsys.readouterr().out == "a: demoted 7 pages\n"
+
+
+@pytest.mark.parametrize("command", ["up", "mount", "check-config"])
+def test_every_option_of_the_table_is_one_of_the_command(command: str) -> None:
+    described = main.cli.commands[command]
+    parameters = {parameter.name: parameter for parameter in described.params}
+    nothing_given = described.make_context(command, ["/mnt"] if command == "mount" else []).params
+    for option in OPTIONS:
+        found = parameters[option.key.replace("-", "_")]
+        if command in option.argument_of:
+            assert isinstance(found, click.Argument)
+            continue
+        assert isinstance(found, click.Option)
+        assert found.opts == [f"--{option.key}"]
+        assert found.help is not None
+        assert found.help.startswith(option.help)
+        assert nothing_given[str(found.name)] is None, "the table alone knows defaults"
 
 
 @pytest.mark.parametrize("command", [[], ["mount"], ["up"], ["down"], ["status"], ["demote"]])

@@ -23,6 +23,7 @@ from swapfs.errors import OperationError
 from swapfs.region.counters import COUNTERS
 from swapfs.server import metrics
 from swapfs.server.metric_table import METRICS, reference
+from swapfs.server.status import Status
 from swapfs.vlayer.health import Health
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def make_snapshot() -> dict[str, Any]:
 
 
 def scrape(snapshot: dict[str, Any]) -> dict[str, Family]:
-    text = generate_latest(metrics.make_registry(lambda: snapshot)).decode()
+    text = generate_latest(metrics.make_registry(lambda: Status.from_dict(snapshot))).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -192,7 +193,8 @@ def test_state_of_a_tier_is_one_word_and_no_new_series_at_each_scrape(
 ) -> None:
     (tier,) = snapshot["tiers"]
     for now_s in (106.0, 107.0, 150.0):
-        tier["state"] = health.problem(now_s) or "ok"  # as snapshot.py does
+        tier["state"] = health.state(now_s)
+        tier["detail"] = health.problem(now_s)
         (sample,) = scrape(snapshot)["swapfs_tier_info"].samples
         assert sample.labels["state"] == state
         assert sample.value == 1
@@ -247,7 +249,7 @@ def serve() -> Iterator[Serve]:
     servers: list[metrics.MetricsServer] = []
 
     def start(take: Callable[[], dict[str, Any]]) -> str:
-        server = metrics.serve(("127.0.0.1", 0), take)
+        server = metrics.serve(("127.0.0.1", 0), lambda: Status.from_dict(take()))
         servers.append(server)
         return "http://{}:{}".format(*server.address)
 
@@ -379,19 +381,19 @@ def test_number_of_threads_does_not_grow_with_requests(
 def test_address_in_use_is_one_line(serve: Serve, snapshot: dict[str, Any]) -> None:
     port = int(serve(lambda: snapshot).rpartition(":")[2])
     with pytest.raises(OperationError) as caught:
-        metrics.serve(("127.0.0.1", port), lambda: snapshot)
+        metrics.serve(("127.0.0.1", port), lambda: Status.from_dict(snapshot))
     assert str(caught.value) == f"metrics address 127.0.0.1:{port}: Address already in use"
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 0), ("127.0.0.1", 70000), ("not a host", 1)])
 def test_address_that_cannot_be_bound_is_an_operation_error(address: tuple[str, int]) -> None:
     with pytest.raises(OperationError, match="metrics address"):
-        metrics.serve(address, make_snapshot)
+        metrics.serve(address, lambda: Status.from_dict(make_snapshot()))
 
 
 def test_ipv6_is_served(snapshot: dict[str, Any]) -> None:
     try:
-        server = metrics.serve(("::1", 0), lambda: snapshot)
+        server = metrics.serve(("::1", 0), lambda: Status.from_dict(snapshot))
     except OperationError as error:
         pytest.skip(f"no IPv6 here: {error}")
     host, port = server.address
@@ -400,12 +402,12 @@ def test_ipv6_is_served(snapshot: dict[str, Any]) -> None:
 
 
 def test_close_frees_the_port_and_ends_the_threads(snapshot: dict[str, Any]) -> None:
-    server = metrics.serve(("127.0.0.1", 0), lambda: snapshot)
+    server = metrics.serve(("127.0.0.1", 0), lambda: Status.from_dict(snapshot))
     address = server.address
     server.close()
     server.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("metrics-")]
-    again = metrics.serve(address, lambda: snapshot)
+    again = metrics.serve(address, lambda: Status.from_dict(snapshot))
     again.close()
 
 
@@ -417,7 +419,7 @@ def test_textfile_is_whole_and_leaves_nothing_else(
 ) -> None:
     path = tmp_path / "swapfs.prom"
     for _ in range(2):
-        metrics.write_textfile(path, lambda: snapshot)
+        metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
     assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
     assert len(list(text_string_to_metric_families(path.read_text()))) == len(METRICS)
 
@@ -426,7 +428,7 @@ def test_textfile_failure_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, snapshot: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "swapfs.prom"
-    metrics.write_textfile(path, lambda: snapshot)
+    metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
     before = path.read_text()
 
     def fail(source: Path, target: Path) -> Path:
@@ -435,7 +437,7 @@ def test_textfile_failure_keeps_the_old_file_and_leaves_nothing(
     monkeypatch.setattr(Path, "replace", fail)
     snapshot["size_bytes"] = 8192
     with pytest.raises(OperationError, match=r"swapfs\.prom: No space left on device"):
-        metrics.write_textfile(path, lambda: snapshot)
+        metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
     assert path.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
 
@@ -444,4 +446,6 @@ def test_textfile_into_a_missing_directory_is_one_line(
     tmp_path: Path, snapshot: dict[str, Any]
 ) -> None:
     with pytest.raises(OperationError, match=r"missing/swapfs\.prom: No such file"):
-        metrics.write_textfile(tmp_path / "missing" / "swapfs.prom", lambda: snapshot)
+        metrics.write_textfile(
+            tmp_path / "missing" / "swapfs.prom", lambda: Status.from_dict(snapshot)
+        )

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from swapfs.command import status
+from swapfs.command import columns, status
 from swapfs.command.stale import GhostSwap
+from swapfs.command.status import Instance, State
 from swapfs.errors import OperationError
 from swapfs.host import proc
 from swapfs.wire import control
@@ -44,6 +45,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
                 "size_bytes": 64 * MIB,
                 "used_bytes": 5 * MIB,
                 "state": "ok",
+                "detail": "",
             }
         ],
         "guards": [
@@ -59,6 +61,10 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "loop": "/dev/loop7",
         **changes,
     }
+
+
+def instance(state: str = "running", age_s: float = 0.0, **changes: Any) -> Instance:
+    return Instance("one", State(state), age_s, snapshot(**changes))
 
 
 def write(run: Path, name: str, age_s: float = 0.0, **changes: Any) -> None:
@@ -87,9 +93,9 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_state_of_a_snapshot(tmp_path: Path, pid: object, age_s: float, state: str) -> None:
     write(tmp_path, "one", age_s, pid=pid)
     (found,) = status.collect(tmp_path)
-    assert found["state"] == state
-    assert abs(found["age_s"] - age_s) < 5
-    assert found["orig_bytes"] == 30 * MIB
+    assert found.state == state
+    assert abs(found.age_s - age_s) < 5
+    assert found.status.orig_bytes == 30 * MIB
 
 
 @pytest.mark.parametrize(
@@ -106,14 +112,14 @@ def test_a_server_without_its_monitor_is_alive_and_its_swap_no_ghost(
 ) -> None:
     write(tmp_path, "one", age_s, pid=NO_PROCESS, server_pid=server_pid, degraded=["alone"])
     (found,) = status.collect(tmp_path)
-    assert found["state"] == state
+    assert found.state == state
     assert "DEGRADED  alone" in status.format_details([found])
 
 
 @pytest.mark.parametrize("server_pid", [NO_PROCESS, None])
 def test_a_monitor_between_two_servers_is_alive(tmp_path: Path, server_pid: int | None) -> None:
     write(tmp_path, "one", pid=os.getpid(), server_pid=server_pid)
-    assert status.collect(tmp_path)[0]["state"] == "running"
+    assert status.collect(tmp_path)[0].state == "running"
 
 
 @pytest.mark.parametrize(("pid", "state"), [(os.getpid(), "held"), (NO_PROCESS, "dead")])
@@ -122,7 +128,7 @@ def test_a_monitor_that_gave_up_stays_held_however_long_ago(
 ) -> None:
     write(tmp_path, "one", 3600.0, pid=pid, held=True, degraded=["the server died"])
     (found,) = status.collect(tmp_path)
-    assert found["state"] == state
+    assert found.state == state
     shown = status.format_details([found])
     assert ("HELD (process" in shown) == (state == "held")
     assert "DEGRADED  the server died" in shown
@@ -139,22 +145,22 @@ def test_the_control_socket_is_asked_first(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(control, "request", request)
     one, two = status.collect(tmp_path)
-    assert (one["state"], one["orig_bytes"]) == ("running", 7)
-    assert (two["state"], two["name"]) == ("running", "two")
-    assert [found["name"] for found in status.collect(tmp_path, ["two", "three"])] == ["two"]
+    assert (one.state, one.status.orig_bytes) == ("running", 7)
+    assert (two.state, two.name) == ("running", "two")
+    assert [found.name for found in status.collect(tmp_path, ["two", "three"])] == ["two"]
 
 
 def test_an_unreadable_snapshot_is_shown_as_dead(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text("{")
     found = status.collect(tmp_path)
-    assert found[0]["state"] == "dead"
-    assert "one" in status.format_table(found)
+    assert found[0].state == "dead"
+    assert "one" in columns.format_table(found)
     assert "no snapshot to read" in status.format_details(found)
 
 
 def test_table() -> None:
-    heading, row = status.format_table([snapshot()]).splitlines()
-    assert heading.split() == list(status.COLUMNS)
+    heading, row = columns.format_table([instance()]).splitlines()
+    assert heading.split() == list(columns.COLUMNS)
     assert row.split() == [
         *("one", "lz4", "1G", "30M", "10M", "16M", "256M"),  # 16M: 11 used, 2 + 3 metadata
         *("2", "4", "5M", "3.00", "100", "/run/a", "b/mnt"),
@@ -163,31 +169,36 @@ def test_table() -> None:
 
 
 def test_table_for_scripts() -> None:
-    text = status.format_table(
-        [snapshot()], ["NAME", "DATA", "MOUNTPOINT", "SWAP-USED"], in_bytes=True, raw=True
+    text = columns.format_table(
+        [instance()], ["NAME", "DATA", "MOUNTPOINT", "SWAP-USED"], in_bytes=True, raw=True
     )
     assert text == f"NAME DATA MOUNTPOINT SWAP-USED\none {30 * MIB} /run/a\\x20b/mnt {40 * MIB}"
-    assert status.format_table([snapshot()], ["PRIO"], headings=False) == "100"
-    assert status.format_table([], ["PRIO"], headings=False) == ""
+    assert columns.format_table([instance()], ["PRIO"], headings=False) == "100"
+    assert columns.format_table([], ["PRIO"], headings=False) == ""
 
 
 def test_every_column_copes_with_missing_values() -> None:
-    row = status.format_table([{"name": "one"}], status.column_names(), raw=True, headings=False)
-    cells = dict(zip(status.column_names(), row.split(" "), strict=True))
+    bare = Instance("one", State.DEAD, 0.0, {})
+    row = columns.format_table([bare], columns.column_names(), raw=True, headings=False)
+    cells = dict(zip(columns.column_names(), row.split(" "), strict=True))
     assert cells.pop("NAME") == "one"
+    assert cells.pop("STATE") == "dead"
     assert cells.pop("FILE-USED") == "0B"
     assert set(cells.values()) == {"-"}
-    assert status.format_details([{"name": "one", "swap": None, "guards": None}])
+    odd = Instance("one", State.DEAD, 0.0, {"swap": None, "guards": None, "tiers": "none"})
+    assert status.format_details([odd])
 
 
 def test_nothing_compressed_has_no_ratio() -> None:
-    row = status.format_table([snapshot(orig_bytes=4096, compr_bytes=0)], ["RATIO"], headings=False)
+    row = columns.format_table(
+        [instance(orig_bytes=4096, compr_bytes=0)], ["RATIO"], headings=False
+    )
     assert row == "-"
 
 
 def test_details() -> None:
     ghost = GhostSwap(Path("/dev/loop3"), "/x", "its backing file /x is deleted")
-    lines = status.format_details([snapshot(degraded=["pool is full"])], [ghost]).splitlines()
+    lines = status.format_details([instance(degraded=["pool is full"])], [ghost]).splitlines()
     assert lines == [
         f"one: running (process {os.getpid()}), swap on /dev/loop7, 40M of 1G used",
         "slots     empty 1  same 2  compressed 3  raw 4  file 5",
@@ -203,14 +214,38 @@ def test_details() -> None:
 @pytest.mark.parametrize("starts", [1, 4])
 def test_details_say_what_was_restarted_and_what_cannot_be(starts: int) -> None:
     shown = status.format_details(
-        [snapshot(counters={"server_starts": starts}, limits=["this kernel cannot"])]
+        [instance(counters={"server_starts": starts}, limits=["this kernel cannot"])]
     )
     assert ("the server was started 4 times" in shown) == (starts == 4)
     assert "limit     this kernel cannot" in shown
 
 
 def test_details_say_what_is_wrong_with_the_server() -> None:
-    assert "dead (process" in status.format_details([snapshot(state="dead")])
-    silent = status.format_details([snapshot(state="silent", age_s=33.3)])
+    assert "dead (process" in status.format_details([instance(state="dead")])
+    silent = status.format_details([instance(state="silent", age_s=33.3)])
     assert "silent" in silent
     assert "for 33 s" in silent
+
+
+def test_a_failing_tier_is_described_in_words() -> None:
+    tier = {"name": "file", "path": "/back", "state": "failing", "detail": "writes fail (EIO)"}
+    assert "tier      file /back: 0B of 0B, writes fail (EIO)" in status.format_details(
+        [instance(tiers=[tier])]
+    )
+    assert "/back: 0B of 0B, unknown" in status.format_details(
+        [instance(tiers=[{**tier, "state": "sulking", "detail": ""}])]
+    )
+
+
+def test_json_keeps_what_only_another_version_understands() -> None:
+    shown = instance(state="held", age_s=1.5, policy={"name": "sieve"}).as_dict()
+    assert shown["policy"] == {"name": "sieve"}
+    assert (shown["name"], shown["state"], shown["age_s"]) == ("one", "held", 1.5)
+    assert json.loads(json.dumps(shown)) == shown
+
+
+def test_columns_in_the_docs_are_those_of_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "operating.md"
+    assert columns.reference() in page.read_text(), (
+        "paste swapfs.command.columns.reference() into docs/operating.md"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import host, names, report
+from tests.bench import host, names, release, report
 from tests.bench.record import Failure, Plan, Recorder, load
 
 bench = importlib.import_module("tests.bench.__main__")
@@ -202,3 +203,35 @@ def test_a_checkout_is_dirty_by_changes_but_not_by_results(tmp_path: Path) -> No
     assert host.commit(tmp_path)["dirty"] is False
     (tmp_path / "docs" / "page.md").touch()
     assert host.commit(tmp_path)["dirty"] is True
+
+
+# the results of a release
+
+
+def test_a_run_becomes_the_release_with_its_two_pictures(tmp_path: Path) -> None:
+    run = tmp_path / "full.json"
+    shutil.copyfile(release.PLACE / "release.json", run)
+    (tmp_path / "full").mkdir()
+    for name in ("block-latency.png", "swap-throughput.png", "scale-by-pool.png"):
+        (tmp_path / "full" / name).write_bytes(name.encode())
+    place = tmp_path / "kept"
+    assert release.main([str(run), "--place", str(place)]) == 0
+    kept = {path.name for path in place.iterdir()}
+    assert kept == {"release.md", "release.json", "block-latency.png", "swap-throughput.png"}
+    page = (place / "release.md").read_text()
+    assert re.findall(r"!\[.*\]\((.*)\)", page) == ["block-latency.png", "swap-throughput.png"]
+
+
+def test_a_run_without_its_pictures_is_no_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "full.json"
+    shutil.copyfile(release.PLACE / "release.json", run)
+    assert release.main([str(run), "--place", str(tmp_path / "kept")]) == 2
+    assert "block-latency.png" in capsys.readouterr().err
+
+
+def test_docs_hold_one_release_and_nothing_else() -> None:
+    there = {path.name for path in release.PLACE.iterdir()}
+    pictures = {name for _, name in release.PICTURES.values()}
+    assert there == {"release.md", "release.json", *pictures}

@@ -81,8 +81,9 @@ def counter(name: str) -> int:
 
 
 def tier_state() -> str:
-    """Return the file tier's state as status shows it."""
-    return str(lab.status()["tiers"][0]["state"])
+    """Return the file tier's state as status shows it: the word, and what is wrong."""
+    tier = lab.status()["tiers"][0]
+    return f"{tier['state']} {tier['detail']}".strip()
 
 
 def check_write_errors(report: lab.Report, disk: FaultyDisk, hog: lab.Hog) -> None:

@@ -1,0 +1,70 @@
+"""The options of an instance on the command line: the table of options, for click.
+
+They have no defaults here: only what is given counts, and the table knows the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from swapfs.config import model
+from swapfs.config.option import Form, Option
+from swapfs.config.options import BY_KEY, OPTIONS
+
+Command = Callable[..., Any]
+
+CONFIG_FILE: Final = click.option(
+    "--config", "config_file", metavar="FILE", help="TOML file with the same keys."
+)
+NAME_ARGUMENT: Final = click.argument("name", default=BY_KEY["name"].default)
+RUNTIME_DIR: Final = click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),  # as the kernel shows it
+    default=str(BY_KEY["runtime-dir"].default),
+    show_default=True,
+)
+"""For commands that only need to find an instance."""
+
+
+def instance_options(command: Command) -> Command:
+    """Give *command*, by the name of its function, what describes an instance.
+
+    What it is called with goes to :func:`load`.
+    """
+    for option in reversed(OPTIONS):
+        command = _parameter(option, command.__name__)(command)
+    return CONFIG_FILE(command)
+
+
+def load(given: Mapping[str, Any]) -> model.Config:
+    """Return the configuration that the parameters of :func:`instance_options` make.
+
+    :raises ConfigError: as ``model.load``
+    """
+    file = given["config_file"]
+    by_key = {key: given[key.replace("-", "_")] for key in BY_KEY}
+    return model.load(by_key, Path(file) if file is not None else None)
+
+
+def _parameter(option: Option, command: str) -> Callable[[Command], Command]:
+    name = f"--{option.key}"
+    if command in option.argument_of:
+        return click.argument(option.key, metavar=option.metavar)
+    match option.form:
+        case Form.VALUE:
+            return click.option(name, metavar=option.metavar, help=_help(option))
+        case Form.SWITCH:
+            return click.option(f"{name}/--no-{option.key}", default=None, help=_help(option))
+        case Form.FLAG:
+            return click.option(name, is_flag=True, default=None, help=f"{option.help}.")
+
+
+def _help(option: Option) -> str:
+    default = option.shown_default()
+    if option.form is Form.SWITCH:
+        default = "on" if option.default else "off"
+    return f"{option.help} ({default})." if default else f"{option.help}."

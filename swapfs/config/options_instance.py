@@ -1,0 +1,118 @@
+"""The options that say what an instance is called, where it is, and what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from swapfs.config import checks, values
+from swapfs.config.option import SWITCH_TAKES, Form, Option, Section, as_text
+
+MONITORING: Final = (
+    Option(
+        key="metrics",
+        field="metrics",
+        section=Section.MONITORING,
+        parse=values.parse_address,
+        show=lambda address, show_size: values.format_address(address),
+        takes="HOST:PORT or off",
+        metavar="HOST:PORT",
+        help="Serve Prometheus metrics, or off",
+        example="127.0.0.1:9809",
+        in_example=True,
+        text="""
+        Where the Prometheus endpoint listens: `127.0.0.1:9809`, `[::1]:9809`, or `off`. The host
+        is an IP address or `localhost`. There is no password: keep it on the loopback address.
+
+        See [metrics.md](metrics.md).
+        """,
+    ),
+)
+
+INSTANCE: Final = (
+    Option(
+        key="name",
+        field="name",
+        section=Section.INSTANCE,
+        parse=values.parse_name,
+        default="swapfs",
+        takes="text",
+        metavar="NAME",
+        help="Name of the instance",
+        text="""
+        The name of the instance: 1 to 32 of `A-Z a-z 0-9 . _ -`, not starting with a dot or a
+        dash, and not ending like a file of an instance: `.sock`, `.json`, `.tmp`, `.lock`,
+        `.log`.
+
+        It is part of the paths below, the label `name` of every metric, and the argument of
+        `down`, `status`, `demote` and `upgrade`. Two instances need two names, and the systemd
+        unit must give a name of your own to `down` and `upgrade`.
+        """,
+    ),
+    Option(
+        key="runtime-dir",
+        field="runtime_dir",
+        section=Section.INSTANCE,
+        parse=values.parse_path,
+        fit=checks.fit_runtime_dir,
+        show=as_text,
+        default=Path("/run/swapfs"),
+        takes="path",
+        metavar="DIR",
+        help="Sockets and locks",
+        text="""
+        Where the instance keeps its files. `status`, `down`, `demote` and `upgrade` need the same
+        `--runtime-dir`, also in the systemd unit.
+
+        | File | What it is |
+        |---|---|
+        | `NAME.sock` | control socket, root only |
+        | `NAME.json` | the last status, for everyone to read, written about once a second |
+        | `NAME.tmp` | the next `NAME.json` while it is written |
+        | `NAME` | directory of the default mount point, `NAME/mnt` |
+        | `NAME.lock` | held while the instance runs; stays behind, empty |
+        | `.reserve` | what `vm.min_free_kbytes` was before, while it is raised |
+        | `NAME.log` | what the daemon had to say, root only; stays behind, appended to |
+
+        With `--foreground` the last one is standard error instead.
+        """,
+    ),
+    Option(
+        key="mountpoint",
+        field="mountpoint",
+        section=Section.INSTANCE,
+        parse=values.parse_path,
+        fit=checks.fit_mountpoint,
+        show=as_text,
+        default_text="RUNTIME-DIR/NAME/mnt",
+        takes="path",
+        metavar="MNT",
+        help="Existing directory; the default is made",
+        argument_of=frozenset({"mount"}),
+        example="/run/swapfs/swapfs/mnt",
+        text="""
+        Where the swap file is mounted: an existing directory that nothing is mounted on. The
+        default place is made by `up` and removed by `down`.
+
+        `mount` takes it as its argument instead.
+        """,
+    ),
+    Option(
+        key="unsafe",
+        field="unsafe",
+        section=Section.INSTANCE,
+        parse=values.parse_flag,
+        form=Form.FLAG,
+        default=False,
+        takes=SWITCH_TAKES,
+        help="Go on though a guard failed",
+        text="""
+        Go on though a guard against deadlock could not be set, and beside a swap area whose
+        server is gone. The machine may then hang under memory pressure, for good.
+
+        It is for trying things out where swap is not turned on, or in a virtual machine. `status`
+        still shows what does not hold. The guards are listed in
+        [metrics.md](metrics.md#reading-them) and in [operating.md](operating.md#degraded).
+        """,
+    ),
+)

@@ -1,0 +1,97 @@
+"""The options that say where pages go, and when."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swapfs.config import checks, values
+from swapfs.config.option import SWITCH_TAKES, Form, Option, Section
+
+PLACEMENT: Final = (
+    Option(
+        key="high-watermark",
+        field="high_watermark_percent",
+        section=Section.PLACEMENT,
+        parse=values.parse_percent,
+        default=90,
+        takes="percent of the pool",
+        metavar="PERCENT",
+        help="Pool use that starts demotion",
+        text="""
+        How full the pool is, in percent, when pages start to move down to the file. A whole
+        number from 1 to 100. Without a file it means nothing.
+
+        What is above it takes bursts: when the pool is full a page goes straight to the file,
+        which is slower (`swapfs_pool_full_total`). Lower it if that counts up.
+        """,
+    ),
+    Option(
+        key="low-watermark",
+        field="low_watermark_percent",
+        section=Section.PLACEMENT,
+        parse=values.parse_percent,
+        fit=checks.fit_low_watermark,
+        default=80,
+        takes="percent of the pool",
+        metavar="PERCENT",
+        help="Pool use that ends demotion",
+        text="""
+        How full the pool is, in percent, when pages stop moving down to the file. Below
+        `high-watermark`; the gap makes the writes long and sequential.
+        """,
+    ),
+    Option(
+        key="promote",
+        field="promote",
+        section=Section.PLACEMENT,
+        parse=values.parse_flag,
+        form=Form.SWITCH,
+        default=False,
+        takes=SWITCH_TAKES,
+        help="Reads bring pages back to memory",
+        text="""
+        Whether a page that is read from the file is put back into the pool.
+
+        Off, because the kernel has just been given the page and rarely asks for the same one
+        twice. Try it when `swapfs_reads_total{result="file"}` grows with pages that stay on swap.
+        Nothing is promoted while the pool is above the high watermark.
+        """,
+    ),
+    Option(
+        key="priority",
+        field="priority",
+        section=Section.PLACEMENT,
+        parse=values.parse_priority,
+        default=100,
+        takes=f"0 to {values.PRIORITY_MAX}",
+        metavar="N",
+        help="Swap priority",
+        text=f"""
+        The priority of the swap area, 0 to {values.PRIORITY_MAX}, as in `swapon -p`. The kernel
+        uses the area with the highest priority first.
+
+        Only `up` uses it. Above a plain swap file or partition, which usually have a negative
+        one.
+        """,
+    ),
+    Option(
+        key="min-free",
+        field="min_free_bytes",
+        section=Section.PLACEMENT,
+        parse=values.parse_reserve,
+        fit=checks.fit_min_free,
+        show=values.format_reserve,
+        takes="bytes, auto, off",
+        metavar="SIZE",
+        help="vm.min_free_kbytes, auto or off",
+        text="""
+        What the kernel keeps free while swap is on (`vm.min_free_kbytes`), as a size. `auto` is a
+        sixteenth of the machine's memory, at most 32M. `off` leaves it alone. At most a quarter
+        of the memory.
+
+        A larger reserve lets the server get memory while everybody else waits for some. `up`
+        raises the kernel's value to this and never lowers it; the last `down` puts back what was
+        there before, unless somebody else has changed it since.
+        """,
+    ),
+)

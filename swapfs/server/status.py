@@ -1,0 +1,272 @@
+"""The status snapshot: what status, metrics and the state file show of one moment.
+
+Goes over the control socket and into the state file as JSON; the keys are the fields. One
+version reads the snapshots of others (``status``, ``upgrade``): keys that it does not know are
+left out, and what it misses, or cannot read, is None or empty. Each figure says here what it
+means, for metrics and columns alike. Imports nothing that serves, so that commands stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from swapfs.tiers.state import TierState
+
+
+def _figure(meaning: str = "", default: object = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+def _table() -> Any:
+    return field(default_factory=dict)
+
+
+class Part:
+    """A dataclass that is a JSON object; every field has a default."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; tables are shared, not copied."""
+        return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        """Return what *given* says, as far as this version understands it; raises nothing."""
+        understood = {}
+        for name, hint in _hints(cls).items():
+            if name in given:
+                try:
+                    understood[name] = _read(hint, given[name])
+                except (TypeError, ValueError):
+                    continue  # of a version that means something else by it
+        return cls(**understood)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus(Part):
+    """The pool, in bytes."""
+
+    limit_bytes: int | None = _figure("Size of the pool; all of it is locked, used or not.")
+    used_bytes: int | None = _figure("Pool in use, with its waste.")
+    payload_bytes: int | None = _figure("Pool in use, payload only.")
+    peak_bytes: int | None = _figure("Largest pool use so far.")
+    zspages_free: int | None = _figure("Zspages that no size class owns.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatus(Part):
+    """One tier below the pool. ``detail`` says in words what is wrong, and "" if nothing is."""
+
+    name: str = ""
+    path: str = ""
+    size_bytes: int | None = _figure("Size of a tier.")
+    used_bytes: int | None = _figure("Tier in use, with its waste.")
+    bad_bytes: int | None = _figure("Tier given up as bad.")
+    map_bytes: int | None = None
+    direct_io: bool | None = None
+    encrypted: bool | None = None
+    free_segments: int | None = None
+    segments: int | None = None
+    payload_bytes: int | None = _figure("Tier in use, payload only.")
+    healthy: bool = True
+    state: TierState = TierState.UNKNOWN
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardStatus(Part):
+    """One guard, as it was last read back."""
+
+    name: str = ""
+    ok: bool = False
+    required: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapStatus(Part):
+    """The swap area, as /proc/swaps has it."""
+
+    device: str = ""
+    size_bytes: int | None = _figure("Size in /proc/swaps; absent when off.")
+    used_bytes: int | None = _figure("Used in /proc/swaps; absent when off.")
+    priority: int | None = _figure("Priority in /proc/swaps; absent when off.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStatus(Part):
+    """What the kernel said of its FUSE."""
+
+    fuse_minor: int | None = None
+    resend: bool | None = _figure(
+        "1 if a new server can go on with the requests of a dead one; absent before the mount."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySeries(Part):
+    """Requests by how long they took: a count for each bound, and one for what took longer."""
+
+    op: str = ""
+    tier: str = ""
+    counts: tuple[int, ...] = ()
+    sum_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency(Part):
+    """The histogram of requests."""
+
+    bounds_s: tuple[float, ...] = ()
+    series: tuple[LatencySeries, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(Part):
+    """One instance at one moment.
+
+    ``born``: see ``proc.births``; ``loop_sequence`` is that of the attachment of ``loop``.
+    ``config`` and ``handover`` are for ``upgrade``: what ``model.load`` and ``Handover`` read.
+    ``degraded`` are the reasons why it is not as it should be, ``limits`` what it cannot do here.
+    ``held``: its monitor has given up restarting the server, and wrote this.
+    """
+
+    name: str | None = None
+    version: str = ""
+    algorithm: str | None = None
+    pid: int | None = None
+    server_pid: int | None = None
+    born: Mapping[str, str] = _table()
+    mountpoint: str | None = None
+    size_bytes: int | None = _figure("Virtual size that the kernel sees.")
+    overcommit: float | None = _figure("Virtual size allowed per byte of room.")
+    room_bytes: int | None = _figure("Bytes that can be held whatever they are.")
+    started_unix_s: float | None = _figure("Unix time at which the server started.")
+    slots: Mapping[str, int] = _table()
+    orig_bytes: int | None = _figure("Pages held: occupied slots times the page size.")
+    compr_bytes: int | None = _figure("Payload of them, compressed, in pool and tiers.")
+    pool: PoolStatus = PoolStatus()
+    metadata_bytes: int | None = _figure("Swap table clusters in use.")
+    fixed_bytes: int | None = _figure("Header, directory, allocators, map of the file.")
+    metadata_bytes_per_slot: float | None = None
+    clusters: int | None = _figure("Swap table clusters of 512 slots in use.")
+    tiers: tuple[TierStatus, ...] = ()
+    counters: Mapping[str, int] = _table()
+    latency: Latency = Latency()
+    requests_in_flight: int | None = _figure("Requests being served now.")
+    guards: tuple[GuardStatus, ...] = ()
+    loop: str | None = None
+    loop_sequence: int | None = None
+    swap: SwapStatus | None = None
+    config: Mapping[str, Any] = _table()
+    handover: Mapping[str, Any] = _table()
+    kernel: KernelStatus | None = None
+    limits: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+    held: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; ``held`` is a key only while it is so."""
+        answer = Part.as_dict(self)
+        if not self.held:
+            del answer["held"]
+        return answer
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory used: pool, swap table and fixed parts."""
+        if self.pool.used_bytes is None:
+            return None
+        return self.pool.used_bytes + (self.metadata_bytes or 0) + (self.fixed_bytes or 0)
+
+    @property
+    def file_bytes(self) -> int:
+        """Space taken in the tiers below the pool, with its waste."""
+        return sum(tier.used_bytes or 0 for tier in self.tiers)
+
+    @property
+    def ratio(self) -> float | None:
+        """DATA divided by COMPR."""
+        both = self.orig_bytes and self.compr_bytes
+        return (self.orig_bytes or 0) / (self.compr_bytes or 1) if both else None
+
+
+def value_at(status: object, path: str) -> Any:
+    """Return the figure at *path* (``pool.used_bytes``, ``slots.raw``); None if it is unknown."""
+    value = status
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    return value
+
+
+def meaning(path: str, part: type[Part] = Status) -> str:
+    """Return what the figure at *path* of *part* means, as a sentence."""
+    head, _, rest = path.partition(".")
+    if rest:
+        return meaning(rest, _without_none(_hints(part)[head]))
+    found = getattr(part, head, None)
+    if isinstance(found, property):
+        return (found.__doc__ or "").strip()
+    (each,) = (each for each in dataclasses.fields(part) if each.name == head)
+    return str(each.metadata["meaning"])
+
+
+def _hints(part: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(part)
+    return {each.name: hints[each.name] for each in dataclasses.fields(part)}
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _without_none(hint: Any) -> Any:
+    (arm,) = (arm for arm in _arms(hint) if arm is not types.NoneType)
+    return arm
+
+
+def _read(hint: Any, value: Any) -> Any:
+    """Return *value*, from JSON, as *hint* wants it.
+
+    :raises TypeError: it is something else
+    :raises ValueError: it is none of an enumeration's words
+    """
+    if value is None:
+        if types.NoneType in _arms(hint):
+            return None
+        raise TypeError
+    hint = _without_none(hint)
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is tuple and isinstance(value, list):
+        return tuple(_read(arguments[0], each) for each in value)
+    if kind is Mapping and isinstance(value, dict):
+        return value if arguments[1] is Any else _only(arguments[1], value)
+    if issubclass(kind, Part) and isinstance(value, dict):
+        return kind.from_dict(value)
+    if issubclass(kind, TierState):
+        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:  # so that true is no number
+        return value
+    raise TypeError
+
+
+def _only(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if type(value) is kind}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.as_dict()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value

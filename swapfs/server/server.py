@@ -262,7 +262,7 @@ class Server:
             reader = self._layer.reader(self._config.size_bytes)
             session.run(
                 *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
-                reader.capsule(),
+                *(swap_file.on_failure, reader.capsule()),
             )
         except BaseException as error:  # its end is the end of the server: say why
             self._loop_error = error

@@ -1,24 +1,24 @@
 """Reads, writes and discards of the swap file: from bytes to slots, from errors to errno.
 
-The session loop calls the three handlers of ``SwapFile``, one at a time. Whole pages in memory
+The session loop calls the three handlers of ``SwapFile``, one at a time; what one raises ends
+its request with EIO, and nothing else. Whole pages in memory
 are served on the spot. What needs a disk, or would keep the loop busy for long, is deferred to
 a worker and answered later. No policy: that is in ``vlayer``.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
-from typing import Final, ParamSpec
+from typing import Final
 
 from swapfs.errors import TierError
 from swapfs.region.counters import COUNTER_INDEX
 from swapfs.server.workers import Buffers, Workers
-from swapfs.session import Ticket, defer
+from swapfs.session import Request, Ticket
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
@@ -46,24 +46,6 @@ _INLINE_PATCH_S: Final = 20e-6
 _ZEROS: Final = bytes(PAGE_SIZE)
 _READ_BYTES: Final = COUNTER_INDEX["read_bytes"]
 _WRITTEN_BYTES: Final = COUNTER_INDEX["written_bytes"]
-
-P = ParamSpec("P")
-
-
-def never_fatal(handler: Callable[P, int | None]) -> Callable[P, int | None]:
-    """Answer EIO when *handler* fails: the mount outlives a bug, and a damaged slot."""
-
-    @functools.wraps(handler)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int | None:
-        try:
-            return handler(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - on_failure logs it
-            swap_file = args[0]
-            assert isinstance(swap_file, SwapFile)
-            swap_file.on_failure(handler.__name__, error)
-            return -EIO
-
-    return wrapped
 
 
 class _Answer:
@@ -120,20 +102,21 @@ class SwapFile:
         self._slow_patch = threading.Lock()
         self._patching_inline = False
 
-    def on_failure(self, what: str, error: Exception) -> None:
-        """Count and log a request that ends in EIO."""
+    def on_failure(self, what: str, error: BaseException) -> None:
+        """Count and log why a request ends in EIO; what the file tier cannot read, was already."""
+        if isinstance(error, TierError):
+            return
         damaged = isinstance(error, SlotDamaged)
         with self._layer.lock:
             self._layer.counters.add("failed_read_checksum" if damaged else "handler_errors")
         if damaged:
             log.error("%s: %s", what, error)
-        elif not isinstance(error, TierError):
+        else:
             log.error("%s failed", what, exc_info=error)
 
     # ---- read ----
 
-    @never_fatal
-    def read(self, offset: int, size: int) -> int | None:
+    def read(self, request: Request, offset: int, size: int) -> int | None:
         """Answer a read into the reply buffer; returns bytes, -errno, or None if deferred."""
         size = min(size, self._size - offset)
         if size <= 0:
@@ -148,7 +131,7 @@ class SwapFile:
         good = self._layer.load_run(slot, count, out, 0, whole=below)
         if good < count:
             if below:
-                ticket = defer()
+                ticket = request.defer()
                 self._workers.submit(
                     lambda buffers: self._read_later(ticket, offset, size, buffers)
                 )
@@ -167,8 +150,7 @@ class SwapFile:
         try:
             good = self._fetcher.load(slot, count, buffers.pages, buffers.scratch)
         except (TierError, SlotDamaged) as error:
-            if isinstance(error, SlotDamaged):
-                self.on_failure("read", error)
+            self.on_failure("read", error)
             ticket.reply(-EIO)
             return
         # A short answer makes the kernel ask again from the slot that failed.
@@ -180,15 +162,14 @@ class SwapFile:
 
     # ---- write ----
 
-    @never_fatal
-    def write(self, offset: int, size: int) -> int | None:
+    def write(self, request: Request, offset: int, size: int) -> int | None:
         """Take a write from the request buffer; returns bytes, -errno, or None if deferred."""
         if offset >= self._size:
             return -EFBIG
         size = min(size, self._size - offset)
         self._counter_words[_WRITTEN_BYTES] += size
         if offset & _OFFSET_MASK or size & _OFFSET_MASK:
-            return self._write_parts(offset, size)
+            return self._write_parts(request, offset, size)
         slot, count = offset >> PAGE_SHIFT, size >> PAGE_SHIFT
         done = self._store(slot, self._request, 0, count)
         self._stored()
@@ -199,7 +180,7 @@ class SwapFile:
         if self._overflow is None:
             return self._no_room()
         rest = self._request[done << PAGE_SHIFT : count << PAGE_SHIFT]
-        self._overflow.submit(defer(), size, slot + done, rest, count - done)
+        self._overflow.submit(request.defer(), size, slot + done, rest, count - done)
         return None
 
     def _store(self, slot: int, pages: memoryview, position: int, count: int) -> int:
@@ -219,14 +200,14 @@ class SwapFile:
             self._layer.counters.add("failed_write_no_room")
         return -ENOSPC
 
-    def _write_parts(self, offset: int, size: int) -> int | None:
+    def _write_parts(self, request: Request, offset: int, size: int) -> int | None:
         """Write a range that does not begin or end on a page; mkswap and blkid do."""
         self._layer.counters.add("partial_requests")
         data = self._request[:size]
         if self._patch_range(offset, data, self._page, None):
             self._stored()
             return size
-        ticket, copy = defer(), bytes(data)
+        ticket, copy = request.defer(), bytes(data)
         self._workers.submit(lambda buffers: self._write_later(ticket, offset, copy, buffers))
         return None
 
@@ -306,8 +287,7 @@ class SwapFile:
 
     # ---- discard ----
 
-    @never_fatal
-    def fallocate(self, mode: int, offset: int, length: int) -> int | None:
+    def fallocate(self, request: Request, mode: int, offset: int, length: int) -> int | None:
         """Free the whole slots of a range and zero the rest; 0, -errno, or None if deferred."""
         if mode not in _DISCARDS:
             return -EOPNOTSUPP
@@ -319,7 +299,7 @@ class SwapFile:
         inline = end - offset <= _INLINE_DISCARD_SLOTS << PAGE_SHIFT
         if inline and self._discard(offset, end, self._page, None):
             return 0
-        ticket = defer()
+        ticket = request.defer()
         self._workers.submit(lambda buffers: self._discard_later(ticket, offset, end, buffers))
         return None
 

@@ -95,7 +95,7 @@ class Rig:
         """Return one counter."""
         return self.layer.counters.get(name)
 
-    # ---- as the hot path does it ----
+    # ---- as data requests do it ----
 
     def store(self, slot: int, *pages: bytes) -> int:
         """Store pages in memory; return how many fitted."""

@@ -4,160 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapfs.server import swap_file
-from swapfs.server.swap_file import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SwapFile
-from swapfs.server.workers import Buffers, Job
+from swapfs.server.swap_file import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
-from swapfs.tiers.base import LowerTier
 from swapfs.units import MiB
-from swapfs.vlayer import fetch
+from tests.unit.driven_file import PAGE, REQUEST_BYTES, SLOTS, File
 
-PAGE = 4096
-SLOTS = 24
 SIZE = SLOTS * PAGE
 SEGMENTS = 8
 PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
-REQUEST_BYTES = 16 * PAGE
-
-
-class Ticket:
-    """Takes the answer of a deferred request."""
-
-    def __init__(self) -> None:
-        self.answers: list[int | bytes] = []
-
-    def reply(self, result: int, /) -> None:
-        self.answers.append(result)
-
-    def reply_data(self, data: memoryview, /) -> None:
-        self.answers.append(bytes(data))
-
-
-class InlineWorkers:
-    """Runs a job when it is told to, in the thread that tells it."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        pages = memoryview(bytearray(REQUEST_BYTES + 2 * PAGE))
-        scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
-        self._buffers = Buffers(pages, scratch, bytearray(PAGE))
-
-    def submit(self, job: Job) -> None:
-        self.jobs.append(job)
-
-    def run(self) -> int:
-        ran = 0
-        while self.jobs:
-            self.jobs.pop(0)(self._buffers)
-            ran += 1
-        return ran
-
-
-class File:
-    """A SwapFile over a Rig, spoken to as the session loop does."""
-
-    def __init__(
-        self,
-        *,
-        pool_bytes: int = MiB,
-        tier: LowerTier | None = None,
-        promote: bool = False,
-        slots: int = SLOTS,
-    ) -> None:
-        self.rig = Rig(slots, pool_bytes, tier, promote=promote)
-        self.size = slots * PAGE
-        self.tickets: list[Ticket] = []
-        self.workers = InlineWorkers()
-        self.request = bytearray(REQUEST_BYTES)
-        self.reply = bytearray(REQUEST_BYTES)
-        self.stored = 0
-        self.swap = SwapFile(
-            self.rig.layer,
-            self.size,
-            memoryview(self.request).toreadonly(),
-            memoryview(self.reply),
-            self.workers,  # type: ignore[arg-type]
-            fetcher=self.rig.fetcher if tier else None,
-            overflow=self.rig.direct if tier else self.rig.second,
-            stored=self._count_store,
-        )
-
-    def _count_store(self) -> None:
-        self.stored += 1
-
-    def defer(self) -> Ticket:
-        self.tickets.append(Ticket())
-        return self.tickets[-1]
-
-    def _finish(self) -> int | bytes:
-        """Let what was deferred run to its end and return the answer of the one ticket."""
-        overflows: list[Any] = [self.rig.second, *([self.rig.direct] if self.rig.tier else [])]
-        threads = [threading.Thread(target=overflow.run) for overflow in overflows]
-        for thread in threads:
-            thread.start()
-        try:
-            self.workers.run()
-        finally:
-            for overflow, thread in zip(overflows, threads, strict=True):
-                overflow.stop()
-                thread.join()
-        (answer,) = self.tickets[-1].answers
-        return answer
-
-    def read(self, offset: int, size: int) -> Any:
-        """Return the bytes, or a negative errno value."""
-        result = self.swap.read(offset, size)
-        if result is None:
-            return self._finish()
-        return bytes(self.reply[:result]) if result >= 0 else result
-
-    def write(self, offset: int, data: bytes) -> int:
-        self.request[: len(data)] = data
-        result = self.swap.write(offset, len(data))
-        if result is None:
-            self.request[:] = bytes(REQUEST_BYTES)  # the loop uses it for the next request
-            answer = self._finish()
-            assert isinstance(answer, int)
-            return answer
-        return result
-
-    def fallocate(self, mode: int, offset: int, length: int) -> int:
-        result = self.swap.fallocate(mode, offset, length)
-        if result is None:
-            answer = self._finish()
-            assert isinstance(answer, int)
-            return answer
-        return result
-
-    def counter(self, name: str) -> int:
-        return self.rig.counter(name)
 
 
 MakeFile = Callable[..., File]
 
 
 @pytest.fixture
-def make_file(monkeypatch: pytest.MonkeyPatch) -> MakeFile:
-    current: list[File] = []
-
-    def make(**options: object) -> File:
-        current[:] = [File(**options)]  # type: ignore[arg-type]
-        return current[0]
-
-    monkeypatch.setattr(swap_file, "defer", lambda: current[0].defer())
-    return make
+def make_file() -> MakeFile:
+    return File
 
 
 @pytest.fixture
@@ -313,7 +185,7 @@ def test_discards_are_clamped_and_counted(file: File) -> None:
 def test_a_long_discard_leaves_the_loop(make_file: MakeFile) -> None:
     file = make_file(slots=swap_file._INLINE_DISCARD_SLOTS + 2, pool_bytes=4 * MiB)
     file.write(0, b"x" * PAGE)
-    assert file.swap.fallocate(PUNCH, 0, file.size - PAGE) is None
+    assert file.call("fallocate", PUNCH, 0, file.size - PAGE) is None
     assert file.workers.run() == 1
     assert file.tickets[0].answers == [0]
     assert file.read(0, PAGE) == bytes(PAGE)
@@ -510,6 +382,6 @@ def test_a_part_is_not_written_while_a_worker_changes_its_page(file: File) -> No
     assert file.write(0, b"o" * PAGE) == PAGE
     file.request[:512] = b"n" * 512
     with file.swap._slow_patch:  # as a worker holds it between its read and its publication
-        assert file.swap.write(512, 512) is None
-    assert file._finish() == 512
+        assert file.call("write", 512, 512) is None
+    assert file.finish() == 512
     assert file.read(0, PAGE) == b"o" * 512 + b"n" * 512 + b"o" * (PAGE - 1024)

@@ -30,6 +30,7 @@ from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
+from swapfs.server.partial import PartialWrites
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Workers, aligned_buffer
@@ -109,8 +110,9 @@ class Server:
             request,
             reply,
             self._workers,
+            PartialWrites(self._layer, self._second.compactor.make_room, fetcher, self._direct),
+            self._direct or self._second,
             fetcher=fetcher,
-            overflow=self._direct or self._second,
             stored=self._stored,
         )
         self._snapshots = SnapshotMaker(

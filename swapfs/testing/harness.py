@@ -40,6 +40,9 @@ class Ticket:
         """Take bytes written, or a negative errno value."""
         self.results.append(result)
 
+    def used_file(self) -> None:
+        """Hear that the answer waits for the file tier."""
+
 
 class Rig:
     """One region of *slots* slots over *tier*, driven by hand.

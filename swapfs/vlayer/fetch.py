@@ -101,12 +101,6 @@ class Fetcher:
                 return done
         return done
 
-    def file_word(self, slot: int) -> int:
-        """Return the word of *slot* if it is in the file tier, else 0."""
-        with self._layer.lock:
-            word = self._layer.table.get(slot)
-        return word if word & TAG_MASK == Tag.FILE else 0
-
     def _file_words(self, slot: int, count: int) -> list[int]:
         """Return the words of *slot* and those after it, up to the first not in the file."""
         with self._layer.lock:

@@ -6,6 +6,7 @@ import threading
 from errno import EIO
 from typing import Any, cast
 
+from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Buffers, Job
 from swapfs.testing.harness import Rig
@@ -79,8 +80,14 @@ class File:
             memoryview(self.request).toreadonly(),
             memoryview(self.reply),
             self.workers,  # type: ignore[arg-type]
+            PartialWrites(
+                self.rig.layer,
+                lambda pages, *, look: self.rig.second.compactor.make_room(pages, look=look),
+                self.rig.fetcher if tier else None,
+                self.rig.direct if tier else None,
+            ),
+            self.rig.direct if tier else self.rig.second,
             fetcher=self.rig.fetcher if tier else None,
-            overflow=self.rig.direct if tier else self.rig.second,
             stored=self._count_store,
         )
 

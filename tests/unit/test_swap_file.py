@@ -222,6 +222,72 @@ def test_a_slot_in_the_file_is_deferred(file: File) -> None:
     assert all(len(ticket.answers) == 1 for ticket in file.tickets)
 
 
+def test_pages_before_a_slot_in_the_file_are_loaded_once(file: File) -> None:
+    """The tags are looked at first, so no page is loaded in vain before the worker loads all."""
+    data = b"".join(page("heap", number) for number in range(4))
+    file.write(0, data)
+    file.rig.write_direct(3, page("heap", 3))
+    untouched = b"\xee" * 4 * PAGE
+    out = bytearray(untouched)
+    assert file.rig.layer.reader(file.size).read(0, 4 * PAGE, out) == -1
+    assert out == untouched
+    file.reply[: 4 * PAGE] = untouched
+    assert file.call("read", 0, 4 * PAGE) is None
+    assert file.reply[: 4 * PAGE] == untouched
+    assert file.counter("read_pool_pages") == 0
+    assert file.finish() == data
+    assert file.counter("read_pool_pages") == 3
+    assert file.counter("read_file_pages") == 1
+
+
+# ---- what the latency of a deferred request is the latency of ----
+
+
+def _slowest(file: File) -> list[str]:
+    return [ticket.slowest for ticket in file.tickets]
+
+
+def test_what_waited_for_the_file_says_so(make_file: MakeFile) -> None:
+    file = make_file(tier=MemoryTier(SEGMENTS), pool_bytes=2 * 65536)
+    slot = 0
+    while file.rig.store(slot, page("random", slot)):
+        slot += 1
+    assert file.write(slot * PAGE, page("random", slot)) == PAGE
+    assert file.read(slot * PAGE, PAGE) == page("random", slot)
+    assert file.write(slot * PAGE + 5, b"part") == 4
+    assert file.fallocate(PUNCH, slot * PAGE + 7, 5) == 0
+    assert _slowest(file) == ["file"] * 4
+
+
+def test_a_long_discard_waits_for_memory_only(make_file: MakeFile) -> None:
+    slots = swap_file._INLINE_DISCARD_SLOTS + 2
+    file = make_file(slots=slots, pool_bytes=4 * MiB, tier=MemoryTier(SEGMENTS))
+    assert file.rig.write_direct(0, page("heap", 0)) == PAGE
+    assert file.fallocate(PUNCH, 0, file.size) == 0
+    assert _slowest(file) == ["memory"]
+
+
+def test_a_second_try_waits_for_memory_only(make_file: MakeFile) -> None:
+    file = make_file(
+        pool_bytes=16 * 65536, slots=2048, tier=FaultyTier(MemoryTier(SEGMENTS), "full", 1, 1 << 30)
+    )
+    slot = _in_small_classes(file, pages=60)
+    while not file.tickets:
+        assert file.write(slot * PAGE, page("random", slot)) == PAGE
+        slot += 1
+    assert file.write(slot * PAGE + 5, page("random", 1)[:3900]) == 3900
+    assert set(_slowest(file)) == {"memory"}
+
+
+def test_a_deferred_read_that_needs_no_disk_any_more_waits_for_memory_only(file: File) -> None:
+    file.write(0, page("heap", 0))
+    assert file.rig.down.demote(1) == 1
+    assert file.call("read", 0, PAGE) is None
+    file.rig.store(0, page("heap", 1))
+    assert file.finish() == page("heap", 1)
+    assert _slowest(file) == ["memory"]
+
+
 def test_writeback_hears_of_every_write(file: File) -> None:
     file.write(0, b"x" * PAGE)
     file.write(10, b"x")
@@ -376,12 +442,3 @@ def test_a_bug_is_eio_logged_and_counted(
         assert call[handler]() == -EIO
     assert "ZeroDivisionError: planted" in caplog.text
     assert file.counter("handler_errors") == 1
-
-
-def test_a_part_is_not_written_while_a_worker_changes_its_page(file: File) -> None:
-    assert file.write(0, b"o" * PAGE) == PAGE
-    file.request[:512] = b"n" * 512
-    with file.swap._slow_patch:  # as a worker holds it between its read and its publication
-        assert file.call("write", 512, 512) is None
-    assert file.finish() == 512
-    assert file.read(0, PAGE) == b"o" * 512 + b"n" * 512 + b"o" * (PAGE - 1024)

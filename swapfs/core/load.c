@@ -108,39 +108,64 @@ static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer 
     return done;
 }
 
-/* Fills the pages of a run of slots, under the lock, up to the first that cannot be had; how many
- * those were. *whole*: none counts as read unless all were. */
-static Py_ssize_t load_run(Reader *self, uint64_t slot, Py_ssize_t count, char *out, bool whole)
+/* Words of the slots from *slot* on that lie in one cluster, at most *count* (*run*); NULL: none of
+ * them was ever written. *run* is 0 for a directory that is not sound. */
+static uint64_t *words_of(const Reader *self, uint64_t slot, Py_ssize_t count, Py_ssize_t *run)
 {
     const uint32_t *directory = self->directory.buf;
-    uint64_t *counters = self->counters.buf;
-    uint64_t reads[IN_MEMORY] = {0};
-    Py_ssize_t done = 0;
+    uint64_t index = slot & (CLUSTER_SLOTS - 1), page = directory[slot >> CLUSTER_SHIFT];
+    Py_ssize_t left = (Py_ssize_t)(CLUSTER_SLOTS - index);
 
-    while (done < count) {
-        uint64_t at = slot + (uint64_t)done, index = at & (CLUSTER_SLOTS - 1);
-        Py_ssize_t left = (Py_ssize_t)(CLUSTER_SLOTS - index);
-        Py_ssize_t run = count - done < left ? count - done : left, got;
-        uint64_t page = directory[at >> CLUSTER_SHIFT];
+    *run = count < left ? count : left;
+    if (page == 0)
+        return NULL;
+    index += (page - 1) << CLUSTER_SHIFT;
+    if (!has_words(&self->arena, (Py_ssize_t)index, *run))
+        *run = 0;
+    return (uint64_t *)self->arena.buf + index;
+}
+
+/* Whether a page of the run is in a tier below memory: worth a look at the tags first, as pages
+ * that are loaded in front of it would be loaded again with it. */
+static bool any_below(const Reader *self, uint64_t slot, Py_ssize_t count)
+{
+    for (Py_ssize_t done = 0, run; done < count; done += run) {
+        const uint64_t *words = words_of(self, slot + (uint64_t)done, count - done, &run);
+        if (run == 0)
+            return false;
+        for (Py_ssize_t i = 0; words != NULL && i < run; i++)
+            if ((words[i] & TAG_MASK) >= IN_MEMORY)
+                return true;
+    }
+    return false;
+}
+
+/* Fills the pages of a run of slots, under the lock, up to the first that cannot be had; how many
+ * those were. Adds to *reads*, by tag. */
+static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, char *out,
+                           uint64_t *reads)
+{
+    for (Py_ssize_t done = 0, run, got; done < count; done += got) {
+        uint64_t *words = words_of(self, slot + (uint64_t)done, count - done, &run);
         char *to = out + ((size_t)done << PAGE_SHIFT);
-        if (page == 0) {
+        got = run;
+        if (words == NULL) {
             memset(to, 0, (size_t)run << PAGE_SHIFT);
             reads[TAG_EMPTY] += (uint64_t)run;
-            got = run;
         } else {
-            index += (page - 1) << CLUSTER_SHIFT;
-            if (!has_words(&self->arena, (Py_ssize_t)index, run))
-                break;
-            got = load_words((uint64_t *)self->arena.buf + index, run, &self->arena, to, reads);
+            got = load_words(words, run, &self->arena, to, reads);
         }
-        done += got;
-        if (got < run)
-            break;
+        if (got < run || run == 0)
+            return done + got;
     }
-    if (done == count || !whole)
-        for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
-            counters[self->pages_read[tag]] += reads[tag];
-    return done;
+    return count;
+}
+
+static void count_reads(const Reader *self, const uint64_t *reads)
+{
+    uint64_t *counters = self->counters.buf;
+    for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
+        counters[self->pages_read[tag]] += reads[tag];
 }
 
 static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nargs)
@@ -160,9 +185,14 @@ static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nar
     if (slot < 0 || count < 0 || count > slots || slot > slots - count ||
         !has_pages(&out, position, count))
         PyErr_SetString(PyExc_ValueError, "the run is not inside its buffers");
-    else
+    else if (whole && any_below(self, (uint64_t)slot, count))
+        result = PyLong_FromLong(-1);
+    else {
+        uint64_t reads[IN_MEMORY] = {0};
         result = PyLong_FromSsize_t(
-            load_run(self, (uint64_t)slot, count, (char *)out.buf + position, whole));
+            load_run(self, (uint64_t)slot, count, (char *)out.buf + position, reads));
+        count_reads(self, reads);
+    }
     PyBuffer_Release(&out);
     return result;
 }
@@ -177,9 +207,12 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
         return -1;
     atomic_fetch_add_explicit(&self->lock->reads, 1, memory_order_relaxed);
     Py_ssize_t count = (Py_ssize_t)(size >> PAGE_SHIFT);
-    bool done = load_run(self, offset >> PAGE_SHIFT, count, out, true) == count;
-    if (done)
+    uint64_t slot = offset >> PAGE_SHIFT, reads[IN_MEMORY] = {0};
+    bool done = !any_below(self, slot, count) && load_run(self, slot, count, out, reads) == count;
+    if (done) { /* else Python counts */
+        count_reads(self, reads);
         ((uint64_t *)self->counters.buf)[self->bytes_read] += size;
+    }
     lock_leave(self->lock);
     return done ? (long)size : -1;
 }
@@ -260,8 +293,8 @@ static PyMethodDef reader_methods[] = {
     {"load", FASTCALL(reader_load), METH_FASTCALL,
      "load(slot, count, out, position, whole) -> pages filled\n\n"
      "Fill out from byte position on with the pages of count slots; the caller holds the lock.\n"
-     "Ends early at a slot that is not in memory, or damaged; with whole none counts as read\n"
-     "then. Words that were read become REFERENCED."},
+     "Ends early at a slot that is not in memory, or damaged. whole: load nothing and return -1\n"
+     "if one of them is not in memory. Words that were read become REFERENCED."},
     {"read", (PyCFunction)reader_try, METH_VARARGS,
      "read(offset, size, out) -> bytes read, or -1 for what is not whole pages in memory."},
     {NULL}};

@@ -96,7 +96,7 @@ class Region:
     """A mapped region and typed views of its parts.
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
-    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``_session.c``) and
+    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``) and
     ``counter_words`` (u64). A store to an element of a ``Q`` view is one aligned 8-byte store,
     which is what publishes a word (I3).
     """

@@ -212,7 +212,7 @@ METRICS: Final = (
     Metric(
         "swapfs_request_duration_seconds",
         "histogram",
-        "Time to serve one request, by operation and by the slowest tier it touched.",
+        "Time to serve one request, by operation and by the slowest tier that it waited for.",
         _no_plain_samples,
         ("op", "tier"),
     ),

@@ -30,6 +30,7 @@ from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
+from swapfs.server.partial import PartialWrites
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Workers, aligned_buffer
@@ -109,8 +110,9 @@ class Server:
             request,
             reply,
             self._workers,
+            PartialWrites(self._layer, self._second.compactor.make_room, fetcher, self._direct),
+            self._direct or self._second,
             fetcher=fetcher,
-            overflow=self._direct or self._second,
             stored=self._stored,
         )
         self._snapshots = SnapshotMaker(
@@ -262,7 +264,7 @@ class Server:
             reader = self._layer.reader(self._config.size_bytes)
             session.run(
                 *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
-                reader.capsule(),
+                *(swap_file.on_failure, reader.capsule()),
             )
         except BaseException as error:  # its end is the end of the server: say why
             self._loop_error = error

@@ -1,7 +1,7 @@
 """The session loop from Python, and pyfuse3 as it must be loaded: after the loop.
 
 Import pyfuse3 from here, never directly: the compiled loop takes two libfuse functions over
-from it (see ``_session.c``), which works only if the dynamic linker meets the loop first.
+from it (see ``interpose.c``), which works only if the dynamic linker meets the loop first.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ finally:
 
 import pyfuse3  # noqa: E402
 
+Request = _session.Request
 Ticket = _session.Ticket
 arm = _session.arm
 counts = _session.counts
-defer = _session.defer
 latency = _session.latency
 replay_init = _session.replay_init
 resend = _session.resend
@@ -32,10 +32,10 @@ run = _session.run
 stop = _session.stop
 
 __all__ = [
+    "Request",
     "Ticket",
     "arm",
     "counts",
-    "defer",
     "latency",
     "pyfuse3",
     "replay_init",

@@ -40,6 +40,9 @@ class Ticket:
         """Take bytes written, or a negative errno value."""
         self.results.append(result)
 
+    def used_file(self) -> None:
+        """Hear that the answer waits for the file tier."""
+
 
 class Rig:
     """One region of *slots* slots over *tier*, driven by hand.
@@ -95,7 +98,7 @@ class Rig:
         """Return one counter."""
         return self.layer.counters.get(name)
 
-    # ---- as the hot path does it ----
+    # ---- as data requests do it ----
 
     def store(self, slot: int, *pages: bytes) -> int:
         """Store pages in memory; return how many fitted."""

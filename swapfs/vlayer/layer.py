@@ -198,7 +198,7 @@ class VirtualSlotLayer:
         Returns how many pages were filled; fewer than *count* means that the next slot is in
         the file tier, or damaged.
 
-        :param whole: count no page as read unless all were: the caller will ask again
+        :param whole: load nothing if one of the slots is in the file tier, and return -1
         :raises SlotDamaged: the first page asked for is damaged (a later one ends the run)
         """
         with self.lock:
@@ -240,6 +240,23 @@ class VirtualSlotLayer:
             if (self.table.get(slot) ^ seen) & ~FLAGS:
                 return None
             return self._store_page(slot, page)
+
+    def look(self, slot: int, page: memoryview, room: memoryview) -> tuple[int, memoryview]:
+        """Return the word of *slot*, and a copy of its blob in *room* if it is a POOL word.
+
+        *page* gets the page, unless it is in the file tier. Both take 4096 bytes.
+
+        :raises SlotDamaged: the blob is no page
+        """
+        with self.lock:
+            word = self.table.get(slot)
+            if word & TAG_MASK != Tag.FILE:
+                self._load(slot, 1, page, 0, whole=True)
+            if word & TAG_MASK != Tag.POOL:
+                return word, room[:0]
+            blob = room[: blob_length(word)]
+            blob[:] = self.blob(word)
+            return word, blob
 
     def is_empty(self, slot: int) -> bool:
         """Whether *slot* was never written, or was discarded since."""

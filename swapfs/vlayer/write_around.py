@@ -14,9 +14,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from errno import EIO, ENOSPC
+from errno import EAGAIN, EIO, ENOSPC
 from typing import Final, Protocol
 
 from swapfs.errors import TierFull
@@ -38,6 +38,9 @@ class Answerable(Protocol):
 
     def reply(self, result: int, /) -> None:
         """Take bytes written, or a negative errno value."""
+
+    def used_file(self) -> None:
+        """Hear that the answer waits for the file tier."""
 
 
 class Overflow(Protocol):
@@ -61,10 +64,14 @@ class MakesRoom(Overflow, Protocol):
 
 @dataclass(slots=True)
 class _Request:
-    """One deferred write; ``parts`` counts the batches that are not down yet, plus the packer."""
+    """One deferred write; ``parts`` counts the batches that are not down yet, plus the packer.
+
+    ``still``: asked under the layer's lock whether a page may be published.
+    """
 
     ticket: Answerable
     size: int
+    still: Callable[[], bool] = lambda: True
     parts: int = 1
     error: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,6 +79,10 @@ class _Request:
     def reply(self, result: int, /) -> None:
         """Take the answer of the second try, as that of one more part."""
         self.part_done(-result if result < 0 else 0)
+
+    def used_file(self) -> None:
+        """Hear the same from the second try."""
+        self.ticket.used_file()
 
     def part_done(self, error: int) -> None:
         with self.lock:
@@ -87,6 +98,7 @@ class _Part:
     request: _Request
     extent: Extent
     batch: Batch
+    stale: bool = False
 
 
 class WriteAround:
@@ -127,16 +139,7 @@ class WriteAround:
         before stays as it was.
         """
         request = _Request(ticket, size)
-        error = ENOSPC
-        try:
-            if self._writer.may_write():
-                self._pack(request, slot, pages, count)
-                error = 0
-        except TierFull:
-            pass
-        except Exception:  # the ticket is answered once, whatever happens
-            log.exception("direct write failed")
-            error = EIO
+        error = self._try(request, slot, pages, count)
         if error == ENOSPC and self._second is not None:
             # All of it: what was packed already is stored twice, with the same bytes.
             self._second.submit(request, size, slot, pages, count)
@@ -147,6 +150,30 @@ class WriteAround:
                     "failed_write_no_room" if error == ENOSPC else "handler_errors"
                 )
         request.part_done(error)
+
+    def submit_if(
+        self, ticket: Answerable, slot: int, page: memoryview, still: Callable[[], bool]
+    ) -> None:
+        """Write one page, unless *still* says no under the layer's lock when it is published.
+
+        The ticket is answered as by ``submit``, but EAGAIN if *still* said no, and ENOSPC, which
+        is not counted, without a second try: who asks can make room, and then look again.
+        """
+        request = _Request(ticket, PAGE_SIZE, still)
+        request.part_done(self._try(request, slot, page, 1))
+
+    def _try(self, request: _Request, slot: int, pages: memoryview, count: int) -> int:
+        """Pack pages; 0 when all wait to be written, else an errno value."""
+        try:
+            if not self._writer.may_write():
+                return ENOSPC
+            self._pack(request, slot, pages, count)
+        except TierFull:
+            return ENOSPC
+        except Exception:  # the ticket is answered once, whatever happens
+            log.exception("direct write failed")
+            return EIO
+        return 0
 
     def _pack(self, request: _Request, slot: int, pages: memoryview, count: int) -> None:
         part: _Part | None = None
@@ -202,6 +229,7 @@ class WriteAround:
         return 0.0 if self._writer.health.gave_up else self._wait_s
 
     def _hand_over(self, part: _Part) -> None:
+        part.request.ticket.used_file()
         with part.request.lock:
             part.request.parts += 1
         self._packed.put(part)
@@ -232,25 +260,29 @@ class WriteAround:
             return EIO
         error = 0
         deadline_s = time.monotonic() + self._wait_s
-        late = self._publish(part.extent, part.batch.items)
+        late = self._publish(part, part.batch.items)
         while late and self._make_table_room(deadline_s):
-            late = self._publish(part.extent, late)
+            late = self._publish(part, late)
         if late:
             error = ENOSPC
             with layer.lock:
                 layer.counters.add("failed_write_no_room", len(late))
                 for item in late:
                     self._writer.release(part.extent, item)
-        return error
+        return EAGAIN if part.stale else error
 
-    def _publish(self, extent: Extent, items: list[BatchItem]) -> list[BatchItem]:
+    def _publish(self, part: _Part, items: list[BatchItem]) -> list[BatchItem]:
         """Publish *items*; return those whose cluster found no page for its words."""
         late, lock = [], self._layer.lock
         with lock:
             for item in items:
                 lock.resched()
+                if not part.request.still():
+                    self._writer.release(part.extent, item)
+                    part.stale = True
+                    continue
                 try:
-                    self._writer.publish(extent, item, "write_direct")
+                    self._writer.publish(part.extent, item, "write_direct")
                     self._layer.counters.add("write_direct_pages")
                 except TierFull:
                     late.append(item)

@@ -461,10 +461,10 @@ def _run(*command: str) -> str:
 
 def _compiler(gcc: str, directory: Path, project: Path) -> tuple[str, ...]:
     """The compiler proper, without the driver: it must be our own child."""
-    source, ready = project / "swapfs" / "_session.c", directory / "corpus.i"
-    include = sysconfig.get_path("include")
+    source, ready = project / "swapfs" / "session" / "loop.c", directory / "corpus.i"
+    include, ours = sysconfig.get_path("include"), project / "swapfs" / "core"
     fuse = _run("pkg-config", "--cflags", "fuse3").split()
-    _run(gcc, "-E", f"-I{include}", *fuse, str(source), "-o", str(ready))
+    _run(gcc, "-E", f"-I{include}", f"-I{ours}", *fuse, str(source), "-o", str(ready))
     compiler = _run(gcc, "-print-prog-name=cc1").strip()
     return compiler, "-quiet", "-fpreprocessed", "-O2", "-g", str(ready), "-o", "-"
 

@@ -94,7 +94,7 @@ class Slots(RuleBasedStateMachine):
         layer = self.rig.layer
         done = layer.patch(slot, start, data, bytearray(4096))
         if done is None:
-            seen = self.rig.fetcher.file_word(slot)
+            seen = self.rig.layer.table.get(slot)
             old = bytearray(self.rig.load(slot))
             old[start : start + len(data)] = data
             done = layer.replace_file_page(slot, seen, memoryview(old))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,9 +17,10 @@ from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.base import LowerTier
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB, PSector
-from swapfs.vlayer import fetch
+from swapfs.vlayer import single_flight
 from swapfs.vlayer.entry import Tag, file_sector
 from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.single_flight import Flight
 
 TEXT = [page("text", seed) for seed in range(40)]
 
@@ -100,24 +102,25 @@ def test_concurrent_reads_of_one_slot_share_one_disk_read(
     leader = Reader(rig, 5)
     tier.read_gate.wait_for_arrival()
     followers = [Reader(rig, 5) for _ in range(4)]
-    flights = rig.fetcher._flights
-    with rig.fetcher._landing:
-        assert rig.fetcher._landing.wait_for(
-            lambda: next(iter(flights.values())).waiters == 4, timeout=0
-        ) or _until(lambda: next(iter(flights.values())).waiters == 4, rig)
+    _wait_for_followers(rig, 4)
     tier.read_gate.open()
     assert [reader.finish() for reader in (leader, *followers)] == [TEXT[5]] * 5
     assert memory.reads == 1
-    assert not flights
+    assert rig.load(5) == TEXT[5]
+    assert memory.reads == 2, "the next one reads for itself"
 
 
-def _until(holds: Callable[[], bool], rig: Rig) -> bool:
-    """Let the other threads run until *holds*; the landing lock is held around this."""
-    for _ in range(3000):
-        rig.fetcher._landing.wait(0.01)
-        if holds():
-            return True
-    return False
+def _wait_for_followers(rig: Rig, count: int = 1) -> None:
+    """Let the other threads run until *count* readers wait for the disk read of another."""
+    deadline_s = time.monotonic() + 30
+    while rig.fetcher.followers < count:
+        assert time.monotonic() < deadline_s, "nobody follows"
+        time.sleep(0.001)
+
+
+def _assert_nobody_waits(rig: Rig, slot: int, count: int) -> None:
+    """Assert that a later read waits for none that has ended."""
+    assert Reader(rig, slot, count).finish() == b"".join(TEXT[slot : slot + count])
 
 
 def test_a_run_ends_where_another_read_is_under_way(
@@ -184,8 +187,7 @@ def test_a_follower_looks_again_too(
     readers = [Reader(rig, 5)]
     tier.read_gate.wait_for_arrival()
     readers.append(Reader(rig, 5))
-    with rig.fetcher._landing:
-        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    _wait_for_followers(rig)
     new = event(rig)
     tier.read_gate.open()
     assert [reader.finish() for reader in readers] == [new, new]
@@ -225,8 +227,7 @@ def test_a_failed_read_is_an_error_once() -> None:
     with pytest.raises(TierIOError):
         rig.load(0)
     assert rig.counter("failed_read_io") == 1
-    assert not rig.fetcher._flights
-    assert rig.load(0, 40) == b"".join(TEXT)
+    _assert_nobody_waits(rig, 0, 40)
     rig.region.close()
 
 
@@ -236,8 +237,7 @@ def _sharing(rig: Rig, tier: SlowTier) -> tuple[Reader, Reader]:
     leader = Reader(rig, 5)
     tier.read_gate.wait_for_arrival()
     follower = Reader(rig, 5)
-    with rig.fetcher._landing:
-        assert _until(lambda: next(iter(rig.fetcher._flights.values())).waiters == 1, rig)
+    _wait_for_followers(rig)
     return leader, follower
 
 
@@ -275,33 +275,30 @@ def test_who_follows_a_read_that_a_bad_sector_ended_reads_for_himself() -> None:
     leader = Reader(rig, 4, 8)
     slow.read_gate.wait_for_arrival()
     follower = Reader(rig, 7)
-    flights = rig.fetcher._flights
-    with rig.fetcher._landing:
-        assert _until(lambda: any(flight.waiters for flight in flights.values()), rig)
+    _wait_for_followers(rig)
     slow.read_gate.open()
     assert leader.finish() == TEXT[4]
     assert follower.finish() == TEXT[7]
-    assert not flights
     rig.region.close()
 
 
 def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = _demoted(MemoryTier(4), TEXT)
-    made = []
+    made = 0
 
-    def make() -> fetch._Flight:
-        made.append(fetch._Flight)
-        if len(made) == 3:
+    def make(word: int) -> Flight:
+        nonlocal made
+        made += 1
+        if made == 3:
             raise MemoryError
-        return flight()
+        return Flight(word)
 
-    flight = fetch._Flight
-    monkeypatch.setattr(fetch, "_Flight", make)
-    with pytest.raises(MemoryError):
-        rig.load(0, 8)
-    monkeypatch.undo()
-    assert rig.fetcher._flights == {}
-    assert rig.load(0, 8) == b"".join(TEXT[:8])
+    with monkeypatch.context() as patch:
+        patch.setattr(single_flight, "Flight", make)
+        with pytest.raises(MemoryError):
+            rig.load(0, 8)
+    assert made == 3
+    _assert_nobody_waits(rig, 0, 8)
     rig.region.close()
 
 
@@ -325,12 +322,11 @@ def test_followers_that_cannot_have_a_copy_do_not_wait(monkeypatch: pytest.Monke
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "bytes", exhausted, raising=False)
+        patch.setattr(single_flight, "bytes", exhausted, raising=False)
         tier.read_gate.open()
-        leader.finish()
+        assert leader.finish() == TEXT[5], "it needs no copy"
         assert isinstance(follower.finish(), TierIOError)
     assert rig.load(5) == TEXT[5]
-    assert not rig.fetcher._flights
     rig.region.close()
 
 
@@ -345,8 +341,7 @@ def test_a_bug_in_the_tier_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch
         patch.setattr(tier, "read", buggy)
         with pytest.raises(RuntimeError):
             rig.load(0, 8)
-    assert not rig.fetcher._flights
-    assert rig.load(0, 8) == b"".join(TEXT[:8])
+    _assert_nobody_waits(rig, 0, 8)
     rig.region.close()
 
 
@@ -358,8 +353,7 @@ def test_a_blob_that_is_no_page_leaves_nobody_waiting() -> None:
     assert rig.load(0, 3) == TEXT[0]
     with pytest.raises(BlobCorrupt):
         rig.load(1, 2)
-    assert rig.load(2) == TEXT[2]
-    assert not rig.fetcher._flights
+    _assert_nobody_waits(rig, 2, 1)
     rig.region.close()
 
 

@@ -198,11 +198,11 @@ def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
     out = memoryview(bytearray(4 * PAGE_SIZE))
     assert rig.layer.load_run(0, 4, out, 0) == 2
     assert rig.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE)) is None
-    seen = rig.fetcher.file_word(2)
+    seen = rig.layer.table.get(2)
     assert rig.layer.replace_file_page(2, seen ^ 1 << 40, memoryview(pages[0])) is None
     assert rig.layer.replace_file_page(2, seen, memoryview(pages[0])) is True
     assert rig.load(0, 4) == b"".join([*pages[:2], pages[0], pages[3]])
-    assert rig.fetcher.file_word(2) == 0
+    assert rig.tag(2) == Tag.POOL
     rig.check()
     rig.region.close()
 

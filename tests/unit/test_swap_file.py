@@ -4,160 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapfs.server import swap_file
-from swapfs.server.swap_file import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SwapFile
-from swapfs.server.workers import Buffers, Job
+from swapfs.server.swap_file import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
-from swapfs.tiers.base import LowerTier
 from swapfs.units import MiB
-from swapfs.vlayer import fetch
+from tests.unit.driven_file import PAGE, REQUEST_BYTES, SLOTS, File
 
-PAGE = 4096
-SLOTS = 24
 SIZE = SLOTS * PAGE
 SEGMENTS = 8
 PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
-REQUEST_BYTES = 16 * PAGE
-
-
-class Ticket:
-    """Takes the answer of a deferred request."""
-
-    def __init__(self) -> None:
-        self.answers: list[int | bytes] = []
-
-    def reply(self, result: int, /) -> None:
-        self.answers.append(result)
-
-    def reply_data(self, data: memoryview, /) -> None:
-        self.answers.append(bytes(data))
-
-
-class InlineWorkers:
-    """Runs a job when it is told to, in the thread that tells it."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        pages = memoryview(bytearray(REQUEST_BYTES + 2 * PAGE))
-        scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
-        self._buffers = Buffers(pages, scratch, bytearray(PAGE))
-
-    def submit(self, job: Job) -> None:
-        self.jobs.append(job)
-
-    def run(self) -> int:
-        ran = 0
-        while self.jobs:
-            self.jobs.pop(0)(self._buffers)
-            ran += 1
-        return ran
-
-
-class File:
-    """A SwapFile over a Rig, spoken to as the session loop does."""
-
-    def __init__(
-        self,
-        *,
-        pool_bytes: int = MiB,
-        tier: LowerTier | None = None,
-        promote: bool = False,
-        slots: int = SLOTS,
-    ) -> None:
-        self.rig = Rig(slots, pool_bytes, tier, promote=promote)
-        self.size = slots * PAGE
-        self.tickets: list[Ticket] = []
-        self.workers = InlineWorkers()
-        self.request = bytearray(REQUEST_BYTES)
-        self.reply = bytearray(REQUEST_BYTES)
-        self.stored = 0
-        self.swap = SwapFile(
-            self.rig.layer,
-            self.size,
-            memoryview(self.request).toreadonly(),
-            memoryview(self.reply),
-            self.workers,  # type: ignore[arg-type]
-            fetcher=self.rig.fetcher if tier else None,
-            overflow=self.rig.direct if tier else self.rig.second,
-            stored=self._count_store,
-        )
-
-    def _count_store(self) -> None:
-        self.stored += 1
-
-    def defer(self) -> Ticket:
-        self.tickets.append(Ticket())
-        return self.tickets[-1]
-
-    def _finish(self) -> int | bytes:
-        """Let what was deferred run to its end and return the answer of the one ticket."""
-        overflows: list[Any] = [self.rig.second, *([self.rig.direct] if self.rig.tier else [])]
-        threads = [threading.Thread(target=overflow.run) for overflow in overflows]
-        for thread in threads:
-            thread.start()
-        try:
-            self.workers.run()
-        finally:
-            for overflow, thread in zip(overflows, threads, strict=True):
-                overflow.stop()
-                thread.join()
-        (answer,) = self.tickets[-1].answers
-        return answer
-
-    def read(self, offset: int, size: int) -> Any:
-        """Return the bytes, or a negative errno value."""
-        result = self.swap.read(offset, size)
-        if result is None:
-            return self._finish()
-        return bytes(self.reply[:result]) if result >= 0 else result
-
-    def write(self, offset: int, data: bytes) -> int:
-        self.request[: len(data)] = data
-        result = self.swap.write(offset, len(data))
-        if result is None:
-            self.request[:] = bytes(REQUEST_BYTES)  # the loop uses it for the next request
-            answer = self._finish()
-            assert isinstance(answer, int)
-            return answer
-        return result
-
-    def fallocate(self, mode: int, offset: int, length: int) -> int:
-        result = self.swap.fallocate(mode, offset, length)
-        if result is None:
-            answer = self._finish()
-            assert isinstance(answer, int)
-            return answer
-        return result
-
-    def counter(self, name: str) -> int:
-        return self.rig.counter(name)
 
 
 MakeFile = Callable[..., File]
 
 
 @pytest.fixture
-def make_file(monkeypatch: pytest.MonkeyPatch) -> MakeFile:
-    current: list[File] = []
-
-    def make(**options: object) -> File:
-        current[:] = [File(**options)]  # type: ignore[arg-type]
-        return current[0]
-
-    monkeypatch.setattr(swap_file, "defer", lambda: current[0].defer())
-    return make
+def make_file() -> MakeFile:
+    return File
 
 
 @pytest.fixture
@@ -313,7 +185,7 @@ def test_discards_are_clamped_and_counted(file: File) -> None:
 def test_a_long_discard_leaves_the_loop(make_file: MakeFile) -> None:
     file = make_file(slots=swap_file._INLINE_DISCARD_SLOTS + 2, pool_bytes=4 * MiB)
     file.write(0, b"x" * PAGE)
-    assert file.swap.fallocate(PUNCH, 0, file.size - PAGE) is None
+    assert file.call("fallocate", PUNCH, 0, file.size - PAGE) is None
     assert file.workers.run() == 1
     assert file.tickets[0].answers == [0]
     assert file.read(0, PAGE) == bytes(PAGE)
@@ -348,6 +220,72 @@ def test_a_slot_in_the_file_is_deferred(file: File) -> None:
     assert file.fallocate(PUNCH, 5, 3) == 0
     assert len(file.tickets) == 3, "slot 0 came back to memory with the partial write"
     assert all(len(ticket.answers) == 1 for ticket in file.tickets)
+
+
+def test_pages_before_a_slot_in_the_file_are_loaded_once(file: File) -> None:
+    """The tags are looked at first, so no page is loaded in vain before the worker loads all."""
+    data = b"".join(page("heap", number) for number in range(4))
+    file.write(0, data)
+    file.rig.write_direct(3, page("heap", 3))
+    untouched = b"\xee" * 4 * PAGE
+    out = bytearray(untouched)
+    assert file.rig.layer.reader(file.size).read(0, 4 * PAGE, out) == -1
+    assert out == untouched
+    file.reply[: 4 * PAGE] = untouched
+    assert file.call("read", 0, 4 * PAGE) is None
+    assert file.reply[: 4 * PAGE] == untouched
+    assert file.counter("read_pool_pages") == 0
+    assert file.finish() == data
+    assert file.counter("read_pool_pages") == 3
+    assert file.counter("read_file_pages") == 1
+
+
+# ---- what the latency of a deferred request is the latency of ----
+
+
+def _slowest(file: File) -> list[str]:
+    return [ticket.slowest for ticket in file.tickets]
+
+
+def test_what_waited_for_the_file_says_so(make_file: MakeFile) -> None:
+    file = make_file(tier=MemoryTier(SEGMENTS), pool_bytes=2 * 65536)
+    slot = 0
+    while file.rig.store(slot, page("random", slot)):
+        slot += 1
+    assert file.write(slot * PAGE, page("random", slot)) == PAGE
+    assert file.read(slot * PAGE, PAGE) == page("random", slot)
+    assert file.write(slot * PAGE + 5, b"part") == 4
+    assert file.fallocate(PUNCH, slot * PAGE + 7, 5) == 0
+    assert _slowest(file) == ["file"] * 4
+
+
+def test_a_long_discard_waits_for_memory_only(make_file: MakeFile) -> None:
+    slots = swap_file._INLINE_DISCARD_SLOTS + 2
+    file = make_file(slots=slots, pool_bytes=4 * MiB, tier=MemoryTier(SEGMENTS))
+    assert file.rig.write_direct(0, page("heap", 0)) == PAGE
+    assert file.fallocate(PUNCH, 0, file.size) == 0
+    assert _slowest(file) == ["memory"]
+
+
+def test_a_second_try_waits_for_memory_only(make_file: MakeFile) -> None:
+    file = make_file(
+        pool_bytes=16 * 65536, slots=2048, tier=FaultyTier(MemoryTier(SEGMENTS), "full", 1, 1 << 30)
+    )
+    slot = _in_small_classes(file, pages=60)
+    while not file.tickets:
+        assert file.write(slot * PAGE, page("random", slot)) == PAGE
+        slot += 1
+    assert file.write(slot * PAGE + 5, page("random", 1)[:3900]) == 3900
+    assert set(_slowest(file)) == {"memory"}
+
+
+def test_a_deferred_read_that_needs_no_disk_any_more_waits_for_memory_only(file: File) -> None:
+    file.write(0, page("heap", 0))
+    assert file.rig.down.demote(1) == 1
+    assert file.call("read", 0, PAGE) is None
+    file.rig.store(0, page("heap", 1))
+    assert file.finish() == page("heap", 1)
+    assert _slowest(file) == ["memory"]
 
 
 def test_writeback_hears_of_every_write(file: File) -> None:
@@ -504,12 +442,3 @@ def test_a_bug_is_eio_logged_and_counted(
         assert call[handler]() == -EIO
     assert "ZeroDivisionError: planted" in caplog.text
     assert file.counter("handler_errors") == 1
-
-
-def test_a_part_is_not_written_while_a_worker_changes_its_page(file: File) -> None:
-    assert file.write(0, b"o" * PAGE) == PAGE
-    file.request[:512] = b"n" * 512
-    with file.swap._slow_patch:  # as a worker holds it between its read and its publication
-        assert file.swap.write(512, 512) is None
-    assert file._finish() == 512
-    assert file.read(0, PAGE) == b"o" * 512 + b"n" * 512 + b"o" * (PAGE - 1024)

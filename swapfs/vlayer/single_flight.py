@@ -1,0 +1,166 @@
+"""Reads of one blob that come together share one disk read.
+
+Whoever asks first for a blob is its leader and reads it; whoever asks meanwhile follows, and
+gets a copy of its bytes. Blobs that lie side by side are one run, with one leader. Knows where
+a word says that a blob lies, and nothing of the table or of disks.
+
+Why a read failed is kept as a value and never as an exception: an exception that its own
+traceback can reach is a cycle, and in the server nothing collects those.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from swapfs.errors import TierError, TierIOError
+from swapfs.tiers.blob import blob_sectors
+from swapfs.units import SECTOR_SIZE
+from swapfs.vlayer.entry import FLAGS, blob_length, file_sector
+
+
+class Failure(NamedTuple):
+    """Why there are no bytes: the class of the error, and what it said."""
+
+    kind: type[TierError]
+    reason: str
+
+    @classmethod
+    def of(cls, error: TierError) -> Failure:
+        """Return what is left of *error* without its traceback."""
+        return cls(type(error), str(error))
+
+
+GIVEN_UP: Final = Failure(TierIOError, "nobody has read it")
+"""The leader did not come to this blob: whoever wants it looks again."""
+_NO_COPY: Final = Failure(TierIOError, "no memory for a copy")
+
+
+@dataclass(slots=True)
+class Flight:
+    """One blob that is being read; its leader fills in the outcome.
+
+    ``payload`` is the leader's, and lies in its scratch; ``shared`` is a copy, made if anybody
+    follows.
+    """
+
+    word: int
+    payload: bytes | memoryview = b""
+    sequence: int = 0
+    failure: Failure | None = None
+    followers: int = 0
+    landed: bool = False
+    shared: bytes | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """Blobs of consecutive slots from *slot* on that lie side by side on the disk.
+
+    ``follows``: another thread reads it; then it is one blob.
+    """
+
+    slot: int
+    flights: list[Flight] = field(default_factory=list)
+    sectors: int = 0
+    follows: bool = False
+
+    def outcome(self, flight: Flight) -> tuple[bytes | memoryview, Failure | None]:
+        """Return the bytes of a landed flight for who asked for this run, or why there are none."""
+        if not self.follows:
+            return flight.payload, flight.failure
+        if flight.shared is None:
+            return b"", flight.failure or _NO_COPY
+        return flight.shared, flight.failure
+
+    def give_up(self, first: int = 0) -> None:
+        """Note that nobody reads the blobs from number *first* on."""
+        for flight in self.flights[first:]:
+            flight.failure = GIVEN_UP
+
+
+class SingleFlight:
+    """The disk reads that are under way.
+
+    :param window_bytes: the most that one read asks for
+    """
+
+    def __init__(self, window_bytes: int) -> None:
+        self._window_bytes = window_bytes
+        self._landing = threading.Condition()
+        self._flights: dict[tuple[int, int], Flight] = {}
+
+    @property
+    def followers(self) -> int:
+        """How many wait for bytes that somebody else reads."""
+        with self._landing:
+            return sum(flight.followers for flight in self._flights.values())
+
+    def board(self, slot: int, words: Sequence[int]) -> Run:
+        """Return what one read can fetch of *words*, of *slot* and those after it; not empty.
+
+        The caller reads it and calls ``land``, whatever happens; or ``wait`` if it follows.
+        """
+        run = Run(slot)
+        with self._landing:
+            try:
+                self._register(run, words)
+            except BaseException:  # nobody can follow yet: we have the lock
+                self._forget(run)
+                raise
+        return run
+
+    def _register(self, run: Run, words: Sequence[int]) -> None:
+        """Add to *run* what lies side by side, or else the one flight to follow."""
+        first = file_sector(words[0])
+        for index, word in enumerate(words):
+            sectors = blob_sectors(blob_length(word))
+            if run.flights and (
+                file_sector(word) != first + run.sectors
+                or (run.sectors + sectors) * SECTOR_SIZE > self._window_bytes
+            ):
+                return
+            flight = self._flights.get((run.slot + index, word & ~FLAGS))
+            if flight is not None:
+                if not run.flights:
+                    flight.followers += 1
+                    run.flights.append(flight)
+                    run.follows = True
+                return
+            flight = Flight(word)
+            run.flights.append(flight)
+            run.sectors += sectors
+            self._flights[run.slot + index, word & ~FLAGS] = flight
+
+    def _forget(self, run: Run) -> None:
+        for index, flight in enumerate(run.flights):
+            self._flights.pop((run.slot + index, flight.word & ~FLAGS), None)
+
+    def land(self, run: Run) -> None:
+        """Let those who follow have what the leader of *run* noted in its flights."""
+        with self._landing:
+            self._forget(run)
+            waited_for = False
+            for flight in run.flights:
+                flight.landed = True
+                if flight.followers:
+                    waited_for = True
+                    self._share(flight)
+            if waited_for:
+                self._landing.notify_all()
+
+    @staticmethod
+    def _share(flight: Flight) -> None:
+        """Copy the payload: the leader's scratch is used again before they wake."""
+        with suppress(MemoryError):  # then they are told that there is no copy
+            flight.shared = bytes(flight.payload)
+
+    def wait(self, run: Run) -> None:
+        """Wait until the flight that *run* follows has landed."""
+        (flight,) = run.flights
+        with self._landing:
+            while not flight.landed:
+                self._landing.wait()

@@ -1,0 +1,381 @@
+"""No failure may leave a reference cycle: gc is off in the server, and its memory is locked.
+
+Each kind of failure is made many times with gc off; then a collection must find nothing, and
+there must be no more objects than before. An exception that is kept where its own traceback can
+reach it is such a cycle, and holds every frame between (8 KB for a failed read, once).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from errno import EIO, ENOSPC
+from pathlib import Path
+
+import pytest
+import trio
+
+from swapfs import fs
+from swapfs.errors import TierError, TierIOError
+from swapfs.server import metrics
+from swapfs.server.workers import Buffers, Workers
+from swapfs.session import pyfuse3
+from swapfs.testing.faulty import FaultyTier
+from swapfs.testing.harness import Rig
+from swapfs.testing.memory import MemoryTier
+from swapfs.testing.pages import page
+from swapfs.testing.wrapper import TierWrapper
+from swapfs.tiers.base import LowerTier
+from swapfs.units import MiB, PSector
+from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.write_around import Answerable
+from swapfs.wire import control
+from tests.unit.driven_file import PAGE, File
+
+TIMES = 1000
+PUNCH = 3
+Still = Callable[[], bool]
+ALWAYS = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Have nothing logged: pytest keeps log records, and with them the errors they tell of."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def assert_nothing_stays(fail: Callable[[], object], times: int = TIMES) -> None:
+    """Call *fail* again and again with gc off; nothing may be left behind by it."""
+    for _ in range(20):  # what is made once: caches, free lists
+        fail()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(times):
+            fail()
+        left = _objects_beyond(before, times // 10)
+        unreachable = gc.collect()
+    finally:
+        gc.enable()
+    assert unreachable == 0, f"{unreachable} objects in cycles after {times} failures"
+    assert left < times // 10, f"{left} objects more after {times} failures"
+
+
+def _objects_beyond(before: int, few: int) -> int:
+    """Return how many more there are than *before*, when other threads have done their part."""
+    deadline_s = time.monotonic() + 10
+    while (left := len(gc.get_objects()) - before) >= few and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return left
+
+
+def _demoted(tier: LowerTier, pages: int = 8) -> Rig:
+    rig = Rig(1024, 4 * MiB, tier)
+    rig.store(0, *(page("heap", number) for number in range(pages)))
+    assert rig.down.demote(pages) == pages
+    return rig
+
+
+def _load(rig: Rig, slot: int, count: int = 1) -> None:
+    with suppress(TierError, SlotDamaged):
+        rig.load(slot, count)
+
+
+@pytest.mark.parametrize("fault", ["read_error", "short_read", "flipped_read"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_failed_reads_of_the_file_tier(fault: str, count: int) -> None:
+    rig = _demoted(FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    assert_nothing_stays(lambda: _load(rig, 0, count))
+    assert rig.counter("failed_read_io") + rig.counter("failed_read_checksum") > TIMES
+
+
+def test_a_blob_that_is_no_page() -> None:
+    rig = Rig(1024, 4 * MiB, MemoryTier(8))
+    rig.store(0, page("heap", 0))
+    blob = rig.layer.blob(rig.layer.table.get(0))
+    blob[:] = b"\xff" * len(blob)
+    assert_nothing_stays(lambda: _load(rig, 0))  # in memory
+    rig.down.demote(1)
+    assert_nothing_stays(lambda: _load(rig, 0))
+
+
+class FailsWhileFollowed(TierWrapper):
+    """A tier whose reads fail as soon as another thread waits for the same bytes."""
+
+    rig: Rig | None = None
+
+    def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
+        rig = self.rig
+        assert rig is not None
+        follower = threading.Thread(target=_load, args=(rig, 0), daemon=True)
+        follower.start()
+        self.follower = follower
+        deadline_s = time.monotonic() + 30
+        while not rig.fetcher.followers:
+            assert time.monotonic() < deadline_s, "nobody follows"
+            time.sleep(0)
+        raise TierIOError("made to fail")
+
+
+def test_followers_of_a_failed_read() -> None:
+    tier = FailsWhileFollowed(MemoryTier(8))
+    tier.rig = rig = _demoted(tier)
+
+    def fail() -> None:
+        _load(rig, 0)
+        tier.follower.join(30)
+
+    assert_nothing_stays(fail, TIMES // 4)
+    assert rig.counter("failed_read_io") >= 2 * TIMES // 4
+
+
+@pytest.mark.parametrize("fault", ["write_error", "full"])
+def test_failed_demotions(fault: str) -> None:
+    rig = Rig(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    rig.store(0, *(page("heap", number) for number in range(8)))
+
+    def fail() -> None:
+        rig.now_s += 100  # past the pause after a failure
+        assert rig.down.demote(8) == 0
+
+    # each failed write makes its sectors bad, for good
+    assert_nothing_stays(fail, 50 if fault == "write_error" else TIMES)
+
+
+@pytest.mark.parametrize("fault", ["write_error", "full"])
+def test_failed_direct_writes(fault: str) -> None:
+    rig = Rig(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    slot = 0
+    while rig.store(slot, page("random", slot)):
+        slot += 1
+
+    def fail() -> None:
+        rig.now_s += 100
+        assert rig.write_direct(slot, page("random", slot)) < 0
+
+    assert_nothing_stays(fail, 50 if fault == "write_error" else TIMES)
+
+
+def test_writes_that_nobody_has_room_for() -> None:
+    rig = Rig(1024, 2 * 65536)
+    slot = 0
+    while rig.store(slot, page("random", slot)):
+        slot += 1
+
+    def fail() -> None:
+        assert rig.write(slot, page("random", slot)) == -ENOSPC
+
+    assert_nothing_stays(fail)
+
+
+def test_bugs_in_a_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = MemoryTier(8)
+    rig = _demoted(tier)
+
+    def buggy(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(tier, name, buggy)
+
+    def fail() -> None:
+        rig.now_s += 100
+        with suppress(ZeroDivisionError):
+            rig.load(0, 8)
+        rig.write_direct(9, page("heap", 9))
+
+    assert_nothing_stays(fail, 50)
+
+
+def test_jobs_of_a_worker_that_fail() -> None:
+    workers = Workers(1, 4096, 4096)
+    workers.start()
+    ended = threading.Semaphore(0)
+
+    def job(buffers: Buffers) -> None:
+        ended.release()
+        raise ZeroDivisionError("planted")
+
+    def fail() -> None:
+        workers.submit(job)
+        assert ended.acquire(timeout=30)
+
+    assert_nothing_stays(fail)
+    workers.stop(30)
+
+
+# ---- the swap file ----
+
+
+def _full_file(tier: LowerTier | None) -> File:
+    file = File(tier=tier, pool_bytes=2 * 65536, slots=64)
+    slot = 0
+    while file.rig.store(slot, page("random", slot)):
+        slot += 1
+    return file
+
+
+def test_requests_that_the_file_tier_fails() -> None:
+    file = File(tier=FaultyTier(MemoryTier(8), "read_error", 1, ALWAYS))
+    file.write(0, page("heap", 0))
+    assert file.rig.down.demote(1) == 1
+
+    def fail() -> None:
+        assert file.read(0, PAGE) == -EIO
+        assert file.write(5, b"part") == -EIO
+        assert file.fallocate(PUNCH, 5, 5) == -EIO
+        file.tickets.clear()
+
+    assert_nothing_stays(fail, TIMES // 4)
+
+
+def test_requests_that_find_a_damaged_page() -> None:
+    file = File()
+    file.write(0, page("heap", 0))
+    blob = file.rig.layer.blob(file.rig.layer.table.get(0))
+    blob[:] = b"\xff" * len(blob)
+
+    def fail() -> None:
+        assert file.read(0, PAGE) == -EIO
+        assert file.write(5, b"part") == -EIO
+        assert file.fallocate(PUNCH, 5, 5) == -EIO
+
+    assert_nothing_stays(fail)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_requests_that_find_no_room(below: bool) -> None:
+    file = _full_file(FaultyTier(MemoryTier(8), "full", 1, ALWAYS) if below else None)
+
+    def fail() -> None:
+        assert file.write(40 * PAGE, page("random", 40)) == -ENOSPC
+        assert file.write(41 * PAGE + 100, page("random", 41)[:3900]) == -ENOSPC
+        file.tickets.clear()
+
+    assert_nothing_stays(fail, TIMES // 4)
+
+
+def test_parts_whose_page_has_changed() -> None:
+    """Answered EAGAIN within, and made again."""
+    file = _full_file(MemoryTier(8))
+    direct = file.rig.direct
+    submit_if = direct.submit_if
+
+    def changed_before(ticket: Answerable, slot: int, page: memoryview, still: Still) -> None:
+        direct.submit_if = submit_if  # type: ignore[method-assign]
+        file.rig.store(slot, b"full" * 1024)
+        submit_if(ticket, slot, page, still)
+
+    def fail() -> None:
+        direct.submit_if = changed_before  # type: ignore[method-assign]
+        file.rig.layer.discard_run(40, 1)
+        assert file.write(40 * PAGE + 100, page("random", 40)[:3900]) == 3900
+        assert direct.submit_if == submit_if
+        file.tickets.clear()
+
+    assert_nothing_stays(fail, TIMES // 4)
+
+
+# ---- those who ask ----
+
+
+async def _fail(_: dict[str, object]) -> object:
+    raise TierError("made to fail")
+
+
+async def _bug(_: dict[str, object]) -> object:
+    raise ZeroDivisionError("planted")
+
+
+def _talk(make: Callable[[], socket.socket], said: bytes, *, listen: bool = True) -> None:
+    with make() as peer, suppress(OSError):
+        if said:
+            peer.sendall(said)
+            peer.shutdown(socket.SHUT_WR)
+        while listen and peer.recv(1 << 16):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("said", "listen"),
+    [
+        (b'{"command":"fail"}\n', True),
+        (b'{"command":"bug"}\n', True),
+        (b'{"command":"nobody"}\n', True),
+        (b"no JSON\n", True),
+        (b"no newline", True),
+        (b"x" * (control.REQUEST_BYTES_MAX + 9000), True),
+        (b'{"command":"fail"}\n' * 50, False),  # leaves in mid answer
+        (b"", True),  # says nothing, and is cut off
+    ],
+)
+async def test_peers_of_the_control_socket(said: bytes, listen: bool, tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    handlers = {"fail": _fail, "bug": _bug}
+    timeout_s = 0.01 if not said else 10.0
+
+    def connect() -> socket.socket:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(str(path))
+        return peer
+
+    def measure() -> None:
+        assert_nothing_stays(lambda: _talk(connect, said, listen=listen), TIMES // 10)
+
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[None]) -> None:
+            await control.serve(
+                path,
+                handlers,
+                allowed_uid=os.geteuid(),
+                peer_timeout_s=timeout_s,
+                task_status=task_status,
+            )
+
+        await nursery.start(serve)
+        await trio.to_thread.run_sync(measure)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET /metrics HTTP/1.0", b"GET /nothing HTTP/1.0", b"POST / HTTP/1.0", b"\0\1\2"]
+)
+def test_peers_of_the_metrics_address(said: bytes) -> None:
+    def bug() -> dict[str, object]:
+        raise ZeroDivisionError("planted")
+
+    server = metrics.serve(("127.0.0.1", 0), bug)
+
+    def connect() -> socket.socket:
+        return socket.create_connection(server.address)
+
+    assert_nothing_stays(lambda: _talk(connect, said + b"\r\n\r\n"), TIMES // 4)
+    server.close()
+
+
+async def test_requests_of_the_namespace() -> None:
+    def bug() -> int:
+        raise ZeroDivisionError("planted")
+
+    names = fs.Namespace(1 << 20, bug, lambda: None)
+
+    async def fail() -> None:
+        for call in (names.lookup(1, b"nobody"), names.statfs(None), names.unlink(1, b"swap")):
+            with suppress(pyfuse3.FUSEError):
+                await call
+
+    def run() -> None:
+        with suppress(StopIteration):
+            fail().send(None)
+
+    assert_nothing_stays(run)

@@ -254,8 +254,9 @@ def test_it_is_let_go_more_often_while_pages_are_read(rig: Rig) -> None:
                 pass
             return time.monotonic_ns() - start_ns
 
-    assert held_ns() > 55_000
     end_s = time.monotonic() + 10
+    while held_ns() <= 55_000:  # whoever is not let run between two lines sees less of it
+        assert time.monotonic() < end_s
     while held_ns() > 45_000:
         reader.read(0, PAGE_SIZE, out)
         assert time.monotonic() < end_s

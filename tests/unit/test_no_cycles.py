@@ -24,6 +24,7 @@ import trio
 from swapfs import fs
 from swapfs.errors import TierError, TierIOError
 from swapfs.server import metrics
+from swapfs.server.status import Status
 from swapfs.server.workers import Buffers, Workers
 from swapfs.session import pyfuse3
 from swapfs.testing.faulty import FaultyTier
@@ -351,7 +352,7 @@ async def test_peers_of_the_control_socket(said: bytes, listen: bool, tmp_path: 
     "said", [b"GET /metrics HTTP/1.0", b"GET /nothing HTTP/1.0", b"POST / HTTP/1.0", b"\0\1\2"]
 )
 def test_peers_of_the_metrics_address(said: bytes) -> None:
-    def bug() -> dict[str, object]:
+    def bug() -> Status:
         raise ZeroDivisionError("planted")
 
     server = metrics.serve(("127.0.0.1", 0), bug)

@@ -11,7 +11,6 @@ waits for another.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from errno import EAGAIN, EIO, ENOSPC
 from typing import Final, Protocol
@@ -23,7 +22,6 @@ from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.write_around import WriteAround
 
-WAIT_FOR_ROOM_S: Final = 5.0
 _OFFSET_MASK: Final = PAGE_SIZE - 1
 
 
@@ -107,17 +105,22 @@ class PartialWrites:
         buffers: Buffers,
         on_disk: Callable[[], None],
     ) -> int:
-        deadline_s, look = time.monotonic() + WAIT_FOR_ROOM_S, True
-        while not self._layer.patch(slot, start, piece, buffers.page):
+        around, look = self._around, True
+        while True:
+            mark = around.mark() if around is not None else None
+            if self._layer.patch(slot, start, piece, buffers.page):
+                return 0
             result = self._write_outside(slot, start, piece, buffers, on_disk)
             if result == -EAGAIN:  # who was faster has been answered, so somebody gets on
                 continue
-            if result != -ENOSPC:
+            if result is not None:
                 return result
-            if time.monotonic() >= deadline_s or not self._make_room(1, look=look):
+            if self._make_room(1, look=look):
+                look = False  # room that was seen and then not used is none
+                continue
+            if around is None or mark is None or not around.wait_for_room(mark):
                 return -ENOSPC
-            look = False  # room that was seen and then not used is none
-        return 0
+            look = True
 
     def _write_outside(
         self,
@@ -126,13 +129,14 @@ class PartialWrites:
         piece: memoryview,
         buffers: Buffers,
         on_disk: Callable[[], None],
-    ) -> int:
+    ) -> int | None:
         """Change the page away from the lock and store it, in the file tier if need be.
 
-        Returns 0, -EAGAIN if the slot has changed meanwhile, or another negative errno value.
+        Returns 0, -EAGAIN if the slot has changed meanwhile, or another negative errno value;
+        None: there is no room.
         """
         if self._fetcher is None or self._around is None:
-            return -ENOSPC
+            return None
         layer, page = self._layer, buffers.pages[:PAGE_SIZE]
         word, blob = layer.look(slot, page, memoryview(buffers.page))
         if word & TAG_MASK == Tag.FILE:
@@ -143,7 +147,10 @@ class PartialWrites:
             if done is not False:
                 return 0 if done else -EAGAIN
         answer = _Answer(on_disk)
-        self._around.submit_if(answer, slot, page, lambda: _still_holds(layer, slot, word, blob))
+        if not self._around.submit_if(
+            answer, slot, page, lambda: _still_holds(layer, slot, word, blob)
+        ):
+            return None
         return min(answer.wait(), 0)
 
 

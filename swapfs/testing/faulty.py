@@ -32,6 +32,7 @@ class FaultyTier(TierWrapper):
         self._first = first
         self._last = last or first
         self._calls = 0
+        self._full = False
         self.failures = 0
         self.damaged_slots: set[int] = set()
 
@@ -49,9 +50,13 @@ class FaultyTier(TierWrapper):
         return self._fault
 
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
-        if self._hit("full"):
+        self._full = bool(self._hit("full"))
+        if self._full:
             raise TierFull("made to be full")
         return super().allocate(sectors, cleaning=cleaning)
+
+    def has_room(self) -> bool:  # noqa: D102
+        return not self._full and super().has_room()
 
     def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:  # noqa: D102
         match self._hit(*READ_FAULTS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 from swapfs.region.layout import Geometry, Region
@@ -35,10 +36,17 @@ class Ticket:
 
     def __init__(self) -> None:
         self.results: list[int] = []
+        self._answered = threading.Event()
 
     def reply(self, result: int, /) -> None:
         """Take bytes written, or a negative errno value."""
         self.results.append(result)
+        self._answered.set()
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """Return the answer, which another thread gives."""
+        assert self._answered.wait(timeout_s), "never answered"
+        return self.results[0]
 
     def used_file(self) -> None:
         """Hear that the answer waits for the file tier."""
@@ -48,7 +56,7 @@ class Rig:
     """One region of *slots* slots over *tier*, driven by hand.
 
     :param region: the region of an earlier rig whose server died
-    :param now_s: the writers' clock; tests move it through ``now_s``
+    :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
 
     def __init__(
@@ -60,8 +68,10 @@ class Rig:
         promote: bool = False,
         region: Region | None = None,
         wait_s: float = 0.0,
+        clock_s: Callable[[], float] | None = None,
     ) -> None:
         self.now_s = 1000.0
+        self._clock_s = clock_s or (lambda: self.now_s)
         recover = region is not None
         self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes))
         self.tier = tier
@@ -70,7 +80,7 @@ class Rig:
             self.layer.rebuild()
         self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
         view = memoryview(bytearray(2 * writeback.BATCH_BYTES))
-        self.second = StalledWrites(self.layer, [view], clock_s=lambda: self.now_s)
+        self.second = StalledWrites(self.layer, [view], clock_s=self._clock_s)
         self._local = threading.local()
         if tier is None:
             return
@@ -81,11 +91,12 @@ class Rig:
             memoryview(bytearray(writeback.SCRATCH_BYTES)),
             high_bytes=pool_bytes * 90 // 100,
             low_bytes=pool_bytes * 80 // 100,
-            clock_s=lambda: self.now_s,
+            wait_s=wait_s,
+            clock_s=self._clock_s,
         )
         views = [memoryview(bytearray(writeback.BATCH_BYTES)) for _ in range(2)]
         self.direct = WriteAround(
-            self.layer, tier, self.down, views, second=self.second, wait_s=wait_s
+            *(self.layer, tier, self.down, views), second=self.second, clock_s=self._clock_s
         )
         self.fetcher = Fetcher(
             self.layer,
@@ -125,11 +136,16 @@ class Rig:
         ticket = Ticket()
         size = len(pages) * PAGE_SIZE
         self.direct.submit(ticket, size, slot, memoryview(b"".join(pages)), len(pages))
-        self.direct.stop()
-        self.direct.run()
+        self.run_direct()
         self.run_second()
+        self.run_direct()
         (result,) = ticket.results
         return result
+
+    def run_direct(self) -> None:
+        """Write what is packed."""
+        self.direct.stop()
+        self.direct.run()
 
     def run_second(self) -> None:
         """Serve what waits for compaction."""

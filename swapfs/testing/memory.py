@@ -30,6 +30,9 @@ class MemoryTier(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self.map.allocate(sectors, cleaning=cleaning)
 
+    def settle(self, extent: Extent) -> None:  # noqa: D102
+        self.map.settle(extent)
+
     def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         assert batch.sectors <= extent.sectors
         self.writes += 1
@@ -62,8 +65,14 @@ class MemoryTier(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self.map.segments_to_clean()
 
-    def skip(self, segment: Extent) -> None:  # noqa: D102
-        self.map.skip(segment)
+    def end_cleaning(self, segment: Extent, *, skip: bool) -> None:  # noqa: D102
+        self.map.end_cleaning(segment, skip=skip)
+
+    def retry_skipped(self) -> None:  # noqa: D102
+        self.map.retry_skipped()
+
+    def has_room(self) -> bool:  # noqa: D102
+        return self.map.has_room()
 
     def room_pages(self) -> int:  # noqa: D102
         return self.map.room_pages()

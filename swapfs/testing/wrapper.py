@@ -17,6 +17,9 @@ class TierWrapper(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self.inner.allocate(sectors, cleaning=cleaning)
 
+    def settle(self, extent: Extent) -> None:  # noqa: D102
+        self.inner.settle(extent)
+
     def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         self.inner.write(extent, batch)
 
@@ -38,8 +41,14 @@ class TierWrapper(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self.inner.segments_to_clean()
 
-    def skip(self, segment: Extent) -> None:  # noqa: D102
-        self.inner.skip(segment)
+    def end_cleaning(self, segment: Extent, *, skip: bool) -> None:  # noqa: D102
+        self.inner.end_cleaning(segment, skip=skip)
+
+    def retry_skipped(self) -> None:  # noqa: D102
+        self.inner.retry_skipped()
+
+    def has_room(self) -> bool:  # noqa: D102
+        return self.inner.has_room()
 
     def room_pages(self) -> int:  # noqa: D102
         return self.inner.room_pages()

@@ -21,7 +21,7 @@ READ_SLACK_BYTES: Final = 2 * PAGE_SIZE
 
 
 class Extent(NamedTuple):
-    """A run of sectors that belongs to the caller until it is written or released."""
+    """A run of sectors that belongs to the caller, and is under way until it is settled."""
 
     sector: PSector
     sectors: int
@@ -64,6 +64,13 @@ class LowerTier(ABC):
         """
 
     @abstractmethod
+    def settle(self, extent: Extent) -> None:
+        """End what *extent*, as it was allocated, was taken for.
+
+        Each sector of it is by then named by the table, released, or marked bad.
+        """
+
+    @abstractmethod
     def write(self, extent: Extent, batch: Batch) -> None:
         """Write *batch* at the start of *extent* and release the extent's unused rest.
 
@@ -73,7 +80,7 @@ class LowerTier(ABC):
 
     @abstractmethod
     def mark_bad(self, extent: Extent) -> None:
-        """Take the sectors of a taken extent out of use for good."""
+        """Take the sectors of a taken extent out of use for good, or release the last."""
 
     @abstractmethod
     def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
@@ -101,11 +108,26 @@ class LowerTier(ABC):
         """Return segments whose blobs should be moved together; none: no need, or no gain.
 
         In the order in which to empty them; an extent for cleaning may not hold all of them.
+        No extent is allocated in them until ``end_cleaning``, which must follow.
         """
 
     @abstractmethod
-    def skip(self, segment: Extent) -> None:
-        """Leave *segment*, which could not be emptied, out of cleaning until it changes."""
+    def end_cleaning(self, segment: Extent, *, skip: bool) -> None:
+        """Let *segment*, which ``segments_to_clean`` returned, be used again.
+
+        :param skip: it should be empty and is not: leave it out of cleaning until it changes
+        """
+
+    @abstractmethod
+    def retry_skipped(self) -> None:
+        """Let cleaning look again at the segments that it left out."""
+
+    @abstractmethod
+    def has_room(self) -> bool:
+        """Whether room can be had: by ``allocate``, or by cleaning and then ``allocate``.
+
+        Asked when ``allocate`` has failed and nothing is under way: then False is the last word.
+        """
 
     @abstractmethod
     def room_pages(self) -> int:

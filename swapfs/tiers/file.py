@@ -161,6 +161,9 @@ class FileTier(LowerTier):
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
         return self._map.allocate(sectors, cleaning=cleaning)
 
+    def settle(self, extent: Extent) -> None:  # noqa: D102
+        self._map.settle(extent)
+
     def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         sectors = -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS
         assert 0 < sectors <= extent.sectors
@@ -203,8 +206,14 @@ class FileTier(LowerTier):
     def segments_to_clean(self) -> list[Extent]:  # noqa: D102
         return self._map.segments_to_clean()
 
-    def skip(self, segment: Extent) -> None:  # noqa: D102
-        self._map.skip(segment)
+    def end_cleaning(self, segment: Extent, *, skip: bool) -> None:  # noqa: D102
+        self._map.end_cleaning(segment, skip=skip)
+
+    def retry_skipped(self) -> None:  # noqa: D102
+        self._map.retry_skipped()
+
+    def has_room(self) -> bool:  # noqa: D102
+        return self._map.has_room()
 
     def room_pages(self) -> int:  # noqa: D102
         return self._map.room_pages()

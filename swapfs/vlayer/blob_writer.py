@@ -2,6 +2,8 @@
 
 What demotion, cleaning and direct writes have in common. No disk I/O is done under the
 layer's lock, and the lock is let go when it is contended so that requests come in between (I5).
+An extent is under way from ``allocate`` until it is settled, which ``drop``, ``commit``, and a
+``write_copies`` that fails do too: its room is not lost meanwhile, only not to be seen.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from swapfs.errors import TierIOError
+from swapfs.errors import TierFull, TierIOError
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.entry import MOVING, REFERENCED, encode_file
+from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag, encode_file, file_sector
 from swapfs.vlayer.health import Health
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.progress import WAIT_S, Progress
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +36,14 @@ class BlobWriter:
     """Writes batches to *tier* for the slots of *layer*; any thread, each with its own batch."""
 
     def __init__(
-        self, layer: VirtualSlotLayer, tier: LowerTier, clock_s: Callable[[], float]
+        self,
+        layer: VirtualSlotLayer,
+        tier: LowerTier,
+        clock_s: Callable[[], float],
+        wait_s: float = WAIT_S,
     ) -> None:
         self.health = Health()
+        self.progress = Progress(clock_s, wait_s)
         self.newest_sequence = 0
         self._layer = layer
         self._tier = tier
@@ -48,6 +56,26 @@ class BlobWriter:
     def may_write(self) -> bool:
         """Whether a write may be tried now."""
         return self.health.may_write(self._clock_s())
+
+    def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:
+        """Take an extent of at most *sectors* sectors, which is then under way.
+
+        :raises TierFull: there is none now
+        """
+        self.progress.begin()
+        try:
+            extent = self._tier.allocate(sectors, cleaning=cleaning)
+        except BaseException as error:
+            self.progress.cancel()
+            self.health.full |= isinstance(error, TierFull) and not cleaning
+            raise
+        self.health.full &= cleaning
+        return extent
+
+    def settle(self, extent: Extent) -> None:
+        """End what *extent* was taken for: every sector of it is published or given back."""
+        self._tier.settle(extent)
+        self.progress.end()
 
     def add(
         self, batch: Batch, slot: int, payload: bytes | memoryview, codec: int, *, expected: int = 0
@@ -80,19 +108,21 @@ class BlobWriter:
         return True
 
     def write_copies(self, extent: Extent, batch: Batch) -> bool:
-        """``write`` a batch of copies, whose slots go on as before if it fails."""
+        """``write`` a batch of copies; if it fails, settle it, and its slots go on as before."""
         written = False
         try:
             written = self.write(extent, batch)
         finally:
             if not written:
                 self.unmark(batch.items)
+                self.settle(extent)
         return written
 
     def drop(self, extent: Extent, batch: Batch) -> None:
-        """Give up a batch of which nothing was written."""
+        """Give up a batch of which nothing was written, and settle its extent."""
         self._tier.release(extent.sector, extent.sectors)
         self.unmark(batch.items)
+        self.settle(extent)
 
     def _abandon(self, extent: Extent, batch: Batch) -> None:
         """Keep the sectors of a failed write out of use, and only those."""
@@ -116,15 +146,41 @@ class BlobWriter:
         layer.free(old)
 
     def commit(self, extent: Extent, batch: Batch, cause: str) -> list[BatchItem]:
-        """Publish a written batch of copies; return the items whose slots took theirs."""
+        """Publish a written batch of copies and settle its extent.
+
+        Returns the items whose slots took theirs.
+        """
         taken: list[BatchItem] = []
         lock = self._layer.lock
-        with lock:
-            for item in batch.items:
-                lock.resched()
-                if self._commit_one(extent, item, cause):
-                    taken.append(item)
+        done = 0
+        try:
+            with lock:
+                try:
+                    for item in batch.items:
+                        lock.resched()
+                        if self._commit_one(extent, item, cause):
+                            taken.append(item)
+                        done += 1
+                except BaseException:  # a bug, or no memory
+                    self.give_back(extent, batch.items[done:])
+                    raise
+        except BaseException:
+            self.unmark(batch.items[done:])
+            raise
+        finally:
+            self.settle(extent)
         return taken
+
+    def give_back(self, extent: Extent, items: list[BatchItem]) -> None:
+        """Release written blobs that will not be published; the first may have been.
+
+        The lock is held, and was since that one was tried: else its slot may have let go of it.
+        """
+        for item in items:
+            word = self._layer.table.get(item.slot)
+            sector = extent.sector + item.start_sector
+            if word & TAG_MASK != Tag.FILE or file_sector(word) != sector:
+                self.release(extent, item)
 
     def _commit_one(self, extent: Extent, item: BatchItem, cause: str) -> bool:
         table = self._layer.table

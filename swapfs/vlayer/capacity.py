@@ -21,6 +21,12 @@ def guaranteed_bytes(geometry: Geometry, file_bytes: int = 0) -> int:
     and one page, since a page that is written again needs a place before the old one is free;
     the file gives up what its headers and its cleaning need. No more slots than the tables in
     the pool can name are ever held for certain.
+
+    Each part keeps its promise by itself: a pool that cannot take a page after compaction holds
+    16 blobs for each zspage that counts here (``compaction``), a file that cannot after cleaning
+    holds 213 for each segment (``segments``), both when nothing is under way in them. That they
+    keep it together needs one more thing: that they are full at the same time, since a page may
+    move from the one to the other between two looks (``WriteAround.wait_for_room``).
     """
     tables_bytes = table_reserve_bytes(geometry.clusters, geometry.pool_bytes)
     spare_bytes = spare_zspages(geometry.zspages) * ZSPAGE_BYTES

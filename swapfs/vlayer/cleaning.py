@@ -2,13 +2,15 @@
 
 Idea: the cleaner of log-structured file systems (Rosenblum and Ousterhout, 1991). One step
 reads sparse segments until one fresh segment is filled, so each step leaves fewer sparse
-segments than there were and cleaning comes to an end.
+segments than there were and cleaning comes to an end. Its sources are closed meanwhile: a new
+blob in one of them would keep it from becoming free, and with it the segment that was filled.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from swapfs.errors import BlobCorrupt, TierFull, TierIOError
 from swapfs.tiers.base import Extent, LowerTier
@@ -29,6 +31,9 @@ from swapfs.vlayer.layer import VirtualSlotLayer
 
 log = logging.getLogger(__name__)
 
+READ_AGAIN_S: Final = 60.0
+"""The pause before segments that could not be read are tried again."""
+
 
 class Cleaner:
     """Makes free segments; runs in the thread that owns *batch* and *scratch*."""
@@ -40,45 +45,71 @@ class Cleaner:
         writer: BlobWriter,
         batch: Batch,
         scratch: memoryview,
+        clock_s: Callable[[], float],
     ) -> None:
         self._layer = layer
         self._tier = tier
         self._writer = writer
         self._batch = batch
         self._scratch = scratch
+        self._clock_s = clock_s
+        self._read_again_s = 0.0  # 0: every segment could be read
 
     def run(self, go_on: Callable[[], bool]) -> int:
         """Clean while free segments are short and *go_on* holds; return the slots moved."""
         moved = 0
+        if self._read_again_s and self._clock_s() >= self._read_again_s:
+            self._read_again_s = 0.0
+            self._tier.retry_skipped()
         while go_on() and self._writer.may_write():
-            sources = self._tier.segments_to_clean()
-            if not sources:
+            step = self._step()
+            if step is None:
                 break
-            moved += self._step(sources)
+            moved += step
         return moved
 
-    def _step(self, sources: list[Extent]) -> int:
+    def _step(self) -> int | None:
+        """Empty some segments; return the slots moved, None if there is nothing to do.
+
+        Under way as a whole: a write must not look for room while the sources are closed.
+        """
+        progress = self._writer.progress
+        progress.begin()
+        sources = self._tier.segments_to_clean()
+        if not sources:
+            progress.cancel()
+            return None
+        emptied: list[Extent] = []
         try:
-            extent = self._tier.allocate(BATCH_SECTORS, cleaning=True)
-        except TierFull:  # a direct write was faster
-            return 0
-        self._batch.reset(extent.sectors)
+            return self._move(sources, emptied)
+        finally:
+            for source in sources:  # what should be empty and is not: bad or damaged sectors
+                self._tier.end_cleaning(source, skip=source in emptied)
+            progress.end()
+
+    def _move(self, sources: list[Extent], emptied: list[Extent]) -> int | None:
+        """Move what fits of *sources*; note in *emptied* those of which all was moved."""
+        writer, batch = self._writer, self._batch
         try:
-            emptied = [source for source in sources if self._gather(source)]
+            extent = writer.allocate(BATCH_SECTORS, cleaning=True)
+        except TierFull:  # not one segment is free, and no hole either
+            return None
+        batch.reset(extent.sectors)
+        try:
+            gathered = [source for source in sources if self._gather(source)]
         except BaseException:
-            self._writer.drop(extent, self._batch)
+            writer.drop(extent, batch)
             raise
         moved = 0
-        if not self._batch.items:
-            self._writer.drop(extent, self._batch)
-        elif self._writer.write_copies(extent, self._batch):
-            moved = len(self._writer.commit(extent, self._batch, "clean"))
+        if not batch.items:
+            writer.drop(extent, batch)
+        elif writer.write_copies(extent, batch):
+            moved = len(writer.commit(extent, batch, "clean"))
             with self._layer.lock:
                 self._layer.counters.add("cleaned_pages", moved)
         else:
             return 0
-        for source in emptied:  # if not really: bad, damaged or busy sectors are in it
-            self._tier.skip(source)
+        emptied += gathered
         return moved
 
     def _gather(self, source: Extent) -> bool:
@@ -87,6 +118,7 @@ class Cleaner:
             view = self._tier.read(source.sector, source.sectors, self._scratch)
         except TierIOError as error:
             log.warning("cleaning the file tier: %s", error)
+            self._read_again_s = self._read_again_s or self._clock_s() + READ_AGAIN_S
             return True
         for slot, word, blob in self._live_blobs(source, view):
             length, codec = blob_length(word), blob_codec(word)

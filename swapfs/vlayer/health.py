@@ -24,8 +24,6 @@ class Health:
     retry_at_s: float = 0.0
     reason: str = ""
     full: bool = False
-    gave_up: bool = False
-    """Someone waited for the tier in vain: nobody waits again until a write goes well."""
     _busy_since_s: dict[int, float] = field(default_factory=dict)
 
     def begin(self, writer: int, now_s: float) -> None:
@@ -46,7 +44,7 @@ class Health:
         """Note a write that went well."""
         self.backoff_s = self.retry_at_s = 0.0
         self.reason = ""
-        self.full = self.gave_up = False
+        self.full = False
 
     def may_write(self, now_s: float) -> bool:
         """Whether a write may be tried now."""

@@ -26,6 +26,7 @@ from swapfs.vlayer.clock import ClockHand
 from swapfs.vlayer.entry import MOVING, blob_codec, blob_length
 from swapfs.vlayer.health import Health
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.progress import WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Writeback:
     :param scratch: page aligned, SCRATCH_BYTES long; likewise
     :param high_bytes: demotion starts when the pool uses more
     :param low_bytes: and stops when it uses no more than this
+    :param wait_s: how long those who wait for the tier do so while nothing gets on
     """
 
     def __init__(
@@ -53,22 +55,23 @@ class Writeback:
         *,
         high_bytes: int,
         low_bytes: int,
+        wait_s: float = WAIT_S,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         assert low_bytes < high_bytes
-        self.writer = BlobWriter(layer, tier, clock_s)
+        self.writer = BlobWriter(layer, tier, clock_s, wait_s)
         self.high_bytes = high_bytes
         self.low_bytes = low_bytes
         self._layer = layer
         self._tier = tier
         self._batch = Batch(batch_view[:BATCH_BYTES], tier.seal)
         self._hand = ClockHand(layer)
-        self._cleaner = Cleaner(layer, tier, self.writer, self._batch, scratch)
+        self._cleaner = Cleaner(layer, tier, self.writer, self._batch, scratch, clock_s)
         self._clock_s = clock_s
         self._wake = threading.Event()
-        self._cleaned = threading.Event()
         self._stop = False
         self._requests: queue.SimpleQueue[tuple[int, Callable[[int], None]]] = queue.SimpleQueue()
+        self._rounds: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._tell: Callable[[int], None] | None = None
 
     @property
@@ -89,6 +92,7 @@ class Writeback:
             pause_s = self.health.retry_at_s - self._clock_s()
             self._wake.wait(timeout=pause_s if pause_s > 0 else _LOOK_AGAIN_S)
             self._wake.clear()
+            rounds = self._rounds_wanted()
             try:
                 self.balance()
                 self._serve_requests()
@@ -98,8 +102,9 @@ class Writeback:
                 with self._layer.lock:
                     self._layer.counters.add("failed_demotions")
                 self.health.failed("internal error", self._clock_s())
-            self._cleaned.set()
+            self._end_rounds(rounds)
         self._serve_requests()
+        self._end_rounds(self._rounds_wanted())
 
     def request(self, pages: int, done: Callable[[int], None]) -> None:
         """Have the thread demote about *pages* pages and call *done* with how many it did."""
@@ -120,11 +125,25 @@ class Writeback:
         if self._layer.pool.used_bytes > self.high_bytes and not self._wake.is_set():
             self._wake.set()
 
-    def wait_for_cleaning(self, timeout_s: float) -> bool:
-        """Have the thread clean, and wait until it has; False: time is up."""
-        self._cleaned.clear()
+    def want_round(self) -> bool:
+        """Have the thread demote and clean, under way until it has; False: it has been stopped."""
+        if self._stop:
+            return False
+        self.writer.progress.begin()
+        self._rounds.put(None)
         self._wake.set()
-        return self._cleaned.wait(timeout_s)
+        return True
+
+    def _rounds_wanted(self) -> int:
+        wanted = 0
+        while not self._rounds.empty():
+            self._rounds.get()
+            wanted += 1
+        return wanted
+
+    def _end_rounds(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.writer.progress.end()
 
     def wait_for_demotion(self, timeout_s: float) -> bool:
         """Have the thread demote, and wait until something went down, whatever for.
@@ -178,11 +197,9 @@ class Writeback:
         if not self.writer.may_write():
             return 0
         try:
-            extent = self._tier.allocate(BATCH_SECTORS)
+            extent = self.writer.allocate(BATCH_SECTORS)
         except TierFull:
-            self.health.full = True
             return 0
-        self.health.full = False
         batch, counters = self._batch, self._layer.counters
         batch.reset(extent.sectors)
         try:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO, ENOSPC
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -435,36 +434,17 @@ def test_a_place_that_the_table_would_take_is_no_room(
     rig.region.close()
 
 
-def test_only_the_first_write_waits_for_a_buffer_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_write_waits_for_a_buffer_in_vain() -> None:
     rig, _ = _fragmented(1)
     second = _second(rig)
-    get, waits = second._free.get, []
-
-    def noted(*, timeout: float) -> memoryview:
-        waits.append(timeout)
-        return get(timeout=timeout)
-
-    monkeypatch.setattr(second, "_free", SimpleNamespace(get=noted, put=second._free.put))
     tickets = [Ticket() for _ in range(5)]
     for ticket in tickets:
         second.submit(ticket, PAGE_SIZE, 0, memoryview(page("zero", 1)), 1)
-    assert waits == [0.05, 0.05, 0.05, 0, 0]
+        if ticket.results:
+            second.progress.wait_s = 1e9  # the next one must not wait at all
+    assert [ticket.results for ticket in tickets] == [[]] * 2 + [[-ENOSPC]] * 3
     _run(second)
     assert [ticket.results for ticket in tickets] == [[PAGE_SIZE]] * 2 + [[-ENOSPC]] * 3
-    second.submit(Ticket(), PAGE_SIZE, 0, memoryview(page("zero", 1)), 1)
-    assert waits[5:] == [0.05], "one was stored since"
-    rig.region.close()
-
-
-def test_a_write_whose_time_is_up_lets_the_next_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else each write takes the buffer that comes free when the time of another is up."""
-    rig, _ = _fragmented(1, kind="random")
-    second, ticket = _second(rig, wait_s=0.0), Ticket()
-    second.submit(ticket, PAGE_SIZE, SLOTS - 1, memoryview(page("random", 1)), 1)
-    _run(second)
-    assert ticket.results == [-ENOSPC]
-    monkeypatch.setattr(second, "_wait_s", 5.0)
-    assert second._patience_s() == 0
     rig.region.close()
 
 

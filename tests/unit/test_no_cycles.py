@@ -34,8 +34,8 @@ from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.base import LowerTier
 from swapfs.units import MiB, PSector
+from swapfs.vlayer.deferred import Answerable
 from swapfs.vlayer.layer import SlotDamaged
-from swapfs.vlayer.write_around import Answerable
 from swapfs.wire import control
 from tests.unit.driven_file import PAGE, File
 
@@ -271,10 +271,10 @@ def test_parts_whose_page_has_changed() -> None:
     direct = file.rig.direct
     submit_if = direct.submit_if
 
-    def changed_before(ticket: Answerable, slot: int, page: memoryview, still: Still) -> None:
+    def changed_before(ticket: Answerable, slot: int, page: memoryview, still: Still) -> bool:
         direct.submit_if = submit_if  # type: ignore[method-assign]
         file.rig.store(slot, b"full" * 1024)
-        submit_if(ticket, slot, page, still)
+        return submit_if(ticket, slot, page, still)
 
     def fail() -> None:
         direct.submit_if = changed_before  # type: ignore[method-assign]

@@ -55,6 +55,8 @@ def test_a_hole_serves_when_no_segment_is_free() -> None:
 def test_what_was_tried_in_vain_does_not_hide_other_holes() -> None:
     space = SegmentMap(40)
     segments = _drain(space)
+    for extent in segments:
+        space.settle(extent)
     for extent in segments[:30]:  # many sparse segments without one usable hole
         for start in range(0, SEGMENT_SECTORS, 8):
             space.release(extent.sector + start, 7)
@@ -66,7 +68,7 @@ def test_what_was_tried_in_vain_does_not_hide_other_holes() -> None:
             break
         except TierFull:
             for extent in space.segments_to_clean():
-                space.skip(extent)
+                space.end_cleaning(extent, skip=True)
     assert found == Extent(segments[35].sector, 64)
 
 
@@ -112,6 +114,7 @@ def test_misuse_is_refused() -> None:
 def _sparse(space: SegmentMap, shares: list[float]) -> list[Extent]:
     extents = _drain(space)
     for extent, share in zip(extents, shares, strict=True):
+        space.settle(extent)
         live = int(SEGMENT_SECTORS * share)
         if live < SEGMENT_SECTORS:
             space.release(extent.sector + live, SEGMENT_SECTORS - live)
@@ -135,7 +138,10 @@ def test_cleaning_that_gains_nothing_is_not_done(shares: list[float]) -> None:
 def test_no_cleaning_while_segments_are_free() -> None:
     space = SegmentMap(9)
     _sparse(space, [0.1] * 7)
-    assert space.segments_to_clean()
+    picked = space.segments_to_clean()
+    assert picked
+    for segment in picked:
+        space.end_cleaning(segment, skip=False)
     space.release(0, 204)
     assert space.free_segments == 3
     assert space.segments_to_clean() == []
@@ -144,6 +150,7 @@ def test_no_cleaning_while_segments_are_free() -> None:
 def test_a_segment_full_of_crumbs_is_cleaned_alone_when_space_is_short() -> None:
     space = SegmentMap(3)
     (extent,) = _drain(space)
+    space.settle(extent)
     for start in range(0, SEGMENT_SECTORS, 8):
         space.release(extent.sector + start, 4)
     assert [found.sector for found in space.segments_to_clean()] == [extent.sector]
@@ -152,14 +159,110 @@ def test_a_segment_full_of_crumbs_is_cleaned_alone_when_space_is_short() -> None
 def test_a_segment_that_was_passed_over_returns_when_it_changes() -> None:
     space = SegmentMap(6)
     extents = _sparse(space, [0.1, 0.1, 1.0, 1.0])
-    for extent in extents[:2]:
-        space.skip(Extent(extent.sector, SEGMENT_SECTORS))
+    picked = space.segments_to_clean()
+    assert {segment.sector for segment in picked} == {extent.sector for extent in extents[:2]}
+    for segment in picked:
+        space.end_cleaning(segment, skip=True)
     space.check()
     assert space.segments_to_clean() == []
     space.release(extents[0].sector, 1)
     space.release(extents[1].sector, 1)
     space.check()
-    assert len(space.segments_to_clean()) == 2
+    picked = space.segments_to_clean()
+    assert len(picked) == 2
+    for segment in picked:
+        space.end_cleaning(segment, skip=True)
+    assert space.segments_to_clean() == []
+    space.retry_skipped()
+    space.check()
+    assert sorted(space.segments_to_clean()) == sorted(picked), "asked to look again"
+
+
+def test_nothing_is_placed_in_a_segment_that_is_being_cleaned() -> None:
+    space = SegmentMap(8)
+    _sparse(space, [0.1, 0.1, 1.0, 1.0, 1.0, 1.0])
+    picked = space.segments_to_clean()
+    assert len(picked) == 2
+    with pytest.raises(TierFull):
+        space.allocate(16)
+    assert space.segments_to_clean() == [], "each is cleaned once at a time"
+    for segment in picked:
+        space.release(segment.sector, 204)  # its blobs have moved
+        space.check()
+        assert space.free_segments == CLEANING_RESERVE, "not before the end"
+    for segment in picked:
+        space.end_cleaning(segment, skip=False)
+    assert space.free_segments == CLEANING_RESERVE + 2
+    space.check()
+
+
+def test_a_segment_with_an_extent_under_way_is_not_cleaned() -> None:
+    space = SegmentMap(6)
+    extents = _drain(space)
+    for extent in extents[:3]:
+        space.release(extent.sector, SEGMENT_SECTORS - 16)
+    assert space.segments_to_clean() == [], "none of them is settled"
+    for extent in extents[1:]:
+        space.settle(extent)
+    assert [found.sector for found in space.segments_to_clean()] == [
+        extent.sector for extent in extents[2:0:-1]
+    ]
+
+
+def test_a_failed_write_never_costs_the_last_free_segment() -> None:
+    space = SegmentMap(4)
+    for extent in _drain(space):
+        space.settle(extent)
+    for bad_segments in (1, 1, 1):
+        extent = space.allocate(SEGMENT_SECTORS, cleaning=True)
+        space.mark_bad(extent.sector, extent.sectors)
+        space.settle(extent)
+        space.check()
+        assert space.bad_bytes == bad_segments * SEGMENT_SECTORS * 512
+        assert space.room_pages() == guaranteed_pages(4 - bad_segments)
+    assert space.free_segments == 1
+
+
+def test_without_a_free_segment_one_is_emptied_into_the_holes_of_others() -> None:
+    space = SegmentMap(5)
+    extents = _sparse(space, [0.5, 0.25, 0.75])
+    held = [space.allocate(SEGMENT_SECTORS, cleaning=True) for _ in range(CLEANING_RESERVE)]
+    (source,) = space.segments_to_clean()
+    assert source.sector == extents[1].sector
+    target = space.allocate(SEGMENT_SECTORS, cleaning=True)
+    assert (target.sector, target.sectors) == (extents[0].sector + 1024, 1024)
+    for extent in held:
+        space.settle(extent)
+    space.check()
+
+
+def test_small_extents_share_a_fresh_segment() -> None:
+    space = SegmentMap(8)
+    first = space.allocate(40)
+    assert first == Extent(PSector(0), 40)
+    space.release(first.sector + 36, 4)
+    assert space.allocate(16) == Extent(PSector(40), 16), "after it, from a whole page on"
+    assert space.allocate(SEGMENT_SECTORS) == Extent(PSector(SEGMENT_SECTORS), SEGMENT_SECTORS)
+    assert space.allocate(1992) == Extent(PSector(56), 1992), "as long as it has room"
+    assert space.allocate(16).sector == 2 * SEGMENT_SECTORS
+    space.check()
+
+
+def test_has_room_is_the_last_word() -> None:
+    space = SegmentMap(4)
+    assert space.has_room()
+    extents = _drain(space)
+    for extent in extents:
+        space.settle(extent)
+    assert not space.has_room(), "all is taken"
+    for start in range(0, 1024, 8):
+        space.release(extents[0].sector + start, 4)
+    with pytest.raises(TierFull):
+        space.allocate(16)
+    assert space.has_room(), "in crumbs, which cleaning moves together"
+    (source,) = space.segments_to_clean()
+    space.end_cleaning(source, skip=True)
+    assert not space.has_room(), "it could not"
 
 
 def test_room_and_its_inverse() -> None:
@@ -167,7 +270,7 @@ def test_room_and_its_inverse() -> None:
         segments = segments_for_pages(pages)
         assert guaranteed_pages(segments) >= pages
         assert guaranteed_pages(segments - 1) < pages
-    assert guaranteed_pages(10, bad_sectors=1) == guaranteed_pages(9)
+    assert guaranteed_pages(10, bad_segments=1) == guaranteed_pages(9)
     assert guaranteed_pages(2) == 0
 
 

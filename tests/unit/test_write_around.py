@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from errno import EIO, ENOSPC
+from typing import Any
 
 import pytest
 
@@ -119,7 +121,7 @@ def test_room_in_crumbs_is_cleaned_and_used() -> None:
             rig.layer.discard_run(at, 1)
     cleaner = threading.Thread(target=rig.down.run, daemon=True)
     cleaner.start()
-    rig.direct._wait_s = 30.0
+    rig.down.writer.progress.wait_s = 30.0
     for at in range(3000, 3060):
         assert rig.write_direct(at, RANDOM[at % 300]) == PAGE_SIZE
     rig.down.stop()
@@ -160,7 +162,8 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     rig.direct.submit(refused, 1, 1002, memoryview(TEXT[2]), 1)
     rig.run_second()
     assert refused.results == [-ENOSPC]
-    rig.direct._wait_s = 1e9  # the next one must not wait at all
+    rig.down.writer.progress.wait_s = 1e9  # the next one must not wait at all...
+    rig.now_s += 2e9  # ... for a disk that has not answered for as long
     again = Ticket()
     rig.direct.submit(again, 1, 1002, memoryview(TEXT[2]), 1)
     rig.run_second()
@@ -187,30 +190,30 @@ def _in_crumbs(tier: LowerTier) -> tuple[Rig, list[int]]:
     return rig, kept
 
 
-def test_a_stuck_cleaning_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_waits_for_cleaning_as_long_as_it_gets_on_and_then_no_more() -> None:
     tier = SlowTier(MemoryTier(6))
     rig, kept = _in_crumbs(tier)
-    wait, waits = rig.down.wait_for_cleaning, []
-
-    def noted(timeout_s: float) -> bool:
-        waits.append(timeout_s)
-        return wait(timeout_s)
-
-    monkeypatch.setattr(rig.down, "wait_for_cleaning", noted)
     rig.down.high_bytes = MiB * MiB  # it cleans, and demotes nothing
     tier.write_gate.shut()
-    cleaner = threading.Thread(target=rig.down.run, daemon=True)
-    cleaner.start()
-    rig.down._wake.set()
+    threads = [
+        threading.Thread(target=run, daemon=True)
+        for run in (rig.down.run, rig.second.run, rig.direct.run)
+    ]
+    for thread in threads:
+        thread.start()
+    refused, stored = Ticket(), Ticket()
+    rig.direct.submit(refused, 1, 4000, memoryview(TEXT[0]), 1)
+    assert refused.wait() == -ENOSPC, "the disk does not answer for as long as writes wait"
     tier.write_gate.wait_for_arrival()
-    for _ in range(4):
-        assert rig.write_direct(4000, TEXT[0]) == -ENOSPC
-    assert waits == [0.05, 0, 0, 0], "only the first holds the session loop"
+    rig.down.writer.progress.wait_s = 30.0
+    rig.direct.submit(stored, PAGE_SIZE, 4000, memoryview(TEXT[0]), 1)
+    assert stored.results == []
     tier.write_gate.open()
-    rig.down.stop()
-    cleaner.join(30)
-    assert rig.write_direct(4000, TEXT[0]) == PAGE_SIZE, "the disk moves again"
-    assert not rig.down.health.gave_up
+    assert stored.wait() == PAGE_SIZE, "I6"
+    for part in (rig.down, rig.direct, rig.second):
+        part.stop()
+    for thread in threads:
+        thread.join(30)
     rig.check()
     for at in kept:
         assert rig.load(at) == RANDOM[(at - kept[0] + 1) % 227]
@@ -280,6 +283,26 @@ def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory.map.taken_bytes == 0
     for _ in range(4):  # no batch was lost
         assert rig.write_direct(1000, TEXT[0]) == PAGE_SIZE
+    rig.region.close()
+
+
+def test_a_bug_while_publishing_keeps_no_sectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MemoryTier(8)
+    rig, _ = _full(memory)
+    publish, calls = rig.down.writer.publish, itertools.count()
+
+    def fails_later(*args: Any) -> None:
+        if next(calls) == 80:
+            raise MemoryError
+        publish(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.down.writer, "publish", fails_later)
+        assert rig.write_direct(1000, *RANDOM[:200]) == -EIO
+    assert rig.load(1000, 80) == b"".join(RANDOM[:80])
+    assert rig.load(1080, 120) == bytes(120 * PAGE_SIZE)
+    rig.check()
+    memory.map.check()
     rig.region.close()
 
 

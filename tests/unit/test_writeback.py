@@ -488,10 +488,11 @@ def test_the_thread_outlives_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(SLOTS, 4 * MiB, MemoryTier(20))
     monkeypatch.setattr(rig.down, "balance", lambda: 1 // 0)
     thread = threading.Thread(target=rig.down.run, daemon=True)
-    rig.down._wake.set()
-    rig.down._cleaned.clear()
     thread.start()
-    assert rig.down._cleaned.wait(30)
+    progress = rig.down.writer.progress
+    progress.wait_s, mark = 30.0, progress.mark()
+    assert rig.down.want_round()
+    assert progress.wait(mark)
     assert thread.is_alive()
     assert rig.counter("failed_demotions") == 1
     rig.down.stop()

@@ -11,7 +11,7 @@ KERNEL ?= 6.12
 MINUTES ?= 10
 FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
 
-.PHONY: help build packages vm-packages demo test test-fast check-debian13 test-vm soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages demo test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ check-debian13: vm-packages  ## make test and make demo in a fresh clone in a ba
 
 test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
 	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
+
+test-systemd: vm-packages build  ## what needs systemd as PID 1, in the VM
+	@$(SUDO) $(PYTHON) -m pytest -v tests/systemd -m vm
 
 soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM
 	@$(SUDO) $(PYTHON) -m tests.vm.soak --minutes $(MINUTES) --kernel $(KERNEL)

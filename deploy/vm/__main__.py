@@ -7,16 +7,17 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.vm.host.app import CHECKOUT
 from deploy.vm.host.cache import cache_dir
 from deploy.vm.host.demo import run_demo
-from deploy.vm.host.job import prepare, run_job, sparse_disks, work_dir
+from deploy.vm.host.job import Size, prepare, run_job, sparse_disks, work_dir
 from deploy.vm.host.kernel import KERNELS
 from deploy.vm.host.problems import kernel_log_problems
 from deploy.vm.host.proc import VmError, say
-from deploy.vm.host.qemu import Machine, run_interactive
+from deploy.vm.host.qemu import run_interactive
 
 _HUNG_STATUS = 124
 _DIED_STATUS = 125
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--project", type=Path, default=CHECKOUT, help="checkout to install (default: this)"
         )
+    for command in (build, shell, job):
+        command.add_argument("--systemd", action="store_true", help="with systemd as PID 1")
     for command in (shell, job):
         command.add_argument("--memory", type=int, default=1024, metavar="MIB")
         command.add_argument("--cpus", type=int, default=2)
@@ -58,29 +61,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    images = prepare(args.kernel, project=args.project)
+    images = prepare(args.kernel, project=args.project, systemd=args.systemd)
     took_s = time.monotonic() - started
     say(f"kernel {args.kernel} is ready ({images.accel}), {took_s:.1f} s, in {cache_dir()}")
     return 0
 
 
 def _shell(args: argparse.Namespace) -> int:
-    images = prepare(args.kernel, project=args.project)
+    images = prepare(args.kernel, project=args.project, systemd=args.systemd)
     try:
-        size = os.get_terminal_size()
+        window = os.get_terminal_size()
     except OSError:
-        size = os.terminal_size((80, 24))
+        window = os.terminal_size((80, 24))
     term = re.sub(r"[^\w+.-]", "", os.environ.get("TERM", "")) or "vt100"
-    tty = f"swapfs.rows={size.lines} swapfs.cols={size.columns} swapfs.term={term}"
+    tty = f"swapfs.rows={window.lines} swapfs.cols={window.columns} swapfs.term={term}"
     with work_dir() as work:
-        disks = [*images.disks, *sparse_disks(args.disk, work)]
+        size = Size(args.memory, args.cpus, args.disk)
         say(f"booting {args.kernel} with {images.accel}; ctrl-a x leaves")
-        return run_interactive(
-            Machine(
-                images.vmlinuz, images.initrd, work, images.accel,
-                disks, args.memory, args.cpus, f"{args.cmdline} {tty}",
-            )
-        )  # fmt: skip
+        machine = images.machine(work, sparse_disks(args.disk, work), size, f"{args.cmdline} {tty}")
+        return run_interactive(replace(machine, restarts=False))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -94,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
         cmdline=args.cmdline,
         project=args.project,
+        systemd=args.systemd,
     )
     for line in kernel_log_problems(result.dmesg):
         say(f"kernel log: {line}")

@@ -30,7 +30,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         pass
 
     fakes: dict[str, Callable[..., Any]] = {"run": run, "_add_hooks": add_hooks}
-    for name in ("need", "make_ext4", "remove_tree", "say"):
+    for name in ("_add_systemd_hooks", "need", "make_ext4", "remove_tree", "say"):
         fakes[name] = nothing
     for name, fake in fakes.items():
         monkeypatch.setattr(image, name, fake)
@@ -63,6 +63,20 @@ def test_extra_packages_make_an_image_of_their_own(
     assert len({plain, extra, other}) == 3
     assert all(entry.is_dir() for entry in (plain, extra, other))
     assert included(commands)[1] == included(commands)[0] | {"gcc", "make"}
+
+
+def test_systemd_is_in_an_image_of_its_own(tmp_path: Path, commands: list[list[str]]) -> None:
+    cache = Cache(tmp_path)
+    plain = image.make_root(cache).entry
+    systemd = image.make_root(cache, systemd=True).entry
+    assert plain != systemd
+    assert plain.is_dir()
+    assert included(commands)[1] - included(commands)[0] == {
+        "dbus",
+        "systemd",
+        "systemd-sysv",
+        "udev",
+    }
 
 
 def test_many_extra_images_do_not_push_the_plain_one_out(

@@ -42,6 +42,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.docs": ("swapfs",),
     "tests.deploy": ("deploy.vm.host", "swapfs"),
     "tests.vm": ("tests.vm", "deploy.vm.host"),
+    "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.vm.host"),
+    "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),
     "tests.vm.jobs": ("tests.vm.jobs", *GUEST),
     "tests.bench": ("tests.bench", "deploy.vm.host", "swapfs"),
     "tests.bench.jobs": ("tests.bench.jobs", "tests.bench.names", *GUEST),
@@ -49,8 +51,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 NEVER: dict[str, tuple[str, ...]] = {
     "tests.bench": ("tests.bench.tests",),
     "tests.vm": ("tests.vm.jobs",),
+    "tests.systemd": ("tests.systemd.jobs",),
 }
-STANDARD_LIBRARY_ONLY = ("deploy", "tests.vm.jobs", "tests.bench.jobs")
+STANDARD_LIBRARY_ONLY = ("deploy", "tests.vm.jobs", "tests.systemd.jobs", "tests.bench.jobs")
 
 
 def within(module: str, package: str) -> bool:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
-import json
-import os
 import re
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from deploy.vm.host.job import VmResult, make_job, run_job
-from deploy.vm.host.problems import kernel_log_problems
+from tests.vm.running import KERNELS, JobRun, run_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,26 +17,9 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
-    RunVm = Callable[..., "JobRun"]
+    RunVm = Callable[..., JobRun]
 
-KERNELS: Final = tuple(os.environ.get("SWAPFS_TEST_KERNELS", "6.12").split(","))
-_TAIL_LINES: Final = 60
 _NODE: Final = re.compile(r"tests/vm/.*::test_(?P<test>\w+)\[(?P<kernel>[\w.]+)\]$")
-
-
-@dataclass(frozen=True, slots=True)
-class JobRun:
-    """A job that ended: the steps it reported, its figures, and the kernel's log."""
-
-    failed: tuple[str, ...]
-    steps: tuple[str, ...]
-    figures: dict[str, Any]
-    dmesg: str
-
-    def problems(self, *, expected: str = "", allow_memcg_oom: bool = False) -> list[str]:
-        """Return the bad lines of the kernel log but those that match *expected* (a regex)."""
-        found = kernel_log_problems(self.dmesg, allow_memcg_oom=allow_memcg_oom)
-        return [line for line in found if not (expected and re.search(expected, line))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -67,37 +46,19 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
         disks_mib: Sequence[int] = (),
         params: Mapping[str, float] = MappingProxyType({}),
     ) -> JobRun:
-        result = run_job(
-            make_job(tmp_path / "job", f"tests.vm.jobs.{name}", ["tests/vm/jobs"], params),
-            results_dir=tmp_path / "results",
+        done = run_module(
+            f"tests.vm.jobs.{name}",
+            tmp_path,
+            params=params,
             kernel=kernel,
             memory_mib=memory_mib,
             disks_mib=disks_mib,
             timeout_s=timeout_s,
         )
-        done = _read(result)
         record_property("summary", done.figures.get("summary", ""))
         return done
 
     return run
-
-
-def _read(result: VmResult) -> JobRun:
-    """Return what the job reported; fails the test if the VM hung or died."""
-    path = result.results_dir / "out/report.json"
-    if result.exit_status is None or not path.is_file():
-        how = "hung; blocked tasks" if result.timed_out else "died without a report; its end"
-        tail = "\n".join(result.console.splitlines()[-_TAIL_LINES:])
-        log = result.results_dir / "console.log"
-        pytest.fail(f"the VM {how} (all in {log}):\n{tail}", pytrace=False)
-    report = json.loads(path.read_text())
-    steps = report["steps"]
-    failed = [f"{step['name']}: {step['detail']}" for step in steps if not step["ok"]]
-    if result.exit_status != 0 and not failed:
-        failed = [f"the job exited with {result.exit_status}"]
-    return JobRun(
-        tuple(failed), tuple(step["name"] for step in steps), report["figures"], result.dmesg
-    )
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import traceback
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ SECTOR_BYTES: Final = 512
 RUNTIME_DIR: Final = Path("/run/swapfs")
 OUT: Final = Path("/job/out")
 PARAMS: Final = Path("/job/params.json")
+REPORT: Final = OUT / "report.json"
+BOOT: Final = Path("/job/boot")
 _HOG: Final = Path(__file__).with_name("hog.py")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -44,17 +47,40 @@ def param(name: str, default: float) -> float:
     return given.get(name, default)
 
 
+def boot_number() -> int:
+    """Return which boot of this job this is, from 1; more than 1 only under systemd."""
+    return int(BOOT.read_text())
+
+
+def end_boot(report: Report, *command: str) -> NoReturn:
+    """Save *report* and end this boot by *command*, such as `systemctl reboot`.
+
+    The job ends here, and is run again at the next boot; after `poweroff` too, as the host
+    switches the VM on again.
+    """
+    say(" ".join(command))
+    report.save()
+    os.sync()
+    must(*command)
+    while True:
+        signal.pause()
+
+
 def say(text: str) -> None:
     """Print one progress line to the console."""
     print(f"[{time.monotonic():6.1f}] {text}", flush=True)
 
 
 class Report:
-    """The steps of a job and how they went; `with` turns an exception into a failed step."""
+    """The steps of a job and how they went; `with` turns an exception into a failed step.
+
+    At a boot after the first it goes on from where `end_boot` left it.
+    """
 
     def __init__(self) -> None:
-        self.steps: list[dict[str, Any]] = []
-        self.figures: dict[str, Any] = {}
+        earlier = json.loads(REPORT.read_text()) if boot_number() > 1 and REPORT.exists() else {}
+        self.steps: list[dict[str, Any]] = earlier.get("steps", [])
+        self.figures: dict[str, Any] = earlier.get("figures", {})
         self._last_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -73,10 +99,12 @@ class Report:
             _print_evidence()
         for log in RUNTIME_DIR.glob("*.log"):
             shutil.copy(log, OUT / log.name)
-        (OUT / "report.json").write_text(
-            json.dumps({"steps": self.steps, "figures": self.figures}, indent=1)
-        )
+        self.save()
         return isinstance(error, Exception)
+
+    def save(self) -> None:
+        """Write it where the host, or the next boot, finds it."""
+        REPORT.write_text(json.dumps({"steps": self.steps, "figures": self.figures}, indent=1))
 
     def check(self, name: str, ok: bool, detail: str) -> bool:
         """Note that step *name* held or not; *detail* has the figures. Returns *ok*."""

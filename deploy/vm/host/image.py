@@ -31,6 +31,16 @@ _PACKAGES = (
 
 _HOSTS = "127.0.0.1 localhost swapfs-vm\n"
 
+_SYSTEMD_RECIPE = "1"
+_SYSTEMD_PACKAGES = ("dbus", "systemd", "systemd-sysv", "udev")
+_SYSTEMD_MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
+    *("e2scrub_all.timer", "e2scrub_reap.service", "getty@tty1.service"),
+    "serial-getty@ttyS0.service",  # the console is the job's
+)
+"""What takes time at boot or while a job measures, and is not what the tests are about."""
+_MACHINE_ID = "5eaf5eaf5eaf5eaf5eaf5eaf5eaf5eaf\n"  # without one each boot would be the first
+
 
 @dataclass(frozen=True, slots=True)
 class RootImage:
@@ -49,13 +59,14 @@ class RootImage:
         return (self.entry / "python-version").read_text().strip()
 
 
-def make_root(cache: Cache, extra: Sequence[str] = ()) -> RootImage:
+def make_root(cache: Cache, extra: Sequence[str] = (), *, systemd: bool = False) -> RootImage:
     """Return the root image for the host's release; makes it (about a minute) if absent.
 
-    With `extra` packages it is an image of its own; the plain one stays as it is.
+    With `extra` packages, or with `systemd` (and udev, dbus) to be PID 1, it is an image of its
+    own; the plain one stays as it is.
     """
     release = host_release()
-    packages = ",".join([_PACKAGES, *extra])
+    packages = ",".join([_PACKAGES, *(_SYSTEMD_PACKAGES if systemd else ()), *extra])
 
     def build(into: Path) -> None:
         need("mmdebstrap", "mke2fs")
@@ -72,12 +83,17 @@ def make_root(cache: Cache, extra: Sequence[str] = ()) -> RootImage:
             cache.logs / "root.log",
         )
         (into / "python-version").write_text(_add_hooks(tree) + "\n")
+        if systemd:
+            _add_systemd_hooks(tree)
         say("making root.img ...")
         make_ext4(tree, into / "root.img", size_mib=_SIZE_MIB)
         remove_tree(tree)
 
-    key = digest(_RECIPE, release, packages, str(_SIZE_MIB), *_UNWANTED)
-    return RootImage(cache.entry("root-extra" if extra else "root", key, build))
+    parts = [_RECIPE, release, packages, str(_SIZE_MIB), *_UNWANTED]
+    if systemd:
+        parts += [_SYSTEMD_RECIPE, *_SYSTEMD_MASKED]
+    kind = "root-systemd" if systemd else "root-extra" if extra else "root"
+    return RootImage(cache.entry(kind, digest(*parts), build))
 
 
 _UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")
@@ -97,3 +113,21 @@ def _add_hooks(tree: Path) -> str:
     (tree / "etc/hosts").write_text(_HOSTS)
     (tree / "etc/fstab").write_text("")
     return python
+
+
+def _add_systemd_hooks(tree: Path) -> None:
+    """Make systemd boot to our job and nothing else; its journal outlives a reboot."""
+    units = tree / "etc/systemd/system"
+    for name in _SYSTEMD_MASKED:
+        (units / name).symlink_to("/dev/null")
+    job = units / "swapfs-job.service"
+    job.symlink_to(f"/opt/swapfs/guest/{job.name}")  # the initrd has mounted it by then
+    wanted = units / "multi-user.target.wants"
+    wanted.mkdir(exist_ok=True)
+    (wanted / job.name).symlink_to(f"../{job.name}")
+    (units / "default.target").unlink(missing_ok=True)
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+    (tree / "etc/machine-id").write_text(_MACHINE_ID)
+    (tree / "var/log/journal").mkdir(exist_ok=True)
+    for folder in ("etc", "var"):
+        (tree / folder / ".updated").touch()  # no ldconfig, hwdb and the like at boot

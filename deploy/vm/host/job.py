@@ -21,6 +21,7 @@ from deploy.vm.host.initrd import make_initrd
 from deploy.vm.host.kernel import fetch_kernel
 from deploy.vm.host.proc import VmError, run, say
 from deploy.vm.host.qemu import Disk, Machine, run_captured
+from deploy.vm.host.qmp import PowerEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ _SPOILED_MAX = 2
 _RESULTS_MIB = 4096
 _TAR_MAGIC = b"ustar"
 _TAR_MAGIC_END = 262
+_SYSTEMD_CMDLINE = (
+    "swapfs.init=/lib/systemd/systemd systemd.log_color=0 systemd.show_status=auto TERM=dumb"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,9 @@ class VmResult:
     """How a job ended.
 
     `exit_status` is the job's own, or None if the VM hung (`timed_out`) or died before it could
-    report. `results_dir` holds `out/` (what the job left in /job/out), `dmesg.txt` and
-    `exit-status`, as far as the VM got, and always `console.log`.
+    report. `results_dir` holds `out/` (what the job left in /job/out), `dmesg.txt`, `exit-status`
+    and under systemd `journal.txt`, as far as the VM got, and always `console.log`. `power` is when
+    a VM that may restart was reset and switched off.
     """
 
     exit_status: int | None
@@ -47,6 +52,16 @@ class VmResult:
     results_dir: Path
     dmesg: str
     wall_s: float
+    power: tuple[PowerEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a machine is; each of `disks_mib` is an empty disk."""
+
+    memory_mib: int = 1024
+    cpus: int = 2
+    disks_mib: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,15 @@ class Images:
     initrd: Path
     disks: tuple[Disk, ...]
     accel: str
+    systemd: bool = False
+
+    def machine(self, work: Path, disks: Sequence[Disk], size: Size, cmdline: str) -> Machine:
+        """Return the machine that has these images first and `disks` after them."""
+        words = f"{_SYSTEMD_CMDLINE} {cmdline}" if self.systemd else cmdline
+        return Machine(
+            self.vmlinuz, self.initrd, work, self.accel, [*self.disks, *disks],
+            size.memory_mib, size.cpus, words, restarts=self.systemd,
+        )  # fmt: skip
 
 
 def make_job(
@@ -82,17 +106,22 @@ def make_job(
 
 
 def prepare(
-    kernel: str = "6.12", *, project: Path = CHECKOUT, packages: Sequence[str] = ()
+    kernel: str = "6.12",
+    *,
+    project: Path = CHECKOUT,
+    packages: Sequence[str] = (),
+    systemd: bool = False,
 ) -> Images:
     """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is.
 
-    `packages` are Debian packages that the root image shall have beyond the usual ones.
+    `packages` are Debian packages that the root image shall have beyond the usual ones. With
+    `systemd` that is PID 1, and a job may reboot: see `run_job`.
     """
     cache = Cache()
     with cache.locked():
         files = fetch_kernel(kernel, cache)
         initrd = make_initrd(kernel, files, cache)
-        root = make_root(cache, packages)
+        root = make_root(cache, packages, systemd=systemd)
         app = make_app(project, root.python_version, cache)
         accel = choose_accel(files.vmlinuz, initrd, cache)
     disks = (
@@ -100,7 +129,7 @@ def prepare(
         Disk("modules", files.modules_image, read_only=True),
         Disk("app", app, read_only=True),
     )
-    return Images(files.vmlinuz, initrd, disks, accel)
+    return Images(files.vmlinuz, initrd, disks, accel, systemd)
 
 
 @contextmanager
@@ -139,6 +168,7 @@ def run_job(
     echo: bool = True,
     project: Path = CHECKOUT,
     packages: Sequence[str] = (),
+    systemd: bool = False,
 ) -> VmResult:
     """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
 
@@ -148,20 +178,20 @@ def run_job(
     build step or QEMU itself fails.
 
     A run that the emulator spoiled is done again, twice at most, and a line says so.
+
+    With `systemd` as PID 1, a job that reboots the VM or powers it off before it has ended is run
+    again at the next boot, with all its files as they were; `lab.boot_number()` tells it which.
     """
     if not os.access(job_dir / "run", os.X_OK):
         raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
-    images = prepare(kernel, project=project, packages=packages)
+    images = prepare(kernel, project=project, packages=packages, systemd=systemd)
+    size = Size(memory_mib, cpus, disks_mib)
     for _ in range(_SPOILED_MAX):
-        result = _run_once(
-            job_dir, results_dir, images, memory_mib, cpus, disks_mib, timeout_s, cmdline, echo=echo
-        )
+        result = _run_once(job_dir, results_dir, images, size, timeout_s, cmdline, echo=echo)
         if images.accel != "tcg" or not spoiled_by_emulator(result.console):
             return result
         say("the emulator mangled the kernel's own code (Oops: int3, not swapfs); once more")
-    return _run_once(
-        job_dir, results_dir, images, memory_mib, cpus, disks_mib, timeout_s, cmdline, echo=echo
-    )
+    return _run_once(job_dir, results_dir, images, size, timeout_s, cmdline, echo=echo)
 
 
 def spoiled_by_emulator(console: str) -> bool:
@@ -178,9 +208,7 @@ def _run_once(
     job_dir: Path,
     results_dir: Path,
     images: Images,
-    memory_mib: int,
-    cpus: int,
-    disks_mib: Sequence[int],
+    size: Size,
     timeout_s: float,
     cmdline: str,
     *,
@@ -194,7 +222,7 @@ def _run_once(
             ["tar", "--owner=0", "--group=0", "-C", str(job_dir), "-cf", str(job.path), "."],
             f"packing {job_dir}",
         )
-        data = sparse_disks(disks_mib, work)
+        data = sparse_disks(size.disks_mib, work)
         results = Disk("results", work / "results.raw")
         with results.path.open("wb") as handle:
             handle.truncate(_RESULTS_MIB * _MIB)
@@ -206,11 +234,10 @@ def _run_once(
                 sys.stdout.write(text)
                 sys.stdout.flush()
 
-        machine = Machine(
-            images.vmlinuz, images.initrd, work, images.accel,
-            [*images.disks, job, results, *data], memory_mib, cpus, cmdline,
-        )  # fmt: skip
-        outcome = run_captured(machine, timeout_s, sink)
+        machine = images.machine(work, [job, results, *data], size, cmdline)
+        outcome = run_captured(
+            machine, timeout_s, sink, finished=lambda: _has_results(results.path)
+        )
         _unpack(results.path, results_dir)
     return VmResult(
         _read_status(results_dir / "exit-status"),
@@ -219,21 +246,27 @@ def _run_once(
         results_dir,
         _read(results_dir / "dmesg.txt"),
         outcome.wall_s,
+        outcome.power,
     )
 
 
 def _clear(results_dir: Path) -> None:
     """Delete what an earlier run left, and nothing else: a caller may name any folder."""
     shutil.rmtree(results_dir / "out", ignore_errors=True)
-    for name in ("dmesg.txt", "exit-status", "console.log"):
+    for name in ("dmesg.txt", "journal.txt", "exit-status", "console.log"):
         (results_dir / name).unlink(missing_ok=True)
+
+
+def _has_results(disk: Path) -> bool:
+    """Whether the guest has written to the results disk, which it does last."""
+    with disk.open("rb") as handle:
+        return handle.read(_TAR_MAGIC_END)[-len(_TAR_MAGIC) :] == _TAR_MAGIC
 
 
 def _unpack(disk: Path, into: Path) -> None:
     """Unpack what the guest wrote; a disk it never wrote to, or only in part, gives less."""
-    with disk.open("rb") as handle:
-        if handle.read(_TAR_MAGIC_END)[-len(_TAR_MAGIC) :] != _TAR_MAGIC:
-            return
+    if not _has_results(disk):
+        return
     command = ["tar", "--no-same-owner", "-C", str(into), "-xf", str(disk)]
     subprocess.run(command, check=False, capture_output=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import selectors
 import signal
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploy.vm.host.proc import VmError, dies_with_us, need
+from deploy.vm.host.qmp import Power, PowerEvent, Qmp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ _CMDLINE = (
 # On a busy host the kernel finds TCG's TSC unstable, though it is not, and patches its own code for
 # that while it runs, which TCG before 8.1 at times gets wrong (`job.spoiled_by_emulator`).
 _TCG_CMDLINE = "tsc=nowatchdog"
+_PANIC = "Kernel panic - not syncing"
 _DUMP_S = 5.0
 _DUMP_KEYS = "9wml"  # all messages to the console; blocked tasks; memory; CPUs' back traces
 
@@ -48,7 +49,10 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What to boot; `accel` is kvm or tcg, `work` holds overlays and QEMU's own messages."""
+    """What to boot; `accel` is kvm or tcg, `work` holds overlays and QEMU's own messages.
+
+    `restarts` lets the guest reboot, and switches it on again when it goes off (`run_captured`).
+    """
 
     kernel: Path
     initrd: Path
@@ -58,12 +62,14 @@ class Machine:
     memory_mib: int = 1024
     cpus: int = 2
     cmdline: str = ""
+    restarts: bool = False
 
     def command(self) -> list[str]:
         """Return QEMU's command line, without its console."""
         tcg = self.accel == "tcg"
         line = [
-            _PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            _PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
+            "-action", "shutdown=pause,reboot=reset" if self.restarts else "reboot=shutdown",
             "-machine", "q35", "-accel", "tcg,thread=multi" if tcg else self.accel,
             "-cpu", "max" if tcg else "host", "-smp", str(self.cpus), "-m", str(self.memory_mib),
             "-kernel", str(self.kernel), "-initrd", str(self.initrd),
@@ -91,6 +97,7 @@ class Outcome:
     timed_out: bool
     console: str
     wall_s: float
+    power: tuple[PowerEvent, ...] = ()
 
 
 class _Console:
@@ -107,16 +114,32 @@ class _Console:
             self.pieces.append(text)
             self._sink(text)
 
-    def drain(self, stream: int, until: float) -> bool:
-        """Copy the stream until it ends (True) or the monotonic time `until` (False)."""
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def drain(self, stream: int, until: float, qmp: Qmp, power: Power | None) -> bool:
+        """Copy the stream until it ends (True) or the monotonic time `until` (False).
+
+        Meanwhile QEMU's events go to `power`.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
+            selector.register(qmp.socket, selectors.EVENT_READ)
             while (left := until - time.monotonic()) > 0:
-                if selector.select(left):
-                    data = os.read(stream, 65536)
-                    if not data:
-                        return True
-                    self.feed(data)
+                # Console first: what the guest printed before it went off belongs before that.
+                for key, _ in sorted(selector.select(left), key=lambda pair: pair[0].fd != stream):
+                    if key.fd == stream:
+                        data = os.read(stream, 65536)
+                        if not data:
+                            return True
+                        self.feed(data)
+                        continue
+                    events = qmp.events()
+                    if events is None:
+                        selector.unregister(qmp.socket)
+                    elif power:
+                        power.act(events)
         return False
 
 
@@ -126,10 +149,12 @@ def run_captured(
     sink: Callable[[str], None],
     *,
     dump: bool = True,
+    finished: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Boot `machine` and wait until it powers off, at most `timeout_s` seconds.
 
-    `sink` gets the console as it comes. A VM that is still running then is made to print its
+    One that `restarts` is switched on again until it powers off when `finished()`. `sink` gets
+    the console as it comes. A VM that is still running then is made to print its
     blocked tasks (with `dump`) and is killed. Raises VmError if QEMU itself fails.
     """
     need(_PROGRAM, "setpriv")
@@ -151,12 +176,16 @@ def run_captured(
         theirs.close()
         assert process.stdin is not None
         assert process.stdout is not None
+        qmp = Qmp(ours)
+        power = None
+        if machine.restarts:
+            power = Power(qmp, finished, lambda: _PANIC in console.text)
         try:
-            ended = console.drain(process.stdout.fileno(), started + timeout_s)
+            ended = console.drain(process.stdout.fileno(), started + timeout_s, qmp, power)
             if not ended and dump:
                 console.feed(f"\nvm: hung after {timeout_s:.0f} s; asking sysrq\n".encode())
-                _send_sysrq(ours, process.stdin.fileno())
-                console.drain(process.stdout.fileno(), time.monotonic() + _DUMP_S)
+                _send_sysrq(qmp, process.stdin.fileno())
+                console.drain(process.stdout.fileno(), time.monotonic() + _DUMP_S, qmp, None)
             if ended:
                 process.wait()
         finally:
@@ -168,17 +197,14 @@ def run_captured(
     if ended and process.returncode != 0:
         said = errors.read_text(errors="replace").strip().replace("\n", " | ")
         raise VmError(f"QEMU exited with {process.returncode}: {said[-400:]}")
-    return Outcome(not ended, "".join(console.pieces), wall_s)
+    return Outcome(not ended, console.text, wall_s, tuple(power.events) if power else ())
 
 
-def _send_sysrq(qmp: socket.socket, serial_input: int) -> None:
+def _send_sysrq(qmp: Qmp, serial_input: int) -> None:
     """Send the sysrq keys over the serial line: a break each, then the key."""
-    qmp.settimeout(1.0)
-    send_break = {"execute": "chardev-send-break", "arguments": {"id": "con0"}}
     try:
-        qmp.sendall(json.dumps({"execute": "qmp_capabilities"}).encode() + b"\n")
         for key in _DUMP_KEYS:
-            qmp.sendall(json.dumps(send_break).encode() + b"\n")
+            qmp.execute("chardev-send-break", id="con0")
             time.sleep(0.2)  # the break must be in before the key is
             os.write(serial_input, key.encode())
             time.sleep(0.2)

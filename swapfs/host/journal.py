@@ -213,7 +213,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _frames(trace: TracebackType | None) -> Sequence[str]:
-    lines = []
+    lines = ["Traceback (most recent call last):"] if trace is not None else []
     while trace is not None:
         code = trace.tb_frame.f_code
         lines.append(f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}')

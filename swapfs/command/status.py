@@ -125,6 +125,8 @@ def _details(instance: Instance) -> list[str]:
     starts = status.counters.get("server_starts", 0)
     if starts > 1:
         lines.append(f"restarts  the server was started {starts} times")
+    if status.log_dropped:
+        lines.append(f"log       {status.log_dropped} records were lost: it took them too slowly")
     lines += [f"DEGRADED  {reason}" for reason in status.degraded]
     lines += [f"limit     {limit}" for limit in status.limits]
     return lines

@@ -60,29 +60,29 @@ def is_held(path: Path) -> bool:
 
     :raises OSError: the file is there and cannot be opened
     """
-    return _holder(path, INSTANCE_BYTE) is not None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return _holder(fd, INSTANCE_BYTE) is not None
+    finally:
+        os.close(fd)
 
 
-def upgrader(path: Path) -> int | None:
+def upgrader(fd: int) -> int | None:
     """Return the pid of the process that holds the lock of an upgrade, or None.
 
     0 is one of another pid namespace.
 
-    :raises OSError: the file is there and cannot be opened
+    :param fd: of the lock file
     """
-    return _holder(path, UPGRADE_BYTE)
+    return _holder(fd, UPGRADE_BYTE)
 
 
-def _holder(path: Path, byte: int) -> int | None:
+def _holder(fd: int, byte: int) -> int | None:
     """Return the pid of what locks *byte*: -1 for an OFD lock, which has none; None if nothing."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _record(byte))
-    finally:
-        os.close(fd)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _record(byte))
     kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
     return None if kind == fcntl.F_UNLCK else pid
 

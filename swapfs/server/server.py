@@ -1,9 +1,11 @@
-"""The server: puts region, tiers, slot layer, session loop and namespace together and serves.
+"""The server: runs the parts that ``assemble`` has put together, until unmounted or retired.
 
 One process, forked by the monitor. Threads: the main one runs trio (pyfuse3's namespace, the
 control socket, the state file); the session loop; the writeback thread; the direct writer; the
-second try, which compacts; the workers; the metrics listener. All are started, and all their
-memory is reserved, before the first request is taken.
+second try, which compacts; the workers; the metrics listener.
+
+The first server takes requests when all of that is there. A later one is waited for: it serves
+pages first, and sees to names, sockets, guards and the rest afterwards (I9).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -23,38 +26,24 @@ import trio
 from swapfs import session
 from swapfs.config.model import SWAP_INODE, Config, swap_backing
 from swapfs.errors import OperationError
-from swapfs.fs import Namespace
-from swapfs.host import fusectl, loop, mounts
+from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground
-from swapfs.host.guards import Guards
-from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore, Realtime
+from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
-from swapfs.server.partial import PartialWrites
+from swapfs.server.assemble import assemble
+from swapfs.server.commands import Commands
 from swapfs.server.snapshot import SnapshotMaker
-from swapfs.server.swap_file import SwapFile
-from swapfs.server.workers import Workers, aligned_buffer
+from swapfs.server.threads import VitalThreads
 from swapfs.session import fuse_init, pyfuse3
 from swapfs.tiers.base import LowerTier
-from swapfs.units import PAGE_SIZE
-from swapfs.vlayer import fetch, writeback
-from swapfs.vlayer.fetch import Fetcher
-from swapfs.vlayer.layer import VirtualSlotLayer
-from swapfs.vlayer.stalled import StalledWrites
-from swapfs.vlayer.write_around import WriteAround
-from swapfs.vlayer.writeback import Writeback
 from swapfs.wire import control
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover
 
 log = logging.getLogger(__name__)
 
-THREAD_STACK_BYTES: Final = 512 * 1024
-"""Locked in memory for each thread; lz4 takes 16 KiB of it."""
 SWITCH_INTERVAL_S: Final = 1e-4
 """The most that another Python thread may hold up a request."""
-WORKERS_WITH_FILE: Final = 4
-DIRECT_BATCHES: Final = 4
-SECOND_TRIES: Final = 2
 REQUESTS_MAX: Final = 1024
 """Under way at a time: more than a loop device's 128, which may be two or three each."""
 STATE_EVERY_S: Final = 1.0
@@ -80,126 +69,95 @@ class Server:
     ) -> None:
         self._config = config
         self._region = region
-        self._fuse = fusectl.FuseControl(handover.device)
-        self._backing = swap_backing(config.mountpoint, handover.device)
         self._recover = recover
         self._retiring = False
-        self._layer = VirtualSlotLayer(region, tier)
-        if recover:
-            self._layer.rebuild()
-        self._layer.counters.add("server_starts")
-        self._guards = Guards(config.unsafe)
-        self._guards.set(IoFlusher())
-        self._guards.set(Heap())
-        threading.stack_size(THREAD_STACK_BYTES)
-        request, reply = session.arm(region.session_init)
-        pages_bytes = len(reply) + 2 * PAGE_SIZE
-        count = WORKERS_WITH_FILE if tier else 1
-        self._workers = Workers(count, pages_bytes, fetch.SCRATCH_BYTES)
-        self._second = StalledWrites(
-            self._layer, [aligned_buffer(len(request)) for _ in range(SECOND_TRIES)]
-        )
-        self._writeback: Writeback | None = None
-        self._direct: WriteAround | None = None
-        fetcher = None
-        if tier is not None:
-            fetcher = self._add_tier(region, tier)
-        self._swap_file = SwapFile(
-            self._layer,
-            config.size_bytes,
-            request,
-            reply,
-            self._workers,
-            PartialWrites(self._layer, self._second.compactor.make_room, fetcher, self._direct),
-            self._direct or self._second,
-            fetcher=fetcher,
-            stored=self._stored,
-        )
-        self._snapshots = SnapshotMaker(
-            config, region, self._layer, self._guards, self._writeback, handover
-        )
-        namespace = Namespace(config.size_bytes, self._free_bytes, self._count_bug)
-        pyfuse3.init(namespace, f"/dev/fd/{handover.fuse_fd}", set())
+        self._fuse = fusectl.FuseControl(handover.device)
+        self._backing = swap_backing(config.mountpoint, handover.device)
+        self._parts = parts = assemble(config, region, tier, handover.fuse_fd, recover=recover)
+        self._guards = parts.guards
+        down = parts.lower.writeback if parts.lower else None
+        self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, down, handover)
+        self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
         self._metrics: metrics.MetricsServer | None = None
-        self._loop_error: BaseException | None = None
-
-    def _add_tier(self, region: Region, tier: LowerTier) -> Fetcher:
-        config, limit = self._config, region.geometry.pool_bytes
-        self._writeback = down = Writeback(
-            self._layer,
-            tier,
-            aligned_buffer(writeback.BATCH_BYTES),
-            aligned_buffer(writeback.SCRATCH_BYTES),
-            high_bytes=limit * config.high_watermark_percent // 100,
-            low_bytes=limit * config.low_watermark_percent // 100,
-        )
-        views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
-        self._direct = WriteAround(self._layer, tier, down, views, second=self._second)
-        pool = self._layer.pool
-        return Fetcher(
-            self._layer,
-            tier,
-            promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
-            newest_sequence=lambda: down.newest_sequence,
-        )
-
-    def _stored(self) -> None:
-        if self._writeback is not None:
-            self._writeback.kick_if_needed()
-        self._second.kick_if_needed()
-
-    def _free_bytes(self) -> int:
-        return self._layer.table.state_counts()["empty"] * PAGE_SIZE
-
-    def _count_bug(self) -> None:
-        with self._layer.lock:
-            self._layer.counters.add("handler_errors")
+        self._threads = VitalThreads(self._on_thread_death)
+        self._serving = threading.Event()
+        self._on_failure: Callable[[BaseException], None] = lambda error: None
 
     # ---- running ----
 
-    def run(self, on_ready: Callable[[], None]) -> None:
-        """Serve until unmounted; *on_ready* is called when requests are being taken.
+    def run(
+        self,
+        on_serving: Callable[[], None],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Serve until unmounted or retired.
 
+        :param on_serving: called when pages are served
+        :param on_ready: called when all the rest is there too; first, in a first server, and
+            then it may raise to stop it
+        :param on_failure: called, from any thread, just before the process ends by itself
         :raises GuardError: a guard does not hold, and the configuration insists
         :raises OperationError: a socket or port is taken
         """
+        self._on_failure = on_failure
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            trio.run(self._main, on_ready)
+            if self._recover:
+                self._start_threads()
+                on_serving()
+                trio.run(self._serve_rest, on_ready)
+            else:
+                trio.run(self._serve_all, on_serving, on_ready)
         except BaseExceptionGroup as group:
             raise _first_cause(group) from None
         finally:
+            self._threads.stopping()
             self._finish_deferred()
             self._stop_threads()
-        if self._loop_error is not None:
-            raise self._loop_error
 
-    async def _main(self, on_ready: Callable[[], None]) -> None:
-        config = self._config
+    async def _serve_all(
+        self, on_serving: Callable[[], None], on_ready: Callable[[], None]
+    ) -> None:
         async with trio.open_nursery() as nursery:
-            handlers: dict[str, control.Handler] = {
-                "status": self._on_status,
-                "stop": self._on_stop,
-                "demote": self._on_demote,
-                "abort": self._on_abort,
-            }
-            path = control.socket_path(config.runtime_dir, config.name)
-            listen = functools.partial(nursery.start, control.serve, path, handlers)
-            await self._offer(nursery, "control", listen)
-            if not self._recover:
-                await self._offer(nursery, "metrics", self._serve_metrics)
+            await self._offer(nursery, "control", self._control(nursery))
+            await self._offer(nursery, "metrics", self._serve_metrics)
             self._start_threads()
             self._set_guards()
+            self._guards.require()
+            self._start_tasks(nursery)
             nursery.start_soon(self._publish_state)
-            nursery.start_soon(self._retire_when_asked)
-            nursery.start_soon(self._serve_names, nursery.cancel_scope)
             on_ready()
-            if self._recover:  # resolving a name may take long; pages come first
-                await self._offer(nursery, "metrics", self._serve_metrics)
+            on_serving()
+
+    async def _serve_rest(self, on_ready: Callable[[], None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._start_tasks(nursery)
+            await self._offer(nursery, "control", self._control(nursery))
+            self._guards.set(Heap())
+            self._guards.set(MemoryLock(self._region.geometry.total_bytes))
+            self._set_guards()  # only reported: to stand still would help nobody
+            nursery.start_soon(self._publish_state)
+            on_ready()
+            await self._offer(nursery, "metrics", self._serve_metrics)
+
+    def _start_tasks(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._serve_names, nursery.cancel_scope)
+        nursery.start_soon(self._retire_when_asked)
+
+    def _control(self, nursery: trio.Nursery) -> Callable[[], Awaitable[object]]:
+        path = control.socket_path(self._config.runtime_dir, self._config.name)
+        return functools.partial(nursery.start, control.serve, path, self._commands.handlers())
 
     async def _serve_metrics(self) -> None:
-        if self._config.metrics is not None:
-            self._metrics = metrics.serve(self._config.metrics, self._snapshots.make)
+        if self._config.metrics is None:
+            return
+        serve = functools.partial(metrics.serve, self._config.metrics, self._snapshots.make)
+        if not self._recover:
+            self._metrics = serve()
+            return
+        # A name is looked up, which may take long, and this thread has names to serve as well.
+        self._metrics = await trio.to_thread.run_sync(serve, abandon_on_cancel=True)
 
     async def _offer(
         self, nursery: trio.Nursery, what: str, serve: Callable[[], Awaitable[object]]
@@ -224,23 +182,11 @@ class Server:
                 await serve()
                 del self._snapshots.problems[what]
 
-    def _start_threads(self) -> None:
-        self._workers.start()
-        loops: list[tuple[str, Callable[[], None]]] = [("session", self._session_loop)]
-        loops.append(("second try", self._second.run))
-        if self._writeback is not None and self._direct is not None:
-            loops.append(("writeback", self._writeback.run))
-            loops.append(("direct", self._direct.run))
-        for name, target in loops:
-            threading.Thread(target=target, name=name, daemon=True).start()
-
     def _set_guards(self) -> None:
-        """Set what must come after every thread and buffer exists, then insist on it (I8)."""
-        guards = self._guards
+        """Set what must come after every thread and buffer exists (I8)."""
         find_loop = functools.partial(loop.find, self._backing)
         fuse, what = self._fuse, "max_background"
         for guard in (
-            MemoryLock(self._region.geometry.total_bytes),
             NoCollector(),
             OomScore(),
             Realtime(),
@@ -248,27 +194,49 @@ class Server:
             Discard(find_loop),
             MaxBackground(REQUESTS_MAX, lambda n: fuse.set(what, n), lambda: fuse.get(what)),
         ):
-            guards.set(guard)
-        if not self._recover:  # a later server only reports: to stand still would help nobody
-            guards.require()
+            self._guards.set(guard)
+
+    # ---- threads ----
+
+    def _start_threads(self) -> None:
+        """Start the threads, and wait until pages are served."""
+        parts, start = self._parts, self._threads.start
+        parts.workers.start(start)
+        start("second try", parts.second.run)
+        if parts.lower is not None:
+            start("writeback", parts.lower.writeback.run)
+            start("direct", parts.lower.direct.run)
+        start("session", self._session_loop)
+        self._serving.wait()
 
     def _session_loop(self) -> None:
+        swap_file, layer = self._parts.swap_file, self._parts.layer
+        reader = layer.reader(self._config.size_bytes)
         if self._recover:
             session.replay_init()
             try:
                 session.resend()
             except OSError as error:
                 log.warning("this kernel resends no requests: %s", error)
-        swap_file = self._swap_file
-        try:
-            reader = self._layer.reader(self._config.size_bytes)
-            session.run(
-                *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
-                *(swap_file.on_failure, reader.capsule()),
-            )
-        except BaseException as error:  # its end is the end of the server: say why
-            self._loop_error = error
-            log.critical("the session loop died", exc_info=error)
+        self._serving.set()
+        session.run(
+            *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
+            *(swap_file.on_failure, reader.capsule()),
+        )
+        self._threads.stopping()
+
+    def _on_thread_death(self, name: str, error: BaseException) -> None:
+        """End the process: what is left of it would keep the monitor from starting another."""
+        log.critical("the %s thread has died, and the server with it", name, exc_info=error)
+        self._on_failure(error)
+        if not self._can_resend():
+            self._finish_deferred()
+        os._exit(1)
+
+    def _can_resend(self) -> bool:
+        """Whether requests under way come again, to the next server."""
+        opened = fuse_init.decode(self._region.session_init)
+        return opened is None or opened.can_resend
 
     async def _serve_names(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main()
@@ -290,69 +258,33 @@ class Server:
         Not for ever if the kernel can send them again to the next server, or none will come.
         """
         deadline_s = time.monotonic() + STOP_WAIT_S
-        opened = fuse_init.decode(self._region.session_init)
-        for_ever = self._retiring and opened is not None and not opened.can_resend
+        for_ever = self._retiring and not self._can_resend()
         while session.counts()["in_flight"] and (for_ever or time.monotonic() < deadline_s):
             time.sleep(0.005)
 
     def _stop_threads(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
-        if self._writeback is not None and self._direct is not None:
-            self._writeback.stop()
-            self._direct.stop()
-        self._second.stop()
-        self._workers.stop(STOP_WAIT_S)
+        if self._parts.lower is not None:
+            self._parts.lower.writeback.stop()
+            self._parts.lower.direct.stop()
+        self._parts.second.stop()
+        self._parts.workers.stop(STOP_WAIT_S)
 
-    # ---- what others may ask ----
+    # ---- for those who may not use the control socket ----
 
     async def _publish_state(self) -> None:
         """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
         config = self._config
         while True:
-            status = self._snapshots.make().as_dict()
             try:
+                status = self._snapshots.make().as_dict()
                 control.write_snapshot(config.runtime_dir, config.name, status)
             except OSError as error:
                 log.warning("state file of %s: %s", config.name, error.strerror)
+            except Exception:  # what nobody's page depends on must not end the server
+                log.exception("no status to write")
             await trio.sleep(STATE_EVERY_S)
-
-    async def _on_status(self, request: dict[str, object]) -> object:
-        return self._snapshots.make(fresh=True).as_dict()
-
-    async def _on_demote(self, request: dict[str, object]) -> object:
-        pages = request.get("pages", 0)
-        if self._writeback is None:
-            raise OperationError("there is no file tier to demote to; mount with --file")
-        if not isinstance(pages, int) or pages < 0:
-            raise OperationError("pages must be a number of pages")
-        token, finished, moved = trio.lowlevel.current_trio_token(), trio.Event(), [0]
-
-        def done(count: int) -> None:
-            moved[0] = count
-            token.run_sync_soon(finished.set)
-
-        self._writeback.request(pages, done)
-        await finished.wait()
-        return {"demoted": moved[0]}
-
-    async def _on_stop(self, request: dict[str, object]) -> object:
-        mountpoint = self._config.mountpoint
-        device = loop.find_user(self._backing)
-        if device is not None:
-            raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
-        # Not from this thread: unmounting asks this very thread to serve.
-        await trio.to_thread.run_sync(mounts.umount, mountpoint)
-        return {"stopped": True}
-
-    async def _on_abort(self, request: dict[str, object]) -> object:
-        """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = loop.find_user(self._backing)
-        if device is not None or mounts.at(self._config.mountpoint) is not None:
-            raise OperationError("it is mounted or in use; run 'swapfs down' instead")
-        log.warning("another mount namespace holds the mount; ending the session")
-        self._fuse.set("abort", 1)
-        return {"aborted": True}
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe, swap_backing
-from swapfs.host import loop, proc, swap
+from swapfs.host import journal, loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.server.status import (
@@ -101,6 +101,7 @@ class SnapshotMaker:
             **stored,
             latency=_latency(),
             requests_in_flight=session.counts()["in_flight"],
+            log_dropped=journal.dropped(),
             guards=guards,
             **self._attached(),
             config=self._described,

@@ -161,6 +161,7 @@ class Status(Part):
     counters: Mapping[str, int] = _table()
     latency: Latency = Latency()
     requests_in_flight: int | None = _figure("Requests being served now.")
+    log_dropped: int | None = _figure("Records that the log did not take in time.")
     guards: tuple[GuardStatus, ...] = ()
     loop: str | None = None
     loop_sequence: int | None = None

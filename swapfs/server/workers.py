@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import mmap
 import queue
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from swapfs.units import PAGE_SIZE
+
+StartThread = Callable[[str, Callable[[], None]], threading.Thread]
+"""Starts and returns a thread by its name and what it does."""
 
 log = logging.getLogger(__name__)
 
@@ -42,26 +46,19 @@ class Workers:
 
     def __init__(self, threads: int, pages_bytes: int, scratch_bytes: int) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(
-                target=self._run,
-                args=(
-                    Buffers(
-                        aligned_buffer(pages_bytes),
-                        aligned_buffer(scratch_bytes),
-                        bytearray(PAGE_SIZE),
-                    ),
-                ),
-                name=f"worker-{number}",
-                daemon=True,
+        self._buffers = [
+            Buffers(
+                aligned_buffer(pages_bytes), aligned_buffer(scratch_bytes), bytearray(PAGE_SIZE)
             )
-            for number in range(threads)
+            for _ in range(threads)
         ]
+        self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+    def start(self, start_thread: StartThread) -> None:
+        """Start the threads, each with *start_thread*."""
+        for number, buffers in enumerate(self._buffers):
+            run = functools.partial(self._run, buffers)
+            self._threads.append(start_thread(f"worker-{number}", run))
 
     def submit(self, job: Job) -> None:
         """Have *job* run; it answers its own request and its exceptions are logged."""
@@ -72,10 +69,9 @@ class Workers:
 
         Safe if ``start`` was never reached.
         """
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for _ in started:
+        for _ in self._threads:
             self._jobs.put(None)
-        for thread in started:
+        for thread in self._threads:
             thread.join(timeout_s)
 
     def _run(self, buffers: Buffers) -> None:

@@ -7,13 +7,14 @@ monitor ends without unmounting; the new one forks a server that resumes the ses
 
 From the request on neither monitor may end before the other has what it holds, or the kernel
 aborts the connection with every page in it. So the new one waits for as long as it takes, and the
-old one looks whether its `Successor` lives before it ends; if not, it goes on with a new server.
-At every moment at least one process has the region locked.
+old one looks whether its `Successor` is one, and lives, before it ends; if not, it goes on with a
+new server. At every moment at least one process has the region locked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from typing import Any, Final
 
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, proc, syscalls
+
+log = logging.getLogger(__name__)
 
 RETIRE_SIGNAL: Final = signal.SIGUSR1
 """What a monitor is sent to make it retire; part of the protocol between versions."""
@@ -64,7 +67,8 @@ class Handover:
 def exclusively(lock_path: Path) -> Iterator[None]:
     """Keep other upgrades of the instance that locks *lock_path* out, for the time of the block.
 
-    Two monitors that took the same descriptors would both serve.
+    Two monitors that took the same descriptors would both serve. It also proves to the old monitor
+    who its `Successor` is.
 
     :raises OperationError: another upgrade is under way
     """
@@ -122,16 +126,34 @@ class Predecessor:
 
 
 class Successor:
-    """The monitor that has asked this one to retire, by the *pid* that its signal carries."""
+    """Who has asked this monitor to retire, by the *pid* that the signal carries.
 
-    def __init__(self, pid: int) -> None:
+    Anybody may send a signal. Only what holds the lock that ``exclusively`` takes is another
+    monitor that has everything already, and to nothing else may the pages go.
+
+    :param lock_fd: of the file that the lock is on
+    """
+
+    def __init__(self, pid: int, lock_fd: int) -> None:
         self._pid = pid
+        self._lock_fd = lock_fd
         self._pidfd = -1
         with contextlib.suppress(OSError):
-            self._pidfd = os.pidfd_open(pid)
+            self._pidfd = os.pidfd_open(pid)  # before the look at the lock: no other gets its pid
 
-    def lives(self) -> bool:
-        """Whether it is there to go on; one of another pid namespace cannot be seen and counts."""
-        if self._pid == 0:
+    def is_proven(self) -> bool:
+        """Whether it lives and is a successor; if not, that is logged."""
+        holder = instance_lock.upgrader(self._lock_fd)
+        # One of another pid namespace has pid 0 here, as sender and as holder of a lock.
+        lives = self._pid == 0 or (self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0))
+        if lives and holder == self._pid:
             return True
-        return self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0)
+        log.warning(
+            "process %d asked this monitor to retire, but is no other monitor that goes on; "
+            "nothing changes",
+            self._pid,
+        )
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return False

@@ -24,6 +24,12 @@ _KINDS: Final[dict[str, type[SwapfsError]]] = {
 }
 
 
+def prepare(fd: int) -> None:
+    """Make *fd*, where a daemon was told to say how it goes, one that it never waits for."""
+    os.set_blocking(fd, False)  # its reader may itself be in the swap that waits for us
+    os.set_inheritable(fd, False)
+
+
 def describe(error: SwapfsError) -> str:
     """Return *error* as the line that ``failure`` turns into the same kind of error again."""
     kinds = (kind for kind, error_type in _KINDS.items() if isinstance(error, error_type))

@@ -23,6 +23,7 @@ from tests.fuse.instance import (
     processes_of,
     punch,
     run,
+    wait_until,
 )
 
 PAGE = 4096
@@ -238,7 +239,8 @@ def test_a_bug_in_a_handler_is_one_eio(buggy: Instance) -> None:
             assert errno_of(call) == "EIO", what
             assert buggy.counters()["handler_errors"] == number, what
         for where in ("load_run", "store_run", "patch", "discard_run", "load", "statfs"):
-            assert f"planted in {where}\n" in buggy.log()
+            said = f"planted in {where}\n"
+            wait_until(lambda said=said: said in buggy.log(), f"{said!r} in the log")
         assert buggy.log().count("Traceback") == len(calls)
         assert os.pread(fd, len(data), 0) == data, "everything else is served on"
         assert buggy.status()["server_pid"] == server

@@ -6,14 +6,17 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from swapfs.errors import OperationError
 from tests.fuse.instance import Instance, Start, check, is_alive, processes_of, wait_until
 from tests.fuse.load import Load, fill
+from tests.fuse.planted import plant
 
 PAGE = 4096
 KILLS = 10
@@ -124,6 +127,190 @@ def test_names_work_after_the_server_died(start: Start) -> None:
     instance.down()
 
 
+# ---- what a new server must not wait for ----
+
+
+def clog(instance: Instance) -> None:
+    """Fill the pipe that is the daemon's log: whoever writes to it waits from now on."""
+    assert instance.foreground is not None
+    pipe = os.open(f"/proc/{instance.foreground.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(pipe, b"." * PAGE)
+    except BlockingIOError:
+        os.close(pipe)
+
+
+def test_a_log_that_hangs_holds_no_new_server_up(make_instance: Start) -> None:
+    """As it does when its page is in the very swap that waits for the new server."""
+    instance = make_instance()
+    instance.mount_in_foreground("--size", "64M", "--pool", "96M")
+    fill(instance, 0, 256)
+    clog(instance)
+    try:
+        for _ in range(3):
+            dead = kill_server(instance)
+            wait_until(lambda dead=dead: recovered(instance, dead), "another server", 10)
+            fd = instance.open()
+            assert len(os.pread(fd, 1 << 20, 0)) == 1 << 20
+            os.close(fd)
+    finally:
+        assert instance.foreground is not None
+        assert instance.foreground.stderr is not None
+        threading.Thread(target=instance.foreground.stderr.read, daemon=True).start()
+
+
+WATCHED = """
+import os, sys
+from swapfs import session
+from swapfs.region.layout import Region
+seen, watching = [], [False]
+REPORT = {report!r}
+
+def watch(event, arguments):
+    if watching[0]:
+        seen.append(f"{{event}} {{arguments!r:.200}}")
+
+sys.addaudithook(watch)
+
+def forked():
+    watching[0] = True
+
+os.register_at_fork(after_in_child=forked)
+serve = session.run
+
+def run(*arguments):
+    watching[0] = False
+    status = open("/proc/self/status").read()
+    locked = status.partition("VmLck:")[2].split()[0]
+    with open(REPORT, "a") as report:
+        report.write("\\n".join(["", f"server {{locked}}", *seen]))
+    serve(*arguments)
+
+session.run = run
+"""
+
+
+@pytest.fixture
+def watched(make_instance: Start, tmp_path: Path) -> tuple[Instance, Path]:
+    """An instance whose servers report how they came to serve."""
+    instance, report = make_instance(), tmp_path / "report"
+    plant(instance, WATCHED.format(report=str(report)))
+    instance.mount("--size", "64M", "--pool", "96M", "--file", f"{instance.backing}:128M")
+    return instance, report
+
+
+WAITS = ("import", "open", "os.", "shutil.", "socket.bind", "socket.connect", "socket.get", "subpr")
+"""What looks into files or asks the system, by the beginning of its audit event."""
+
+
+def test_a_new_server_serves_before_it_looks_at_any_file(watched: tuple[Instance, Path]) -> None:
+    """A file can lie in the swap that stands still until it serves (I9)."""
+    instance, report = watched
+    fill(instance, 0, 256)
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+    _, _, later = report.read_text().rpartition("server ")
+    looked = [line for line in later.splitlines() if line.startswith(WAITS)]
+    assert looked == []
+
+
+def test_memory_is_locked_before_a_server_serves(watched: tuple[Instance, Path]) -> None:
+    instance, report = watched
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+    locked = [int(text.split()[0]) for text in report.read_text().split("server ")[1:]]
+    assert len(locked) == 2
+    assert min(locked) >= 96 << 10  # KiB of the pool alone
+    guards = {guard["name"]: guard for guard in instance.status()["guards"]}
+    assert guards["mlock"]["ok"], guards["mlock"]
+
+
+# ---- servers that live and serve nothing ----
+
+FAILS_ONCE = """
+import os
+from swapfs import session
+from swapfs.server import workers
+from swapfs.vlayer.stalled import StalledWrites
+from swapfs.vlayer.write_around import WriteAround
+from swapfs.vlayer.writeback import Writeback
+
+def once(owner, name):
+    right = getattr(owner, name)
+
+    def wrong(*arguments):
+        try:
+            os.close(os.open({flag!r}, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return right(*arguments)
+        raise {error}("planted in " + name)
+
+    setattr(owner, name, wrong)
+
+once({owner}, {name!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("session", "replay_init"),
+        ("session", "run"),
+        ("workers.Workers", "_run"),
+        ("StalledWrites", "run"),
+        ("WriteAround", "run"),
+        ("Writeback", "run"),
+    ],
+)
+def test_a_server_ends_when_a_thread_that_it_needs_does(
+    make_instance: Start, tmp_path: Path, owner: str, name: str
+) -> None:
+    """So that the monitor starts another; nobody would miss it otherwise."""
+    instance, flag = make_instance(), tmp_path / "flag"
+    flag.touch()
+    code = FAILS_ONCE.format(owner=owner, name=name, flag=str(flag), error="RuntimeError")
+    plant(instance, code)
+    instance.mount("--size", "64M", "--pool", "96M", "--file", f"{instance.backing}:128M")
+    fill(instance, 0, 256)
+    flag.unlink()
+    kill_server(instance)
+    wait_until(flag.exists, "the fault")
+    counted = "server_starts"
+    wait_until(lambda: counters_of(instance).get(counted) == 3, "the third server")
+    fd = instance.open()
+    assert len(os.pread(fd, 1 << 20, 0)) == 1 << 20
+    os.close(fd)
+    wait_until(lambda: f"planted in {name}" in instance.log(), "its reason in the log")
+
+
+def counters_of(instance: Instance) -> dict[str, int]:
+    try:
+        return instance.counters()
+    except OperationError:
+        return {}
+
+
+def test_the_first_server_says_what_its_session_thread_died_of(make_instance: Start) -> None:
+    instance = make_instance()
+    plant(
+        instance,
+        """
+from swapfs import session
+def run(*arguments):
+    raise RuntimeError("planted")
+session.run = run
+""",
+    )
+    done = subprocess.run(
+        instance.mount_command("--size", "64M", "--pool", "96M"),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "planted" in done.stderr
+    instance.assert_gone()
+
+
 # ---- SIGTERM to the monitor ----
 
 
@@ -151,8 +338,8 @@ def test_sigterm_with_the_file_in_use_keeps_serving(start: Start) -> None:
         assert os.pwrite(fd, b"x" * PAGE, 0) == PAGE
     finally:
         os.close(fd)
-    # Monitor and server; while the first swapfs down is at it, a second signal is ignored.
-    wait_until(lambda: len(processes_of(instance.runtime_dir)) == 2, "the end of that attempt")
+    # Monitor, server, log; while the first swapfs down is at it, a second signal is ignored.
+    wait_until(lambda: len(processes_of(instance.runtime_dir)) == 3, "the end of that attempt")
     os.kill(monitor, signal.SIGTERM)
     wait_until(lambda: not is_alive(monitor), "the end of the monitor")
     instance.assert_gone()

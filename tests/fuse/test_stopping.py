@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-import stat
-import sys
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from swapfs.host import loop
 from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
 from swapfs.wire import control
 from tests.fuse.instance import Instance, Start, is_alive, wait_until
+from tests.fuse.planted import plant
 
 DATA = b"precious" * 512
 
@@ -48,10 +48,10 @@ def test_asking_twice_while_the_loop_device_is_held_open(start: Start) -> None:
     holder = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.kill(monitor, signal.SIGTERM)
-        wait_until(lambda: len(children(monitor)) == 2, "swapfs down")
+        wait_until(lambda: len(children(monitor)) == 3, "swapfs down")
         os.kill(monitor, signal.SIGTERM)
         wait_until(lambda: "still being taken down" in instance.log(), "the second request")
-        assert len(children(monitor)) == 2, "two take it down at once"
+        assert len(children(monitor)) == 3, "two take it down at once"
         assert loaded(instance) == DATA
         wait_until(lambda: "it goes on serving" in instance.log(), "the failure in the log")
         assert is_alive(monitor)
@@ -77,31 +77,24 @@ def test_interrupt_in_the_foreground(make_instance: Start) -> None:
 
 
 def children(pid: int) -> list[int]:
+    """Return the children of monitor *pid*: its server, what writes its log, `swapfs down`."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # a server that dies again and again
 
-WRAPPER = """#!{python}
-import sys
-from swapfs.monitor import monitor
-monitor.RAPID_DEATHS_MAX, monitor.RAPID_LIFE_S = 2, 1e9
-sys.argv = sys.argv[2:]  # of: -m swapfs.monitor DESCRIPTOR
-sys.exit(monitor.main())
-"""
-
 
 @pytest.fixture
-def fragile(make_instance: Start, tmp_path: Path) -> Instance:
+def fragile(make_instance: Start) -> Instance:
     """Mount an instance that gives up after two deaths of its server, however long it lived."""
-    wrapper = tmp_path / "python"
-    wrapper.write_text(WRAPPER.format(python=sys.executable))
-    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     instance = make_instance()
-    script = (
-        f"import sys; sys.executable = {str(wrapper)!r}; from swapfs.command.main import main; "
+    plant(
+        instance,
+        """
+from swapfs.monitor import restart_policy
+restart_policy.RAPID_DEATHS_MAX, restart_policy.RAPID_LIFE_S = 2, 1e9
+""",
     )
-    instance.command = [sys.executable, "-c", f"{script}sys.exit(main())"]
     instance.mount("--size", "64M", "--pool", "96M")
     return instance
 
@@ -158,6 +151,22 @@ def test_a_held_instance_can_be_upgraded(fragile: Instance) -> None:
     wait_until(lambda: state(fragile)["state"] == "running", "a server again")
     assert not is_alive(monitor)
     assert fragile.status()["pid"] != monitor
+    assert loaded(fragile) == DATA
+    fragile.down()
+
+
+def test_a_held_instance_is_given_to_a_successor_only(fragile: Instance) -> None:
+    monitor = fragile.status()["pid"]
+    store(fragile)
+    kill_until_held(fragile)
+    with subprocess.Popen(
+        ["sh", "-c", f"kill -USR1 {monitor}; cat"], stdin=subprocess.PIPE
+    ) as shell:
+        wait_until(lambda: f"process {shell.pid} " in fragile.log(), "the refusal in the log")
+        os.kill(monitor, signal.SIGHUP)
+        wait_until(lambda: state(fragile)["state"] == "running", "a server again")
+        shell.communicate()
+    assert fragile.status()["pid"] == monitor
     assert loaded(fragile) == DATA
     fragile.down()
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import threading
 
 import pytest
 
+from swapfs.errors import OperationError
 from swapfs.region.layout import FORMAT_VERSION
 from tests.fuse.instance import Instance, Start, is_alive, wait_until
 from tests.fuse.load import Load, fill
@@ -81,3 +85,32 @@ def test_a_region_of_another_format_is_refused_and_goes_on(start: Start) -> None
         assert instance.status()["pid"] == monitor
         swap.seek(0)
         assert swap.read(len(data)) == data
+
+
+def serves_anew(instance: Instance) -> bool:
+    try:
+        return instance.counters()["server_starts"] == 2
+    except OperationError:  # between two servers
+        return False
+
+
+def test_a_signal_from_who_is_no_successor_changes_nothing(start: Start) -> None:
+    """The shell that sends it lives on, as a successor would; the pages must not go to it."""
+    instance = start("32M", "64M")
+    data = b"precious" * 512
+    with open(instance.open(), "r+b", buffering=0) as swap:
+        swap.write(data)
+        before = instance.status()
+        with subprocess.Popen(
+            ["sh", "-c", f"kill -USR1 {before['pid']}; cat"], stdin=subprocess.PIPE
+        ) as shell:
+            wait_until(lambda: f"process {shell.pid} " in instance.log(), "the refusal in the log")
+            after = instance.status()
+            assert (after["pid"], after["server_pid"]) == (before["pid"], before["server_pid"])
+            shell.communicate()
+        os.kill(before["server_pid"], signal.SIGUSR1)  # retires: another one follows
+        wait_until(lambda: serves_anew(instance), "another server")
+        swap.seek(0)
+        assert swap.read(len(data)) == data
+    assert instance.cli("upgrade").returncode == 0
+    assert instance.status()["pid"] != before["pid"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,8 +14,11 @@ import pytest
 
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
-from swapfs.monitor import monitor
-from swapfs.monitor.monitor import Held, Outcome
+from swapfs.monitor import holdings, servers
+from swapfs.monitor.holdings import Holdings
+from swapfs.monitor.monitor import SIGNALS, Monitor
+from swapfs.monitor.outcome import Outcome
+from swapfs.monitor.servers import Servers
 from swapfs.wire import handover
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 
@@ -68,13 +72,65 @@ def test_a_monitor_that_has_died_is_not_taken_for_retired(old: subprocess.Popen[
         predecessor.retire(print)
 
 
-def test_a_successor_lives_until_it_ends() -> None:
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        successor = Successor(process.pid)
-        assert successor.lives()
-    assert not successor.lives()
-    assert not Successor(process.pid).lives()
-    assert Successor(0).lives()
+class Other:
+    """Another process, which holds the lock on *path* that a successor takes, or does not.
+
+    It sends RETIRE_SIGNAL to *asks*, if that is a pid, and ends when told.
+    """
+
+    def __init__(self, path: Path, *, locks: bool, asks: int = 0) -> None:
+        lock = f"exclusively(pathlib.Path({str(path)!r}))" if locks else "contextlib.nullcontext()"
+        script = f"""
+import contextlib, os, pathlib, sys
+from swapfs.wire.handover import RETIRE_SIGNAL, exclusively
+with {lock}:
+    os.kill({asks}, RETIRE_SIGNAL if {asks} else 0)
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.pid = self.process.pid
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "there\n"
+
+    def end(self) -> None:
+        self.process.kill()  # an end of file could be kept from it by a fork of ours
+        self.process.communicate()
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """Give the lock file of an instance: its path and the descriptor that the monitor has."""
+    path = tmp_path / "unit.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    yield path, fd
+    os.close(fd)
+
+
+def test_a_successor_is_proven_by_the_lock_until_it_ends(lock: tuple[Path, int]) -> None:
+    path, fd = lock
+    other = Other(path, locks=True)
+    successor = Successor(other.pid, fd)
+    assert successor.is_proven()
+    assert not Successor(os.getpid(), fd).is_proven(), "another process holds the lock"
+    other.end()
+    assert not successor.is_proven()
+    assert not Successor(other.pid, fd).is_proven()
+
+
+def test_a_process_without_the_lock_is_no_successor(
+    lock: tuple[Path, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, fd = lock
+    other = Other(path, locks=False)
+    assert not Successor(other.pid, fd).is_proven()
+    assert f"process {other.pid} asked" in caplog.text
+    other.end()
+    assert not Successor(0, fd).is_proven(), "of another pid namespace, and nobody has the lock"
 
 
 def test_one_upgrade_at_a_time(tmp_path: Path) -> None:
@@ -92,18 +148,19 @@ with exclusively(pathlib.Path({str(lock)!r})):
     assert subprocess.check_output(command, text=True) == "mine\n"
 
 
-class _Watched(monitor._Monitor):
-    """A monitor with stand-ins for servers: each ends in good order when asked to retire.
+class _StandIns(Servers):
+    """Stand-ins for servers: each ends in good order when asked to retire.
 
-    :param gone_fd: at its end of file the first server ends; -1: at once
+    :param gone_fd: when there is something to read the first one ends; -1: at once
     """
 
     def __init__(self, config: Config, gone_fd: int) -> None:
-        super().__init__(config, -1)
+        super().__init__(config, -1, SIGNALS)
+        self.ever_served = True
         self.forks = 0
         self._gone_fd = gone_fd
 
-    def _fork(self, held: Held, *, first: bool) -> int:
+    def start(self, held: Holdings) -> int:
         self.forks += 1
         pid = os.fork()
         if pid:
@@ -122,24 +179,36 @@ def _closed() -> int:
     return write_end
 
 
-def _watch(config: Config, *, successor_dies: bool) -> tuple[Outcome, int]:
+def _watch(config: Config, lock_fd: int, *, dies: bool) -> tuple[Outcome, int]:
     """Have a monitor of its own process watch while another asks it to retire."""
     result_read, result_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             gone_read, gone_write = os.pipe()
-            watched = _Watched(config, gone_read if successor_dies else -1)
-            signal.pthread_sigmask(signal.SIG_BLOCK, watched._signals)
-            successor = subprocess.Popen(
-                ["sh", "-c", f"kill -USR1 {os.getpid()}; {'' if successor_dies else 'cat'}"],
-                stdin=subprocess.PIPE, pass_fds=(gone_write,),
-            )  # fmt: skip
-            os.close(gone_write)
-            watched._ever_served = True
-            outcome = watched._watch(Held(None, None, _closed(), -1))  # type: ignore[arg-type]
-            successor.communicate()
-            os.write(result_write, f"{outcome.value} {watched.forks}".encode())
+            monitor = Monitor(config, -1)
+            monitor._servers = stand_ins = _StandIns(config, gone_read if dies else -1)
+            other = Other(holdings.lock_path(config), locks=True, asks=os.getpid())
+            if dies:  # when it has been believed, and the server makes way
+
+                def die() -> None:
+                    other.end()
+                    os.write(gone_write, b".")
+
+                right = Successor.is_proven
+
+                def is_proven(self: Successor) -> bool:
+                    answer = right(self)
+                    if answer:
+                        die()
+                    return answer
+
+                Successor.is_proven = is_proven  # type: ignore[method-assign]
+            held = Holdings(None, None, _closed(), lock_fd)  # type: ignore[arg-type]
+            outcome = monitor._watch(held)
+            other.end()
+            os.write(result_write, f"{outcome.value} {stand_ins.forks}".encode())
         finally:
             os._exit(0)
     os.close(result_write)
@@ -160,14 +229,18 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_the_old_monitor_ends_when_its_successor_lives(config: Config) -> None:
-    outcome, forks = _watch(config, successor_dies=False)
+def test_the_old_monitor_ends_when_its_successor_lives(
+    config: Config, lock: tuple[Path, int]
+) -> None:
+    outcome, forks = _watch(config, lock[1], dies=False)
     assert outcome is Outcome.HANDED_OVER
     assert forks == 1
 
 
-def test_the_old_monitor_goes_on_when_its_successor_has_died(config: Config) -> None:
-    outcome, forks = _watch(config, successor_dies=True)
+def test_the_old_monitor_goes_on_when_its_successor_has_died(
+    config: Config, lock: tuple[Path, int]
+) -> None:
+    outcome, forks = _watch(config, lock[1], dies=True)
     assert outcome is Outcome.UNMOUNTED  # how the second server ended
     assert forks == 2
 
@@ -184,9 +257,10 @@ def test_a_fork_that_fails_is_tried_again_once_there_are_pages(
         return 4711
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(monitor, "FORK_RETRY_S", 0.0)
-    watched = monitor._Monitor(config, -1)
+    monkeypatch.setattr(servers, "FORK_RETRY_S", 0.0)
+    forked = Servers(config, -1, SIGNALS)
+    held = Holdings(None, None, -1, -1)  # type: ignore[arg-type]
     with pytest.raises(OperationError, match="cannot start a server"):
-        watched._fork_process()
-    watched._ever_served = True
-    assert watched._fork_process() == 4711
+        forked.start(held)
+    forked.ever_served = True
+    assert forked.start(held) == 4711

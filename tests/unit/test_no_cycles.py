@@ -198,8 +198,13 @@ def test_bugs_in_a_tier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jobs_of_a_worker_that_fail() -> None:
+    def start_thread(name: str, run: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
     workers = Workers(1, 4096, 4096)
-    workers.start()
+    workers.start(start_thread)
     ended = threading.Semaphore(0)
 
     def job(buffers: Buffers) -> None:

@@ -46,6 +46,14 @@ def test_server_kills_lose_nothing(run_vm: RunVm, kernel: str) -> None:
     assert run.problems() == []
 
 
+def test_server_dies_while_its_log_is_in_swap(run_vm: RunVm, kernel: str) -> None:
+    if not _resends(kernel):
+        pytest.skip(f"kernel {kernel} does not resend requests (needs 6.9)")
+    run = run_vm("log_swapped_out", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems() == []
+
+
 def test_whole_system_pressure(run_vm: RunVm) -> None:
     run = run_vm(
         "pressure",

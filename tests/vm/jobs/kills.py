@@ -36,7 +36,7 @@ def kill_server(dead: set[int], life_s: float, *, serving: bool = True) -> float
         if found and found.get("held"):
             raise lab.LabError(f"the monitor has given up after {len(dead)} kills")
         if found:
-            alive[:] = [found["server_pid"]] if serving else children_of(found["pid"])
+            alive[:] = [found["server_pid"]] if serving else servers_of(found["pid"])
         return bool(alive) and alive[0] not in dead
 
     if not lab.wait_for("a new server", appeared, NEW_SERVER_BOUND_S):
@@ -48,9 +48,18 @@ def kill_server(dead: set[int], life_s: float, *, serving: bool = True) -> float
     return waited_s
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the processes that *pid* has forked."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def servers_of(pid: int) -> list[int]:
+    """Return the servers among what monitor *pid* has forked; it execs all else."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return [int(child) for child in children if _cmdline(child) == command]
+
+
+def _cmdline(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def main() -> int:

@@ -1,0 +1,105 @@
+"""What a monitor holds for its servers: region, lower tier, mount and lock. Make, find, let go.
+
+Holding is all: nothing here knows when to fork, or what is in the region.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from swapfs.config.model import Config, mount_source
+from swapfs.errors import OperationError
+from swapfs.host import instance_lock, mounts, syscalls
+from swapfs.region.layout import Region
+from swapfs.tiers.file import FileTier
+from swapfs.tiers.seal import ChecksumSeal, Seal
+from swapfs.wire.handover import Handover
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Holdings:
+    """What the monitor holds for the servers to come."""
+
+    region: Region
+    tier: FileTier | None
+    fuse_fd: int
+    lock_fd: int
+    device: int | None = None
+    """st_dev of the mount."""
+
+    def handover(self) -> Handover:
+        """Return where another monitor finds it."""
+        tier_fd = self.tier.fd if self.tier else None
+        return Handover(
+            os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd, self.device
+        )
+
+
+def lock_path(config: Config) -> Path:
+    """Return the file whose lock is the life of the instance."""
+    return config.runtime_dir / f"{config.name}.lock"
+
+
+def lock_instance(config: Config) -> int:
+    """Return a descriptor that holds the lock of the instance.
+
+    :raises OperationError: another process holds it
+    """
+    fd = instance_lock.acquire(lock_path(config))
+    if fd is None:
+        raise OperationError(f"{config.name} is already up; take it down, or choose another --name")
+    return fd
+
+
+def open_tier(config: Config, region: Region, fd: int | None = None) -> FileTier | None:
+    """Return the file tier; None: the instance has none.
+
+    :param fd: of a monitor that had it open
+    :raises SwapfsError: it cannot be opened, or is not ours
+    """
+    file = config.file
+    if file is None:
+        return None
+    seal = _cipher(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
+    return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
+
+
+def _cipher(key: bytes) -> Seal:
+    # Not imported above: 14 MiB of locked memory that is only here for instances that encrypt. A
+    # server has it from us, by fork; it reads no library from a disk while it serves.
+    from swapfs.tiers.aead import AeadSeal
+
+    return AeadSeal(key)
+
+
+def mount(config: Config) -> tuple[int, int | None]:
+    """Mount the instance; return the descriptor that its requests come from, and its st_dev.
+
+    :raises OperationError: that is not possible
+    """
+    mountpoint = config.mountpoint
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions"
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount(mount_source(config.name), str(mountpoint), "fuse.swapfs", flags, options)
+    except OSError as error:
+        what = error.filename or mountpoint  # /dev/fuse, or where it was to go
+        raise OperationError(f"cannot mount {what}: {error.strerror}") from error
+    mounted = mounts.at(mountpoint)
+    return fd, mounted.device if mounted else None
+
+
+def unmount(config: Config) -> None:
+    """Take the mount away, if it is still there."""
+    if mounts.at(config.mountpoint) is None:
+        return
+    try:
+        syscalls.umount2(str(config.mountpoint), syscalls.MNT_DETACH)
+    except OSError as error:
+        log.error("umount %s: %s", config.mountpoint, error.strerror)

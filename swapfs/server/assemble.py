@@ -1,0 +1,160 @@
+"""The parts of a server, made and connected: everything that serving needs, and not yet running.
+
+All memory that serving needs is reserved here, before a request is taken (I5). A server that
+follows another is waited for: it makes what a page needs and nothing else, and looks at no file
+that could be in the swap that stands still (I9). So its memory is locked as it is touched; the
+rest is done by `Guards` when it serves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from swapfs import session
+from swapfs.config.model import Config
+from swapfs.fs import Namespace
+from swapfs.host.guards import Guards
+from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, Realtime
+from swapfs.region.layout import Region
+from swapfs.server.partial import PartialWrites
+from swapfs.server.swap_file import SwapFile
+from swapfs.server.workers import Workers, aligned_buffer
+from swapfs.session import pyfuse3
+from swapfs.tiers.base import LowerTier
+from swapfs.units import PAGE_SIZE
+from swapfs.vlayer import fetch, writeback
+from swapfs.vlayer.fetch import Fetcher
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.stalled import StalledWrites
+from swapfs.vlayer.write_around import WriteAround
+from swapfs.vlayer.writeback import Writeback
+
+THREAD_STACK_BYTES: Final = 512 * 1024
+"""Locked in memory for each thread; lz4 takes 16 KiB of it."""
+WORKERS_WITH_FILE: Final = 4
+DIRECT_BATCHES: Final = 4
+SECOND_TRIES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """What moves pages to and from the lower tier."""
+
+    writeback: Writeback
+    direct: WriteAround
+    fetcher: Fetcher
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A server that is put together. *lower* is None without a lower tier."""
+
+    guards: Guards
+    layer: VirtualSlotLayer
+    workers: Workers
+    second: StalledWrites
+    lower: Lower | None
+    swap_file: SwapFile
+
+
+def assemble(
+    config: Config, region: Region, tier: LowerTier | None, fuse_fd: int, *, recover: bool
+) -> Parts:
+    """Return the parts of a server of *region* on the FUSE connection *fuse_fd*.
+
+    :param recover: another server served both: rebuild what can be derived, and resume
+    """
+    guards = _prepare_process(config, region, recover=recover)
+    layer = VirtualSlotLayer(region, tier)
+    if recover:
+        layer.rebuild()
+    layer.counters.add("server_starts")
+    request, reply = session.arm(region.session_init)
+    workers = Workers(
+        WORKERS_WITH_FILE if tier else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
+    )
+    second = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(SECOND_TRIES)])
+    lower = None if tier is None else _lower(config, region, layer, tier, second)
+    fetcher, direct = (lower.fetcher, lower.direct) if lower else (None, None)
+    swap_file = SwapFile(
+        layer,
+        config.size_bytes,
+        request,
+        reply,
+        workers,
+        PartialWrites(layer, second.compactor.make_room, fetcher, direct),
+        direct or second,
+        fetcher=fetcher,
+        stored=_stored(second, lower),
+    )
+    pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
+    return Parts(guards, layer, workers, second, lower, swap_file)
+
+
+def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards:
+    """Set what threads inherit, and what must hold before a page of memory is used.
+
+    To populate all that is locked takes some 0.2 s for each GiB of the pool, and needs memory
+    while nothing can be swapped out: a later server does that when it serves.
+    """
+    guards = Guards(config.unsafe)
+    guards.set(IoFlusher())
+    guards.set(MemoryLock(region.geometry.total_bytes, on_fault=recover))
+    guards.set(Realtime([threading.get_native_id()]))
+    if not recover:
+        guards.set(Heap())
+    threading.stack_size(THREAD_STACK_BYTES)
+    return guards
+
+
+def _lower(
+    config: Config,
+    region: Region,
+    layer: VirtualSlotLayer,
+    tier: LowerTier,
+    second: StalledWrites,
+) -> Lower:
+    limit, pool = region.geometry.pool_bytes, layer.pool
+    down = Writeback(
+        layer,
+        tier,
+        aligned_buffer(writeback.BATCH_BYTES),
+        aligned_buffer(writeback.SCRATCH_BYTES),
+        high_bytes=limit * config.high_watermark_percent // 100,
+        low_bytes=limit * config.low_watermark_percent // 100,
+    )
+    views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
+    fetcher = Fetcher(
+        layer,
+        tier,
+        promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
+        newest_sequence=lambda: down.newest_sequence,
+    )
+    return Lower(down, WriteAround(layer, tier, down, views, second=second), fetcher)
+
+
+def _stored(second: StalledWrites, lower: Lower | None) -> Callable[[], None]:
+    """Return what looks at the pool after each write."""
+    if lower is None:
+        return second.kick_if_needed
+    down = lower.writeback
+
+    def kick() -> None:
+        down.kick_if_needed()
+        second.kick_if_needed()
+
+    return kick
+
+
+def _namespace(config: Config, layer: VirtualSlotLayer) -> Namespace:
+    def free_bytes() -> int:
+        return layer.table.state_counts()["empty"] * PAGE_SIZE
+
+    def count_bug() -> None:
+        with layer.lock:
+            layer.counters.add("handler_errors")
+
+    return Namespace(config.size_bytes, free_bytes, count_bug)

@@ -57,6 +57,8 @@ def test_the_new_monitor_never_gives_up(old: subprocess.Popen[str]) -> None:
         notes.append(text)
         if len(notes) == 3:
             assert old.stdin is not None
+            assert old.stdout is not None
+            assert old.stdout.readline() == "asked\n"  # a signal at its very end would kill it
             old.stdin.close()
 
     _predecessor(old.pid).retire(note)

@@ -52,10 +52,10 @@ class Ticket:
         """Hear that the answer waits for the file tier."""
 
 
-class Rig:
+class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
-    :param region: the region of an earlier rig whose server died
+    :param region: the region of an earlier harness whose server died
     :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
 

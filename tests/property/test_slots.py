@@ -94,7 +94,7 @@ class Slots(RuleBasedStateMachine):
         layer = self.harness.layer
         done = layer.patch(slot, start, data, bytearray(4096))
         if done is None:
-            seen = self.harness.layer.table.get(slot)
+            seen = layer.table.get(slot)
             old = bytearray(self.harness.load(slot))
             old[start : start + len(data)] = data
             done = layer.replace_file_page(slot, seen, memoryview(old))

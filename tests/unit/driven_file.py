@@ -1,4 +1,4 @@
-"""A SwapFile over a Harness, driven as the session loop does it; no mount, no thread unless asked."""
+"""A SwapFile over a Harness, driven as the session loop does; no mount, no thread unless asked."""
 
 from __future__ import annotations
 

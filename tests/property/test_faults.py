@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FAULTS, FaultyTier
 from swapfs.testing.harness import Harness
+from swapfs.testing.media import TIERS
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import mixed_pages
@@ -104,9 +106,12 @@ def test_one_failing_call_never_falsifies_a_page(fault: str, promote: bool) -> N
     assert hits >= 3, "the history has too few such calls to be a test"
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_lasting_fault_never_falsifies_a_page_and_passes(fault: str) -> None:
-    history = History(FaultyTier(MemoryTier(6), fault, 3, LASTING))
+def test_a_lasting_fault_never_falsifies_a_page_and_passes(
+    fault: str, tier: str, tmp_path: Path
+) -> None:
+    history = History(FaultyTier(TIERS[tier](tmp_path)(6), fault, 3, LASTING))
     history.run()
     assert history.tier.failures
     history.tier.heal()
@@ -119,9 +124,10 @@ def test_a_lasting_fault_never_falsifies_a_page_and_passes(fault: str) -> None:
     history.harness.region.close()
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("fault", ["lost_write", "flipped_write"])
-def test_a_write_that_lied_is_found_at_the_read(fault: str) -> None:
-    history = History(FaultyTier(MemoryTier(6), fault, 1, LASTING))
+def test_a_write_that_lied_is_found_at_the_read(fault: str, tier: str, tmp_path: Path) -> None:
+    history = History(FaultyTier(TIERS[tier](tmp_path)(6), fault, 1, LASTING))
     for slot, data in enumerate(PAGES[:60]):
         assert history.harness.store(slot, data)
         history.model.write(slot, data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from errno import ENOSPC
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from hypothesis.stateful import (
 
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.testing.harness import Harness
+from swapfs.testing.media import TIERS
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import KINDS, page
@@ -42,6 +46,7 @@ class Slots(RuleBasedStateMachine):
     segments = 0
     pool_bytes = ROOMY_BYTES
     promote = False
+    tier = "memory"
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +55,9 @@ class Slots(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        tier = MemoryTier(self.segments) if self.segments else None
+        self.folder = Path(tempfile.mkdtemp(prefix="swapfs-tier-"))
+        self.opener = TIERS[self.tier](self.folder)
+        tier = self.opener(self.segments) if self.segments else None
         self.harness = Harness(SLOTS, self.pool_bytes, tier, promote=self.promote)
 
     def has_file(self) -> bool:
@@ -134,9 +141,10 @@ class Slots(RuleBasedStateMachine):
 
     @rule()
     def crash_and_rebuild(self) -> None:
-        tier = None
-        if isinstance(self.harness.tier, MemoryTier):
-            tier = MemoryTier(self.segments, self.harness.tier.data)
+        tier = self.harness.tier
+        if tier is not None:
+            tier.close()
+            tier = self.opener(self.segments)
         self.harness = Harness(
             SLOTS, self.pool_bytes, tier, promote=self.promote, region=self.harness.region
         )
@@ -159,25 +167,31 @@ class Slots(RuleBasedStateMachine):
         self.harness.check()
         assert self.harness.layer.pool.used_bytes == 0
         self.harness.region.close()
+        if self.harness.tier is not None:
+            self.harness.tier.close()
+        shutil.rmtree(self.folder)
 
 
 @pytest.mark.parametrize(
-    ("pool_bytes", "segments", "promote"),
+    ("pool_bytes", "segments", "promote", "tier"),
     [
-        (ROOMY_BYTES, 0, False),
-        (TINY_BYTES, 0, False),
-        (ROOMY_BYTES, 8, False),
-        (TINY_BYTES, 4, False),
-        (TINY_BYTES, 8, True),
-        (ROOMY_BYTES, 8, True),
+        (ROOMY_BYTES, 0, False, "memory"),
+        (TINY_BYTES, 0, False, "memory"),
+        (ROOMY_BYTES, 8, False, "memory"),
+        (TINY_BYTES, 8, True, "memory"),
+        (ROOMY_BYTES, 8, True, "memory"),
+        *((TINY_BYTES, 4, False, tier) for tier in TIERS),
     ],
-    ids=["pool", "tiny pool", "pool + file", "tiny pool + file", "tiny + promote", "promote"],
+    ids=["pool", "tiny pool", "pool + tier", "tiny + promote", "promote", *TIERS],
 )
-def test_slots_behave_like_a_dict_of_pages(pool_bytes: int, segments: int, promote: bool) -> None:
+def test_slots_behave_like_a_dict_of_pages(
+    pool_bytes: int, segments: int, promote: bool, tier: str
+) -> None:
     attributes: dict[str, Any] = {
         "pool_bytes": pool_bytes,
         "segments": segments,
         "promote": promote,
+        "tier": tier,
     }
     machine = type("Configured", (Slots,), attributes)
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

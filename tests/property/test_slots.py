@@ -131,7 +131,7 @@ class Slots(RuleBasedStateMachine):
     def compact(self, wanted: int, pages: int) -> None:
         layer, compactor = self.harness.layer, self.harness.second.compactor
         before = layer.pool.free_zspages
-        gained = compactor._squeeze(pages) if pages else compactor._pack(wanted, worth=1)
+        gained = compactor.squeeze(pages) if pages else compactor.pack(wanted)
         if pages:
             assert layer.pool.free_zspages >= before
         else:

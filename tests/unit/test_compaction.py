@@ -175,7 +175,7 @@ def test_packing_frees_what_can_be_freed() -> None:
     assert gains > pool.zspages.count // 2
     compactor = Compactor(harness.layer)
     gained = 0
-    while step := compactor._pack(8, worth=1):
+    while step := compactor.pack(8):
         assert step <= 8
         gained += step
         harness.check()
@@ -193,7 +193,7 @@ def test_a_move_keeps_the_bits_and_changes_the_place() -> None:
     for number, slot in enumerate(model):
         table.mark(slot, REFERENCED, on=bool(number % 2))
     before = {slot: table.get(slot) for slot in model}
-    assert Compactor(harness.layer)._pack(100, worth=1)
+    assert Compactor(harness.layer).pack(100)
     moved = [slot for slot in model if table.get(slot) != before[slot]]
     assert len(moved) == harness.counter("compacted_pages") > 0
     low_bits = (1 << PLACE_SHIFT) - 1
@@ -208,12 +208,12 @@ def test_what_is_being_demoted_is_left_alone() -> None:
     for slot in model:
         table.mark(slot, MOVING, on=True)
     before = {slot: table.get(slot) for slot in model}
-    assert compactor._pack(100, worth=1) == 0
-    assert compactor._squeeze(10) == 0
+    assert compactor.pack(100) == 0
+    assert compactor.squeeze(10) == 0
     assert {slot: table.get(slot) for slot in model} == before
     for slot in model:
         table.mark(slot, MOVING, on=False)
-    assert compactor._pack(100, worth=1) > 0
+    assert compactor.pack(100) > 0
     _assert_holds(harness, model)
     harness.region.close()
 
@@ -248,7 +248,7 @@ def test_tidy_waits_until_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_work_of_a_round_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     harness, model = _fragmented(20)
     monkeypatch.setattr(compaction, "MOVES_MAX", 10)
-    assert Compactor(harness.layer)._pack(100, worth=1) > 0
+    assert Compactor(harness.layer).pack(100) > 0
     assert harness.counter("compacted_pages") <= 10
     _assert_holds(harness, model)
     harness.region.close()
@@ -268,10 +268,10 @@ def test_a_crash_in_mid_round_loses_nothing(moves: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(harness.layer.table, "exchange", dying)
     with pytest.raises(KeyboardInterrupt):
-        Compactor(harness.layer)._pack(100, worth=1)
+        Compactor(harness.layer).pack(100)
     harness = Harness(SLOTS, POOL_BYTES, region=harness.region)
     _assert_holds(harness, model)
-    assert Compactor(harness.layer)._pack(100, worth=1) > 0
+    assert Compactor(harness.layer).pack(100) > 0
     _assert_holds(harness, model)
     harness.region.close()
 
@@ -312,7 +312,7 @@ def test_rounds_beside_everything_else() -> None:
         return thread
 
     threads = [
-        beside(lambda: (compactor._pack(20, worth=1), compactor._squeeze(10))),
+        beside(lambda: (compactor.pack(20), compactor.squeeze(10))),
         beside(lambda: harness.down.demote(30)),
     ]
     model = _history(harness, random.Random(1))

@@ -43,6 +43,13 @@ def test_reads_what_the_layer_reads_over_clusters_and_holes(harness: Harness) ->
     assert got == bytes(30 * PAGE_SIZE) + b"".join(PAGES) + bytes(30 * PAGE_SIZE)
 
 
+def test_a_cluster_that_was_never_written_reads_as_zeros(harness: Harness) -> None:
+    offset = (2 * CLUSTER_SLOTS + 100) * PAGE_SIZE
+    assert _read(harness, offset, 8 * PAGE_SIZE) == bytes(8 * PAGE_SIZE)
+    edge = (2 * CLUSTER_SLOTS - 2) * PAGE_SIZE
+    assert _read(harness, edge, 4 * PAGE_SIZE) == bytes(4 * PAGE_SIZE)
+
+
 def test_counts_pages_by_kind_and_bytes(harness: Harness) -> None:
     before = harness.layer.counters.snapshot()
     _read(harness, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE)

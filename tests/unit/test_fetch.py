@@ -407,8 +407,10 @@ def test_reads_of_young_blobs_are_refaults() -> None:
     harness = _demoted(MemoryTier(4), TEXT)
     harness.load(0, 10)
     assert harness.counter("refaulted_pages") == 10
-    harness.down.writer._sequence = iter(range(1 << 62, (1 << 62) + 10))  # type: ignore[assignment]
-    harness.write_direct(50, TEXT[0])
+    younger, pool_pages = 0, harness.region.geometry.pool_bytes // PAGE_SIZE
+    while younger <= pool_pages:
+        assert harness.write_direct(50, *TEXT) > 0
+        younger += len(TEXT)
     harness.load(0, 10)
     assert harness.counter("refaulted_pages") == 10
     harness.region.close()

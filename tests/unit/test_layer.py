@@ -248,9 +248,10 @@ def test_a_damaged_free_list_overwrites_no_other_slot() -> None:
     zspages = [pool_place(harness.layer.table.get(slot)) // ZSPAGE_BYTES for slot in range(32)]
     zspage = zspages[3]
     inside = [slot for slot in range(32) if zspages[slot] == zspage]
+    words = {slot: harness.layer.table.get(slot) for slot in inside}
     harness.layer.discard_run(inside[0], 1)
     harness.layer.discard_run(inside[1], 1)
-    link = zspage * ZSPAGE_BYTES + harness.layer.pool.zspages.head[zspage] * PAGE_SIZE
+    link = pool_place(words[inside[1]])  # freed last, so it is the first of the list
     harness.region.arena[link : link + 2] = b"\xff\xff"
     with pytest.raises(AssertionError, match="damaged"):
         harness.store(100, *pages[32:])

@@ -147,6 +147,15 @@ def test_a_failed_write_is_an_io_error_then_refused_until_the_pause_is_over() ->
     harness.region.close()
 
 
+def test_one_part_that_fails_fails_the_request() -> None:
+    """A request of more pages than a batch holds: its first part is lost, its last one is not."""
+    harness, _ = _full(FaultyTier(MemoryTier(8), "write_error", 1))
+    assert harness.write_direct(3, *RANDOM[:300]) == -EIO
+    assert harness.load(3) == RANDOM[3], "the old page stays"
+    harness.check()
+    harness.region.close()
+
+
 def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     slow: tuple[Harness, SlowTier, int],
 ) -> None:

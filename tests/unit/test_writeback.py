@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import random
 import threading
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
+from swapfs.testing.wrapper import TierWrapper
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.blob import HEADER, Batch
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.entry import MOVING, Tag, file_sector
@@ -247,13 +251,11 @@ def test_health() -> None:
 # ---- cleaning ----
 
 
-def _sparse(
-    memory: MemoryTier, keep_every: int, *, promote: bool = False
-) -> tuple[Harness, set[int]]:
+def _sparse(tier: LowerTier, keep_every: int, *, promote: bool = False) -> tuple[Harness, set[int]]:
     """Return a harness whose file has no free segment to give, and every n-th slot still in use."""
-    harness = Harness(SLOTS, 4 * MiB, memory, promote=promote)
+    harness = Harness(SLOTS, 4 * MiB, tier, promote=promote)
     slot = 0
-    while memory.map.free_segments > 2:
+    while tier.stats().free_segments > 2:
         harness.store(slot, *TEXT)
         harness.down.demote(60)
         slot += 60
@@ -325,9 +327,8 @@ def test_segments_that_hold_only_damage_are_not_read_again_and_again() -> None:
     harness, kept = _sparse(memory, 200)
     assert len({file_sector(harness.layer.table.get(at)) // SEGMENT_SECTORS for at in kept}) > 1
     memory.data[:] = bytes(len(memory.data))
-    memory.map._lists.move(memory.map._lists.first(0), 16)  # as if the rest were full
-    while memory.map.free_segments > 1:
-        memory.map._lists.move(memory.map._lists.first(0), 16)
+    while memory.map.free_segments > 1:  # as if the rest were full
+        memory.map.allocate(SEGMENT_SECTORS, cleaning=True)
     reads = memory.reads
     assert harness.down.clean() == 0
     sources = memory.reads - reads
@@ -339,9 +340,9 @@ def test_segments_that_hold_only_damage_are_not_read_again_and_again() -> None:
 
 def test_a_segment_that_cannot_be_read_does_not_stop_cleaning() -> None:
     memory = MemoryTier(10)
-    harness, kept = _sparse(memory, 5)
-    tier = FaultyTier(memory, "read_error", 1)
-    harness.down._cleaner._tier = tier
+    outer = TierWrapper(memory)
+    harness, kept = _sparse(outer, 5)
+    outer.inner = tier = FaultyTier(memory, "read_error", 1)
     assert harness.down.clean() > 0
     assert tier.failures == 1
     assert memory.map.free_segments > 2
@@ -353,10 +354,8 @@ def test_a_segment_that_cannot_be_read_does_not_stop_cleaning() -> None:
 
 @pytest.mark.parametrize("event", ["rewrite", "discard", "write below", "promote"])
 def test_an_event_during_cleaning_keeps_the_right_page(event: str) -> None:
-    memory = MemoryTier(10)
-    harness, kept = _sparse(memory, 5, promote=event == "promote")
-    tier = SlowTier(memory)
-    harness.down.writer._tier = tier
+    tier = SlowTier(MemoryTier(10))
+    harness, kept = _sparse(tier, 5, promote=event == "promote")
     tier.write_gate.shut()
     thread = threading.Thread(target=harness.down.clean, daemon=True)
     thread.start()
@@ -388,9 +387,9 @@ def test_an_event_during_cleaning_keeps_the_right_page(event: str) -> None:
 
 
 def test_a_failed_write_while_cleaning_loses_nothing() -> None:
-    memory = MemoryTier(10)
-    harness, kept = _sparse(memory, 5)
-    harness.down.writer._tier = FaultyTier(memory, "write_error", 1)
+    outer = TierWrapper(MemoryTier(10))
+    harness, kept = _sparse(outer, 5)
+    outer.inner = FaultyTier(outer.inner, "write_error", 1)
     assert harness.down.clean() == 0
     harness.check()
     for slot in kept:
@@ -486,6 +485,55 @@ def test_who_waits_for_demotion_is_told_whether_anything_went_down() -> None:
     harness.down.stop()
     thread.join(30)
     harness.check()
+    harness.region.close()
+
+
+def test_a_request_is_served_though_the_tier_rests_for_long() -> None:
+    """The thread sleeps until the next try is due, which may be a minute."""
+    tier = FaultyTier(MemoryTier(4), "write_error", 1, 1 << 30)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
+    while harness.down.health.backoff_s < BACKOFF_MAX_S:
+        assert harness.down.demote(5) == 0
+        harness.now_s = harness.down.health.retry_at_s
+    assert harness.down.demote(5) == 0
+    thread = threading.Thread(target=harness.down.run, daemon=True)
+    thread.start()
+    answers: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for _ in range(2):  # the second time it has gone to sleep again
+        harness.down.request(5, answers.put)
+        assert answers.get(timeout=BACKOFF_MAX_S / 2) == 0
+    harness.down.stop()
+    thread.join(30)
+    harness.region.close()
+
+
+class Numbers(TierWrapper):
+    """Collects the sequence number of every blob that is written."""
+
+    def __init__(self, inner: LowerTier) -> None:
+        super().__init__(inner)
+        self.seen: list[int] = []
+
+    def write(self, extent: Extent, batch: Batch) -> None:
+        for item in batch.items:
+            *_, sequence, _ = HEADER.unpack_from(batch.view[item.start_sector * SECTOR_SIZE :])
+            self.seen.append(sequence)
+        super().write(extent, batch)
+
+
+def test_no_two_blobs_share_a_number_whoever_writes_them() -> None:
+    """They are nonces: of demotion, cleaning and direct writes, and of the next server."""
+    tier = Numbers(MemoryTier(10))
+    harness, _ = _sparse(tier, 5)
+    for _ in range(2):
+        harness.write_direct(3, *TEXT[:5])
+        harness.down.clean()
+        harness.store(100, *TEXT)
+        assert harness.down.demote(5)
+        harness = Harness(SLOTS, 4 * MiB, tier, region=harness.region)
+    harness.write_direct(3, *TEXT[:5])
+    assert len(set(tier.seen)) == len(tier.seen) > 100
     harness.region.close()
 
 

@@ -41,6 +41,9 @@ test-fast: build  ## what needs no root and no mount: unit, property, structure,
 check-debian13: vm-packages  ## make test and make demo in a fresh clone in a bare Debian 13 (a chroot)
 	@$(SUDO) python3 -m deploy.bare trixie "make test" "make demo"
 
+mutants: build  ## make mistakes in copies of the code: each must fail a test (MUTANTS="-k WORD")
+	@$(PYTHON) -m tests.mutants $(MUTANTS)
+
 test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
 	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from swapfs.region.layout import Geometry, Region
+from swapfs.testing.blobs import aligned
 from swapfs.tiers.base import LowerTier
 from swapfs.tiers.blob import blob_sectors
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE
@@ -52,10 +53,10 @@ class Ticket:
         """Hear that the answer waits for the file tier."""
 
 
-class Rig:
+class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
-    :param region: the region of an earlier rig whose server died
+    :param region: the region of an earlier harness whose server died
     :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
 
@@ -79,7 +80,7 @@ class Rig:
         if recover:
             self.layer.rebuild()
         self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
-        view = memoryview(bytearray(2 * writeback.BATCH_BYTES))
+        view = aligned(2 * writeback.BATCH_BYTES)
         self.second = StalledWrites(self.layer, [view], clock_s=self._clock_s)
         self._local = threading.local()
         if tier is None:
@@ -87,14 +88,14 @@ class Rig:
         self.down = Writeback(
             self.layer,
             tier,
-            memoryview(bytearray(writeback.BATCH_BYTES)),
-            memoryview(bytearray(writeback.SCRATCH_BYTES)),
+            aligned(writeback.BATCH_BYTES),
+            aligned(writeback.SCRATCH_BYTES),
             high_bytes=pool_bytes * 90 // 100,
             low_bytes=pool_bytes * 80 // 100,
             wait_s=wait_s,
             clock_s=self._clock_s,
         )
-        views = [memoryview(bytearray(writeback.BATCH_BYTES)) for _ in range(2)]
+        views = [aligned(writeback.BATCH_BYTES) for _ in range(2)]
         self.direct = WriteAround(
             *(self.layer, tier, self.down, views), second=self.second, clock_s=self._clock_s
         )
@@ -159,7 +160,7 @@ class Rig:
             good = self.layer.load_run(slot, count, memoryview(out), 0)
         else:
             if not hasattr(self._local, "scratch"):
-                self._local.scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
+                self._local.scratch = aligned(fetch.SCRATCH_BYTES)
             good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
         return bytes(out[: good * PAGE_SIZE])
 

@@ -46,8 +46,8 @@ class MemoryTier(LowerTier):
 
     def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:  # noqa: D102
         self.reads += 1
-        size = sectors * SECTOR_SIZE
-        found = self.data[sector * SECTOR_SIZE :][:size]
+        start, size = sector * SECTOR_SIZE, sectors * SECTOR_SIZE
+        found = memoryview(self.data)[start : start + size]
         if len(found) < size:
             raise TierIOError(f"read at sector {sector}: {len(found)} of {size} bytes")
         scratch[:size] = found

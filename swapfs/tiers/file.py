@@ -153,7 +153,7 @@ class FileTier(LowerTier):
             self.fd, self._direct = open_backing(path, size_bytes, direct_io)
         else:
             self.fd, self._direct = fd, bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        self._block_sectors = _block_sectors(self.fd) if self._direct else 1
+        self.block_sectors = _block_sectors(self.fd) if self._direct else 1
         self.seal = seal or ChecksumSeal()
         self._path = path
         self._map = SegmentMap(segments)
@@ -183,8 +183,8 @@ class FileTier(LowerTier):
         self._map.mark_bad(extent.sector, extent.sectors)
 
     def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:  # noqa: D102
-        lead = sector % self._block_sectors
-        block = self._block_sectors
+        lead = sector % self.block_sectors
+        block = self.block_sectors
         window = -(-(lead + sectors) // block) * block * SECTOR_SIZE
         try:
             got = os.preadv(self.fd, [scratch[:window]], (sector - lead) * SECTOR_SIZE)

@@ -84,6 +84,16 @@ class Compactor:
 
     # ---- the two kinds of round ----
 
+    def pack(self, wanted: int) -> int:
+        """Pack up to *wanted* zspages away, however little it is worth; return zspages gained."""
+        with self._round:
+            return self._pack(wanted, 1)
+
+    def squeeze(self, pages: int) -> int:
+        """Squeeze until there is room for *pages* pages; return zspages emptied."""
+        with self._round:
+            return self._squeeze(pages)
+
     def _pack(self, wanted: int, worth: int) -> int:
         zspages = self._layer.pool.zspages
         with self._layer.lock:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FAULTS, FaultyTier
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
+from swapfs.testing.media import TIERS
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import mixed_pages
@@ -26,7 +28,7 @@ class History:
 
     def __init__(self, tier: FaultyTier, *, promote: bool = False) -> None:
         self.tier = tier
-        self.rig = Rig(SLOTS, POOL_BYTES, tier, promote=promote)
+        self.harness = Harness(SLOTS, POOL_BYTES, tier, promote=promote)
         self.model = SwapModel(SLOTS)
         self.rng = random.Random(5)
 
@@ -36,14 +38,14 @@ class History:
                 [self.write, self.read, self.discard, self.demote, self.clean], [8, 6, 1, 3, 1]
             )[0]
             action()
-            self.rig.now_s += 100  # every pause after a failure is over
-            self.rig.check()
+            self.harness.now_s += 100  # every pause after a failure is over
+            self.harness.check()
 
     def write(self) -> None:
         first = self.rng.randrange(SLOTS - 60)
         for slot in range(first, first + self.rng.randrange(1, 60)):
             data = self.rng.choice(PAGES)
-            if self.rig.write(slot, data) > 0:
+            if self.harness.write(slot, data) > 0:
                 self.model.write(slot, data)
 
     def read(self) -> None:
@@ -54,7 +56,7 @@ class History:
         """Read as the kernel does after a short answer: again from where it ended."""
         while count:
             try:
-                got = self.rig.load(slot, count)
+                got = self.harness.load(slot, count)
             except (TierIOError, BlobCorrupt):
                 assert self.tier.failures
                 got = b"?" * PAGE_SIZE
@@ -67,21 +69,21 @@ class History:
 
     def discard(self) -> None:
         slot, count = self.rng.randrange(SLOTS - 90), self.rng.randrange(90)
-        self.rig.layer.discard_run(slot, count)
+        self.harness.layer.discard_run(slot, count)
         self.model.discard(slot, count)
 
     def demote(self) -> None:
-        self.rig.down.demote(self.rng.randrange(1, 150))
+        self.harness.down.demote(self.rng.randrange(1, 150))
 
     def clean(self) -> None:
-        self.rig.down.clean()
+        self.harness.down.clean()
 
     def lost_slots(self) -> set[int]:
         """Return the slots that are damaged; every other one must read right."""
         lost = set()
         for slot in range(SLOTS):
             try:
-                assert self.rig.load(slot) == self.model.read(slot)
+                assert self.harness.load(slot) == self.model.read(slot)
             except BlobCorrupt:
                 lost.add(slot)
         return lost
@@ -100,30 +102,37 @@ def test_one_failing_call_never_falsifies_a_page(fault: str, promote: bool) -> N
         assert lost <= history.tier.damaged_slots
         if "write" not in fault or fault == "write_error":
             assert not lost
-        history.rig.region.close()
+        history.harness.region.close()
     assert hits >= 3, "the history has too few such calls to be a test"
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_lasting_fault_never_falsifies_a_page_and_passes(fault: str) -> None:
-    history = History(FaultyTier(MemoryTier(6), fault, 3, LASTING))
+def test_a_lasting_fault_never_falsifies_a_page_and_passes(
+    fault: str, tier: str, tmp_path: Path
+) -> None:
+    history = History(FaultyTier(TIERS[tier](tmp_path)(6), fault, 3, LASTING))
     history.run()
     assert history.tier.failures
     history.tier.heal()
     assert history.lost_slots() <= history.tier.damaged_slots
-    history.rig.now_s += 1000
-    assert history.rig.down.demote(5) or not history.rig.layer.table.state_counts()["compressed"]
-    history.rig.region.close()
+    history.harness.now_s += 1000
+    assert (
+        history.harness.down.demote(5)
+        or not history.harness.layer.table.state_counts()["compressed"]
+    )
+    history.harness.region.close()
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("fault", ["lost_write", "flipped_write"])
-def test_a_write_that_lied_is_found_at_the_read(fault: str) -> None:
-    history = History(FaultyTier(MemoryTier(6), fault, 1, LASTING))
+def test_a_write_that_lied_is_found_at_the_read(fault: str, tier: str, tmp_path: Path) -> None:
+    history = History(FaultyTier(TIERS[tier](tmp_path)(6), fault, 1, LASTING))
     for slot, data in enumerate(PAGES[:60]):
-        assert history.rig.store(slot, data)
+        assert history.harness.store(slot, data)
         history.model.write(slot, data)
-    assert history.rig.down.demote(50) > 40
+    assert history.harness.down.demote(50) > 40
     lost = history.lost_slots()
-    assert len(lost) == history.rig.layer.table.state_counts()["file"]
-    assert history.rig.counter("failed_read_checksum") == len(lost)
-    history.rig.region.close()
+    assert len(lost) == history.harness.layer.table.state_counts()["file"]
+    assert history.harness.counter("failed_read_checksum") == len(lost)
+    history.harness.region.close()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapfs.core._core import Writer
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
 from swapfs.units import CLUSTER_SLOTS
@@ -32,28 +32,28 @@ histories_st = st.lists(
 )
 
 
-def _run(history: list[Any]) -> tuple[Rig, list[int]]:
-    rig, results = Rig(SLOTS, POOL_BYTES, MemoryTier(4)), []
+def _run(history: list[Any]) -> tuple[Harness, list[int]]:
+    harness, results = Harness(SLOTS, POOL_BYTES, MemoryTier(4)), []
     for kind, first, rest in history:
         if kind == "write":
-            results.append(rig.store(first, *(page(*which) for which in rest)))
+            results.append(harness.store(first, *(page(*which) for which in rest)))
         elif kind == "discard":
-            results.append(rig.layer.discard_run(first, rest))
+            results.append(harness.layer.discard_run(first, rest))
         elif kind == "demote":
-            results.append(rig.down.demote(first))
+            results.append(harness.down.demote(first))
         else:
-            results.append(rig.second.compactor._pack(first, worth=1))
-        rig.check()
-    return rig, results
+            results.append(harness.second.compactor.pack(first))
+        harness.check()
+    return harness, results
 
 
-def _state(rig: Rig) -> dict[str, Any]:
+def _state(harness: Harness) -> dict[str, Any]:
     """Return every byte that a history leaves in the region, and every list beside it."""
-    pool, table = rig.layer.pool, rig.layer.table
+    pool, table = harness.layer.pool, harness.layer.table
     return {
-        "arena": bytes(rig.region.arena),
-        "classes": bytes(rig.region.classes),
-        "counters": rig.layer.counters.snapshot(),
+        "arena": bytes(harness.region.arena),
+        "classes": bytes(harness.region.classes),
+        "counters": harness.layer.counters.snapshot(),
         "pool": pool.stats(),
         "lists": (pool.zspages.free, *(bytes(each) for each in pool.zspages.tables().values())),
         "table": (table.state_counts(), list(table.occupied), table.clusters()),
@@ -87,14 +87,14 @@ def test_a_full_pool_that_is_overwritten_is_no_special_case(
             return done
 
     monkeypatch.setattr(layer, "Writer", Counting)
-    rig = Rig(SLOTS, POOL_BYTES, MemoryTier(4))
+    harness = Harness(SLOTS, POOL_BYTES, MemoryTier(4))
     pages = [page("heap", seed) for seed in range(200)]
     rng = random.Random(1)
     for slot in range(0, 400, 8):
-        rig.store(slot, *rng.sample(pages, 8))
+        harness.store(slot, *rng.sample(pages, 8))
 
     in_bulk = 0
     for _ in range(200):
-        assert rig.store(rng.randrange(392), *rng.sample(pages, 8)) == 8
+        assert harness.store(rng.randrange(392), *rng.sample(pages, 8)) == 8
     assert in_bulk > 0.95 * 200 * 8
-    rig.check()
+    harness.check()

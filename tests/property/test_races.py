@@ -19,7 +19,7 @@ from swapfs.region.layout import ZSPAGE_BYTES, Geometry
 from swapfs.server import partial
 from swapfs.server.partial import PartialWrites
 from swapfs.server.workers import Buffers
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.schedule import Lock, Scheduler
@@ -104,15 +104,15 @@ class Race:
         self.slots = guaranteed_bytes(geometry, count * SEGMENT_BYTES) // PAGE_SIZE
         with self.scheduler.installed(*MODULES):
             self.tier = SteppedTier(self.scheduler, count)
-            self.rig = Rig(
+            self.harness = Harness(
                 *(self.slots, POOL_BYTES, self.tier),
                 promote=True,
                 wait_s=WAIT_S,
                 clock_s=self.scheduler.clock_s,
             )
-        self.rig.down.high_bytes = POOL_BYTES * high_percent // 100
-        self.rig.down.low_bytes = self.rig.down.high_bytes // 2
-        self.rig.layer.lock = Lock(self.scheduler)  # type: ignore[assignment]
+        self.harness.down.high_bytes = POOL_BYTES * high_percent // 100
+        self.harness.down.low_bytes = self.harness.down.high_bytes // 2
+        self.harness.layer.lock = Lock(self.scheduler)  # type: ignore[assignment]
         self.model: dict[int, bytes] = {}
         self.refused: list[Request] = []
         self._busy: set[int] = set()
@@ -143,19 +143,19 @@ class Race:
         done = 0
         while done < count:
             step = min(STORE_STEP, count - done)
-            stored = self.rig.layer.store_run(
+            stored = self.harness.layer.store_run(
                 slot + done, source, done << PAGE_SHIFT, step, self._packer
             )
             done += stored
             if stored < step:
                 break
-        self.rig.down.kick_if_needed()
-        self.rig.second.kick_if_needed()
+        self.harness.down.kick_if_needed()
+        self.harness.second.kick_if_needed()
         if done == count:
             request.reply(count * PAGE_SIZE)
             return
         rest = memoryview(bytearray(source[done << PAGE_SHIFT :]))
-        self.rig.direct.submit(request, count * PAGE_SIZE, slot + done, rest, count - done)
+        self.harness.direct.submit(request, count * PAGE_SIZE, slot + done, rest, count - done)
         rest[:] = bytes(len(rest))  # the request's buffer is used again
 
     def _page(self) -> bytes:
@@ -190,7 +190,7 @@ class Race:
     def _discard(self, slot: int, count: int) -> None:
         taken = set(range(slot, slot + count))
         self._busy |= taken
-        self.rig.layer.discard_run(slot, count)
+        self.harness.layer.discard_run(slot, count)
         for at in taken:
             self.model.pop(at, None)
         self._busy -= taken
@@ -203,15 +203,17 @@ class Race:
             if not count or self._busy & set(range(slot, slot + count)):
                 continue
             self._busy |= set(range(slot, slot + count))
-            got = self.rig.load(slot, count)
+            got = self.harness.load(slot, count)
             assert got == b"".join(self._expected(at) for at in range(slot, slot + count))
             self._busy -= set(range(slot, slot + count))
         self._users -= 1
 
     def patcher(self, requests: int) -> None:
         """Write parts of pages, as a worker does."""
-        rig = self.rig
-        partial = PartialWrites(rig.layer, rig.second.compactor.make_room, rig.fetcher, rig.direct)
+        harness = self.harness
+        partial = PartialWrites(
+            harness.layer, harness.second.compactor.make_room, harness.fetcher, harness.direct
+        )
         buffers = Buffers(
             memoryview(bytearray(PAGE_SIZE)),
             memoryview(bytearray(fetch.SCRATCH_BYTES)),
@@ -240,7 +242,7 @@ class Race:
 
     def run(self, requests: int, longest: int) -> None:
         """Let all of them race to the end, and look at what is left."""
-        rig, scheduler = self.rig, self.scheduler
+        harness, scheduler = self.harness, self.scheduler
         services = itertools.count()
         running: set[int] = set()
 
@@ -258,9 +260,9 @@ class Race:
 
             scheduler.spawn(name, live)
 
-        serve("writeback", rig.down.run)
-        serve("direct", rig.direct.run)
-        serve("second", rig.second.run)
+        serve("writeback", harness.down.run)
+        serve("direct", harness.direct.run)
+        serve("second", harness.second.run)
         self._users = 3
         scheduler.spawn("session", lambda: self.session(requests, longest))
         scheduler.spawn("reader", lambda: self.reader(requests))
@@ -268,7 +270,7 @@ class Race:
         try:
             scheduler.run(lambda: bool(self.refused) or not (self._users or self._under_way))
             assert not self.refused, f"{len(self.model)} pages of {self.slots}: refused"
-            for service in (rig.down, rig.direct, rig.second):
+            for service in (harness.down, harness.direct, harness.second):
                 service.stop()
             scheduler.run(lambda: not running)
         finally:
@@ -277,12 +279,12 @@ class Race:
 
     def check(self) -> None:
         """Every page is there, and nothing is lost or kept by mistake."""
-        self.rig.check()
+        self.harness.check()
         self.tier.map.check()
         for slot in range(self.slots):
-            assert self.rig.load(slot) == self._expected(slot)
-        assert self.rig.counter("failed_write_no_room") == 0
-        assert self.rig.counter("handler_errors") == 0
+            assert self.harness.load(slot) == self._expected(slot)
+        assert self.harness.counter("failed_write_no_room") == 0
+        assert self.harness.counter("handler_errors") == 0
 
 
 @given(
@@ -303,4 +305,4 @@ def test_no_write_within_the_guarantee_is_refused(
         with race.scheduler.installed(*MODULES):
             race.run(150, longest)
     finally:
-        race.rig.region.close()
+        race.harness.region.close()

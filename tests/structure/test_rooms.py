@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.structure": ("tests.structure",),
     "tests.unit": ("tests.unit", "swapfs"),
     "tests.property": ("tests.property", "swapfs"),
+    "tests.mutants": ("tests.mutants",),
     "tests.fuse": ("tests.fuse", "swapfs"),
     "tests.docs": ("swapfs",),
     "tests.deploy": ("deploy.vm.host", "swapfs"),

@@ -1,4 +1,4 @@
-"""A SwapFile over a Rig, driven as the session loop drives it; no mount, no thread unless asked."""
+"""A SwapFile over a Harness, driven as the session loop does; no mount, no thread unless asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Buffers, Job
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.tiers.base import LowerTier
 from swapfs.units import MiB
 from swapfs.vlayer import fetch
@@ -57,7 +57,7 @@ class InlineWorkers:
 
 
 class File:
-    """A SwapFile over a Rig, spoken to as the session loop does."""
+    """A SwapFile over a Harness, spoken to as the session loop does."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class File:
         promote: bool = False,
         slots: int = SLOTS,
     ) -> None:
-        self.rig = Rig(slots, pool_bytes, tier, promote=promote)
+        self.harness = Harness(slots, pool_bytes, tier, promote=promote)
         self.size = slots * PAGE
         self.tickets: list[Ticket] = []
         self.workers = InlineWorkers()
@@ -75,19 +75,19 @@ class File:
         self.reply = bytearray(REQUEST_BYTES)
         self.stored = 0
         self.swap = SwapFile(
-            self.rig.layer,
+            self.harness.layer,
             self.size,
             memoryview(self.request).toreadonly(),
             memoryview(self.reply),
             self.workers,  # type: ignore[arg-type]
             PartialWrites(
-                self.rig.layer,
-                lambda pages, *, look: self.rig.second.compactor.make_room(pages, look=look),
-                self.rig.fetcher if tier else None,
-                self.rig.direct if tier else None,
+                self.harness.layer,
+                lambda pages, *, look: self.harness.second.compactor.make_room(pages, look=look),
+                self.harness.fetcher if tier else None,
+                self.harness.direct if tier else None,
             ),
-            self.rig.direct if tier else self.rig.second,
-            fetcher=self.rig.fetcher if tier else None,
+            self.harness.direct if tier else self.harness.second,
+            fetcher=self.harness.fetcher if tier else None,
             stored=self._count_store,
         )
 
@@ -101,7 +101,10 @@ class File:
 
     def finish(self) -> int | bytes:
         """Let what was deferred run to its end and return the answer of the one ticket."""
-        overflows: list[Any] = [self.rig.second, *([self.rig.direct] if self.rig.tier else [])]
+        overflows: list[Any] = [
+            self.harness.second,
+            *([self.harness.direct] if self.harness.tier else []),
+        ]
         threads = [threading.Thread(target=overflow.run) for overflow in overflows]
         for thread in threads:
             thread.start()
@@ -151,4 +154,4 @@ class File:
         return result
 
     def counter(self, name: str) -> int:
-        return self.rig.counter(name)
+        return self.harness.counter(name)

@@ -10,7 +10,7 @@ import pytest
 
 from swapfs.core import _core
 from swapfs.core._core import Lock, Writer
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
@@ -24,29 +24,36 @@ PAGES = mixed_pages(3, 60)
 
 
 @pytest.fixture
-def rig() -> Rig:
-    rig = Rig(SLOTS, 2 * MiB, MemoryTier(4))
-    assert rig.store(FIRST, *PAGES) == len(PAGES)
-    return rig
+def harness() -> Harness:
+    harness = Harness(SLOTS, 2 * MiB, MemoryTier(4))
+    assert harness.store(FIRST, *PAGES) == len(PAGES)
+    return harness
 
 
-def _read(rig: Rig, offset: int, size: int, size_bytes: int = SIZE_BYTES) -> bytes | None:
+def _read(harness: Harness, offset: int, size: int, size_bytes: int = SIZE_BYTES) -> bytes | None:
     out = bytearray(b"\xaa" * max(size, 1))
-    done = rig.layer.reader(size_bytes).read(offset, size, out)
+    done = harness.layer.reader(size_bytes).read(offset, size, out)
     assert done in (-1, size)
     return None if done < 0 else bytes(out)
 
 
-def test_reads_what_the_layer_reads_over_clusters_and_holes(rig: Rig) -> None:
+def test_reads_what_the_layer_reads_over_clusters_and_holes(harness: Harness) -> None:
     first, count = FIRST - 30, len(PAGES) + 60
-    got = _read(rig, first * PAGE_SIZE, count * PAGE_SIZE)
+    got = _read(harness, first * PAGE_SIZE, count * PAGE_SIZE)
     assert got == bytes(30 * PAGE_SIZE) + b"".join(PAGES) + bytes(30 * PAGE_SIZE)
 
 
-def test_counts_pages_by_kind_and_bytes(rig: Rig) -> None:
-    before = rig.layer.counters.snapshot()
-    _read(rig, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE)
-    after = rig.layer.counters.snapshot()
+def test_a_cluster_that_was_never_written_reads_as_zeros(harness: Harness) -> None:
+    offset = (2 * CLUSTER_SLOTS + 100) * PAGE_SIZE
+    assert _read(harness, offset, 8 * PAGE_SIZE) == bytes(8 * PAGE_SIZE)
+    edge = (2 * CLUSTER_SLOTS - 2) * PAGE_SIZE
+    assert _read(harness, edge, 4 * PAGE_SIZE) == bytes(4 * PAGE_SIZE)
+
+
+def test_counts_pages_by_kind_and_bytes(harness: Harness) -> None:
+    before = harness.layer.counters.snapshot()
+    _read(harness, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE)
+    after = harness.layer.counters.snapshot()
     grown = {name: after[name] - before[name] for name in after if after[name] != before[name]}
     assert grown.pop("read_bytes") == 64 * PAGE_SIZE
     assert grown.pop("read_empty_pages") == 4
@@ -69,43 +76,45 @@ def test_counts_pages_by_kind_and_bytes(rig: Rig) -> None:
         (0, (1 << 64) - PAGE_SIZE),
     ],
 )
-def test_leaves_the_rest_to_python(rig: Rig, offset: int, size: int) -> None:
-    before = rig.layer.counters.snapshot()
+def test_leaves_the_rest_to_python(harness: Harness, offset: int, size: int) -> None:
+    before = harness.layer.counters.snapshot()
     out = bytearray(2 * PAGE_SIZE)
-    assert rig.layer.reader(SIZE_BYTES).read(offset, size, out) == -1
-    assert rig.layer.counters.snapshot() == before
+    assert harness.layer.reader(SIZE_BYTES).read(offset, size, out) == -1
+    assert harness.layer.counters.snapshot() == before
 
 
-def test_leaves_what_is_on_disk_to_python_and_counts_nothing(rig: Rig) -> None:
-    rig.down.demote(len(PAGES))
-    rig.down.demote(len(PAGES))  # the first round only takes the reference away
-    assert rig.counter("demoted_pages") > 0
-    before = rig.layer.counters.snapshot()
-    assert _read(rig, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE) is None
-    assert rig.layer.counters.snapshot() == before
-    assert rig.load(FIRST, len(PAGES)) == b"".join(PAGES)
+def test_leaves_what_is_on_disk_to_python_and_counts_nothing(harness: Harness) -> None:
+    harness.down.demote(len(PAGES))
+    harness.down.demote(len(PAGES))  # the first round only takes the reference away
+    assert harness.counter("demoted_pages") > 0
+    before = harness.layer.counters.snapshot()
+    assert _read(harness, (FIRST - 4) * PAGE_SIZE, 64 * PAGE_SIZE) is None
+    assert harness.layer.counters.snapshot() == before
+    assert harness.load(FIRST, len(PAGES)) == b"".join(PAGES)
 
 
-def test_leaves_a_damaged_page_to_python(rig: Rig) -> None:
-    rig.region.arena_words[rig.layer.table.base(FIRST) + FIRST % CLUSTER_SLOTS] = 0xFFF << 7 | 0x22
-    assert _read(rig, FIRST * PAGE_SIZE, PAGE_SIZE) is None
+def test_leaves_a_damaged_page_to_python(harness: Harness) -> None:
+    harness.region.arena_words[harness.layer.table.base(FIRST) + FIRST % CLUSTER_SLOTS] = (
+        0xFFF << 7 | 0x22
+    )
+    assert _read(harness, FIRST * PAGE_SIZE, PAGE_SIZE) is None
 
 
-def test_leaves_a_damaged_directory_to_python(rig: Rig) -> None:
-    rig.region.directory[0] = 0xFFFFFF
-    assert _read(rig, 0, PAGE_SIZE) is None
-    assert _read(rig, CLUSTER_SLOTS * PAGE_SIZE, PAGE_SIZE) == PAGES[20]
+def test_leaves_a_damaged_directory_to_python(harness: Harness) -> None:
+    harness.region.directory[0] = 0xFFFFFF
+    assert _read(harness, 0, PAGE_SIZE) is None
+    assert _read(harness, CLUSTER_SLOTS * PAGE_SIZE, PAGE_SIZE) == PAGES[20]
 
 
-def test_a_file_larger_than_the_table_is_refused(rig: Rig) -> None:
+def test_a_file_larger_than_the_table_is_refused(harness: Harness) -> None:
     with pytest.raises(ValueError, match="not inside"):
-        rig.layer.reader(SIZE_BYTES + PAGE_SIZE)
+        harness.layer.reader(SIZE_BYTES + PAGE_SIZE)
 
 
-def test_the_reader_waits_for_the_lock(rig: Rig) -> None:
-    reader, out = rig.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE)
+def test_the_reader_waits_for_the_lock(harness: Harness) -> None:
+    reader, out = harness.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE)
     thread = threading.Thread(target=reader.read, args=(0, PAGE_SIZE, out))
-    with rig.layer.lock:
+    with harness.layer.lock:
         thread.start()
         thread.join(0.05)
         assert thread.is_alive()
@@ -118,17 +127,17 @@ def test_c_and_python_mean_the_same_sizes() -> None:
 
 
 def _writer(
-    rig: Rig, counts: tuple[int, int, int] = (0, 1, 2), **changes: bytes | bytearray
+    harness: Harness, counts: tuple[int, int, int] = (0, 1, 2), **changes: bytes | bytearray
 ) -> Writer:
-    region = rig.region
+    region = harness.region
     tables: dict[str, Any] = {
         "directory": region.directory,
         "arena": region.arena,
         "classes": region.classes,
         "counters": region.counter_words,
         "state_of_kind": STATE_OF_KIND,
-        **rig.layer.pool.tables(),
-        **rig.layer.table.tables(),
+        **harness.layer.pool.tables(),
+        **harness.layer.table.tables(),
         **changes,
     }
     return Writer(counts, **tables)
@@ -137,19 +146,21 @@ def _writer(
 @pytest.mark.parametrize(
     "change", [{"used": bytearray(2)}, {"sizes": b""}, {"classes": bytearray(1)}, {"nothing": b""}]
 )
-def test_tables_that_do_not_fit_together_are_refused(rig: Rig, change: dict[str, Any]) -> None:
-    _writer(rig)
+def test_tables_that_do_not_fit_together_are_refused(
+    harness: Harness, change: dict[str, Any]
+) -> None:
+    _writer(harness)
     with pytest.raises((ValueError, TypeError)):
-        _writer(rig, **change)
+        _writer(harness, **change)
 
 
-def test_counters_that_there_are_not_are_refused(rig: Rig) -> None:
+def test_counters_that_there_are_not_are_refused(harness: Harness) -> None:
     with pytest.raises(ValueError, match="fit together"):
-        _writer(rig, (0, 1, 1 << 40))
+        _writer(harness, (0, 1, 1 << 40))
 
 
-def test_a_run_outside_its_buffers_is_refused(rig: Rig) -> None:
-    writer, packer, page = _writer(rig), Packer(2), memoryview(bytearray(PAGE_SIZE))
+def test_a_run_outside_its_buffers_is_refused(harness: Harness) -> None:
+    writer, packer, page = _writer(harness), Packer(2), memoryview(bytearray(PAGE_SIZE))
     for slot, count, first, position in [
         *((SLOTS - 1, 2, 0, 0), (-1, 1, 0, 0), (0, -1, 0, 0), (0, 1, -1, 0), (0, 3, 0, 0)),
         *((0, 1, 2, 0), (0, 1, 0, 1), (0, 1, 0, -1), (0, 1, 1 << 62, 0), (0, 1, 0, 1 << 62)),
@@ -158,7 +169,7 @@ def test_a_run_outside_its_buffers_is_refused(rig: Rig) -> None:
             writer.publish(slot, count, packer.drafts, first, page, position, packer.blobs)
     for slot, count, position in [(SLOTS, 1, 0), (-1, 1, 0), (0, 2, 0), (0, 1, 1), (0, 1 << 60, 0)]:
         with pytest.raises(ValueError, match="not inside"):
-            rig.layer.load_run(slot, count, page, position)
+            harness.layer.load_run(slot, count, page, position)
 
 
 def test_one_holder_at_a_time() -> None:
@@ -243,8 +254,8 @@ def test_a_lock_held_for_long_counts_as_contended() -> None:
             assert time.monotonic() < end_s
 
 
-def test_it_is_let_go_more_often_while_pages_are_read(rig: Rig) -> None:
-    reader, out, lock = rig.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE), rig.layer.lock
+def test_it_is_let_go_more_often_while_pages_are_read(harness: Harness) -> None:
+    reader, out, lock = harness.layer.reader(SIZE_BYTES), bytearray(PAGE_SIZE), harness.layer.lock
 
     def held_ns() -> int:
         with lock:

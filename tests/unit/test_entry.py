@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.entry import (
     CHECK_MASK,
@@ -51,7 +51,7 @@ def encode_same(value: int) -> int | None:
     return None
 
 
-RIG = Rig(CLUSTER_SLOTS, MiB)
+RIG = Harness(CLUSTER_SLOTS, MiB)
 
 
 def store(value: int) -> int:

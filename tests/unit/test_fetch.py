@@ -10,7 +10,7 @@ import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
@@ -25,31 +25,31 @@ from swapfs.vlayer.single_flight import Flight
 TEXT = [page("text", seed) for seed in range(40)]
 
 
-def _demoted(tier: LowerTier, pages: list[bytes], *, promote: bool = False) -> Rig:
-    rig = Rig(4 * CLUSTER_SLOTS, 4 * MiB, tier, promote=promote)
-    rig.store(0, *pages)
-    assert rig.down.demote(len(pages))
-    return rig
+def _demoted(tier: LowerTier, pages: list[bytes], *, promote: bool = False) -> Harness:
+    harness = Harness(4 * CLUSTER_SLOTS, 4 * MiB, tier, promote=promote)
+    harness.store(0, *pages)
+    assert harness.down.demote(len(pages))
+    return harness
 
 
-def _damage_in_memory(rig: Rig, slot: int) -> None:
-    blob = rig.layer.blob(rig.layer.table.get(slot))
+def _damage_in_memory(harness: Harness, slot: int) -> None:
+    blob = harness.layer.blob(harness.layer.table.get(slot))
     blob[:] = b"\xff" * len(blob)
 
 
 class Reader(threading.Thread):
     """Loads slots in a thread of its own."""
 
-    def __init__(self, rig: Rig, slot: int, count: int = 1) -> None:
+    def __init__(self, harness: Harness, slot: int, count: int = 1) -> None:
         super().__init__(daemon=True)
-        self._what = (rig, slot, count)
+        self._what = (harness, slot, count)
         self.result: bytes | Exception = b""
         self.start()
 
     def run(self) -> None:
         try:
-            rig, slot, count = self._what
-            self.result = rig.load(slot, count)
+            harness, slot, count = self._what
+            self.result = harness.load(slot, count)
         except (BlobCorrupt, TierIOError, AssertionError) as error:
             self.result = error
 
@@ -60,77 +60,77 @@ class Reader(threading.Thread):
 
 
 @pytest.fixture
-def slow() -> Iterator[tuple[Rig, SlowTier, MemoryTier]]:
+def slow() -> Iterator[tuple[Harness, SlowTier, MemoryTier]]:
     memory = MemoryTier(6)
     tier = SlowTier(memory)
-    rig = _demoted(tier, TEXT)
-    yield rig, tier, memory
+    harness = _demoted(tier, TEXT)
+    yield harness, tier, memory
     tier.read_gate.open()
-    rig.region.close()
+    harness.region.close()
 
 
 def test_blobs_that_lie_side_by_side_are_one_disk_read() -> None:
     memory = MemoryTier(4)
-    rig = _demoted(memory, TEXT)
-    assert rig.load(0, 40) == b"".join(TEXT)
+    harness = _demoted(memory, TEXT)
+    assert harness.load(0, 40) == b"".join(TEXT)
     assert memory.reads == 1
-    assert rig.load(39) == TEXT[39]
-    assert rig.counter("file_read_ops") == 2
-    assert rig.counter("read_file_pages") == 41
-    rig.check()
-    rig.region.close()
+    assert harness.load(39) == TEXT[39]
+    assert harness.counter("file_read_ops") == 2
+    assert harness.counter("read_file_pages") == 41
+    harness.check()
+    harness.region.close()
 
 
 def test_a_run_mixes_memory_file_and_nothing() -> None:
     pages = mixed_pages(4, 300)
-    rig = _demoted(MemoryTier(8), pages)
+    harness = _demoted(MemoryTier(8), pages)
     for slot in range(0, 300, 7):
-        rig.store(slot, TEXT[1])
+        harness.store(slot, TEXT[1])
         pages[slot] = TEXT[1]
-    rig.layer.discard_run(100, 20)
+    harness.layer.discard_run(100, 20)
     pages[100:120] = [bytes(PAGE_SIZE)] * 20
-    assert rig.load(0, 300) == b"".join(pages)
-    assert rig.load(90, 600)[: 210 * PAGE_SIZE] == b"".join(pages[90:])
-    rig.region.close()
+    assert harness.load(0, 300) == b"".join(pages)
+    assert harness.load(90, 600)[: 210 * PAGE_SIZE] == b"".join(pages[90:])
+    harness.region.close()
 
 
 def test_concurrent_reads_of_one_slot_share_one_disk_read(
-    slow: tuple[Rig, SlowTier, MemoryTier],
+    slow: tuple[Harness, SlowTier, MemoryTier],
 ) -> None:
-    rig, tier, memory = slow
+    harness, tier, memory = slow
     tier.read_gate.shut()
-    leader = Reader(rig, 5)
+    leader = Reader(harness, 5)
     tier.read_gate.wait_for_arrival()
-    followers = [Reader(rig, 5) for _ in range(4)]
-    _wait_for_followers(rig, 4)
+    followers = [Reader(harness, 5) for _ in range(4)]
+    _wait_for_followers(harness, 4)
     tier.read_gate.open()
     assert [reader.finish() for reader in (leader, *followers)] == [TEXT[5]] * 5
     assert memory.reads == 1
-    assert rig.load(5) == TEXT[5]
+    assert harness.load(5) == TEXT[5]
     assert memory.reads == 2, "the next one reads for itself"
 
 
-def _wait_for_followers(rig: Rig, count: int = 1) -> None:
+def _wait_for_followers(harness: Harness, count: int = 1) -> None:
     """Let the other threads run until *count* readers wait for the disk read of another."""
     deadline_s = time.monotonic() + 30
-    while rig.fetcher.followers < count:
+    while harness.fetcher.followers < count:
         assert time.monotonic() < deadline_s, "nobody follows"
         time.sleep(0.001)
 
 
-def _assert_nobody_waits(rig: Rig, slot: int, count: int) -> None:
+def _assert_nobody_waits(harness: Harness, slot: int, count: int) -> None:
     """Assert that a later read waits for none that has ended."""
-    assert Reader(rig, slot, count).finish() == b"".join(TEXT[slot : slot + count])
+    assert Reader(harness, slot, count).finish() == b"".join(TEXT[slot : slot + count])
 
 
 def test_a_run_ends_where_another_read_is_under_way(
-    slow: tuple[Rig, SlowTier, MemoryTier],
+    slow: tuple[Harness, SlowTier, MemoryTier],
 ) -> None:
-    rig, tier, memory = slow
+    harness, tier, memory = slow
     tier.read_gate.shut()
-    first = Reader(rig, 5)
+    first = Reader(harness, 5)
     tier.read_gate.wait_for_arrival()
-    second = Reader(rig, 3, 4)
+    second = Reader(harness, 3, 4)
     tier.read_gate.wait_for_arrival(2)
     tier.read_gate.open()
     assert first.finish() == TEXT[5]
@@ -138,18 +138,18 @@ def test_a_run_ends_where_another_read_is_under_way(
     assert memory.reads == 3 or memory.reads == 4
 
 
-def _rewrite(rig: Rig) -> bytes:
-    rig.store(5, TEXT[20])
+def _rewrite(harness: Harness) -> bytes:
+    harness.store(5, TEXT[20])
     return TEXT[20]
 
 
-def _rewrite_below(rig: Rig) -> bytes:
-    rig.write_direct(5, TEXT[21])
+def _rewrite_below(harness: Harness) -> bytes:
+    harness.write_direct(5, TEXT[21])
     return TEXT[21]
 
 
-def _discard(rig: Rig) -> bytes:
-    rig.layer.discard_run(5, 1)
+def _discard(harness: Harness) -> bytes:
+    harness.layer.discard_run(5, 1)
     return bytes(PAGE_SIZE)
 
 
@@ -159,85 +159,85 @@ EVENTS = [_rewrite, _rewrite_below, _discard]
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("overwritten", [False, True], ids=["old bytes", "torn bytes"])
 def test_a_slot_that_changes_during_its_read_is_looked_at_again(
-    slow: tuple[Rig, SlowTier, MemoryTier], event: Callable[[Rig], bytes], overwritten: bool
+    slow: tuple[Harness, SlowTier, MemoryTier], event: Callable[[Harness], bytes], overwritten: bool
 ) -> None:
-    rig, tier, memory = slow
-    sector = file_sector(rig.layer.table.get(5))
+    harness, tier, memory = slow
+    sector = file_sector(harness.layer.table.get(5))
     if overwritten:  # its sectors went to somebody else before the disk was read
         memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
     tier.read_gate.shut()
-    reader = Reader(rig, 5)
+    reader = Reader(harness, 5)
     tier.read_gate.wait_for_arrival()
-    new = event(rig)
+    new = event(harness)
     tier.read_gate.open()
     got = reader.finish()
     assert got == new or (got == TEXT[5] and not overwritten)
-    assert rig.counter("failed_read_checksum") == 0
-    assert rig.load(5) == new
+    assert harness.counter("failed_read_checksum") == 0
+    assert harness.load(5) == new
 
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_follower_looks_again_too(
-    slow: tuple[Rig, SlowTier, MemoryTier], event: Callable[[Rig], bytes]
+    slow: tuple[Harness, SlowTier, MemoryTier], event: Callable[[Harness], bytes]
 ) -> None:
-    rig, tier, memory = slow
-    sector = file_sector(rig.layer.table.get(5))
+    harness, tier, memory = slow
+    sector = file_sector(harness.layer.table.get(5))
     memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
     tier.read_gate.shut()
-    readers = [Reader(rig, 5)]
+    readers = [Reader(harness, 5)]
     tier.read_gate.wait_for_arrival()
-    readers.append(Reader(rig, 5))
-    _wait_for_followers(rig)
-    new = event(rig)
+    readers.append(Reader(harness, 5))
+    _wait_for_followers(harness)
+    new = event(harness)
     tier.read_gate.open()
     assert [reader.finish() for reader in readers] == [new, new]
 
 
 def test_damage_is_that_slot_only() -> None:
     memory = MemoryTier(4)
-    rig = _demoted(memory, TEXT)
-    sector = file_sector(rig.layer.table.get(7))
+    harness = _demoted(memory, TEXT)
+    sector = file_sector(harness.layer.table.get(7))
     memory.data[sector * SECTOR_SIZE + 200] ^= 4
-    assert rig.load(0, 40) == b"".join(TEXT[:7]), "what comes before it is delivered"
+    assert harness.load(0, 40) == b"".join(TEXT[:7]), "what comes before it is delivered"
     with pytest.raises(BlobCorrupt, match="slot 7"):
-        rig.load(7, 10)
-    assert rig.load(8, 32) == b"".join(TEXT[8:])
-    assert rig.counter("failed_read_checksum") == 2
-    assert rig.counter("failed_read_io") == 0
+        harness.load(7, 10)
+    assert harness.load(8, 32) == b"".join(TEXT[8:])
+    assert harness.counter("failed_read_checksum") == 2
+    assert harness.counter("failed_read_io") == 0
     with pytest.raises(BlobCorrupt):
-        rig.load(7)
-    rig.store(7, TEXT[0])
-    assert rig.load(7) == TEXT[0]
-    rig.region.close()
+        harness.load(7)
+    harness.store(7, TEXT[0])
+    assert harness.load(7) == TEXT[0]
+    harness.region.close()
 
 
 def test_damage_in_memory_in_the_middle_of_a_run() -> None:
-    rig = _demoted(MemoryTier(4), TEXT)
-    rig.store(3, TEXT[3])
-    _damage_in_memory(rig, 3)
-    assert rig.load(0, 10) == b"".join(TEXT[:3])
+    harness = _demoted(MemoryTier(4), TEXT)
+    harness.store(3, TEXT[3])
+    _damage_in_memory(harness, 3)
+    assert harness.load(0, 10) == b"".join(TEXT[:3])
     with pytest.raises(SlotDamaged):
-        rig.load(3, 5)
-    rig.region.close()
+        harness.load(3, 5)
+    harness.region.close()
 
 
 def test_a_failed_read_is_an_error_once() -> None:
     tier = FaultyTier(MemoryTier(4), "read_error", 1)
-    rig = _demoted(tier, TEXT)
+    harness = _demoted(tier, TEXT)
     with pytest.raises(TierIOError):
-        rig.load(0)
-    assert rig.counter("failed_read_io") == 1
-    _assert_nobody_waits(rig, 0, 40)
-    rig.region.close()
+        harness.load(0)
+    assert harness.counter("failed_read_io") == 1
+    _assert_nobody_waits(harness, 0, 40)
+    harness.region.close()
 
 
-def _sharing(rig: Rig, tier: SlowTier) -> tuple[Reader, Reader]:
+def _sharing(harness: Harness, tier: SlowTier) -> tuple[Reader, Reader]:
     """Return two readers of slot 5, the second of which waits for the first one's disk read."""
     tier.read_gate.shut()
-    leader = Reader(rig, 5)
+    leader = Reader(harness, 5)
     tier.read_gate.wait_for_arrival()
-    follower = Reader(rig, 5)
-    _wait_for_followers(rig)
+    follower = Reader(harness, 5)
+    _wait_for_followers(harness)
     return leader, follower
 
 
@@ -254,36 +254,36 @@ class BadSector(TierWrapper):
 
 def test_a_bad_sector_costs_its_slot_and_none_beside_it() -> None:
     tier = BadSector(MemoryTier(4))
-    rig = _demoted(tier, TEXT)
-    tier.bad = file_sector(rig.layer.table.get(5))
-    assert rig.load(0, 8) == b"".join(TEXT[:5])
-    assert rig.counter("failed_read_io") == 1
+    harness = _demoted(tier, TEXT)
+    tier.bad = file_sector(harness.layer.table.get(5))
+    assert harness.load(0, 8) == b"".join(TEXT[:5])
+    assert harness.counter("failed_read_io") == 1
     with pytest.raises(TierIOError):
-        rig.load(5, 8)
-    assert rig.counter("failed_read_io") == 2
-    assert rig.load(6, 8) == b"".join(TEXT[6:14])
-    rig.check()
-    rig.region.close()
+        harness.load(5, 8)
+    assert harness.counter("failed_read_io") == 2
+    assert harness.load(6, 8) == b"".join(TEXT[6:14])
+    harness.check()
+    harness.region.close()
 
 
 def test_who_follows_a_read_that_a_bad_sector_ended_reads_for_himself() -> None:
     slow = SlowTier(MemoryTier(6))
     tier = BadSector(slow)
-    rig = _demoted(tier, TEXT)
-    tier.bad = file_sector(rig.layer.table.get(5))
+    harness = _demoted(tier, TEXT)
+    tier.bad = file_sector(harness.layer.table.get(5))
     slow.read_gate.shut()
-    leader = Reader(rig, 4, 8)
+    leader = Reader(harness, 4, 8)
     slow.read_gate.wait_for_arrival()
-    follower = Reader(rig, 7)
-    _wait_for_followers(rig)
+    follower = Reader(harness, 7)
+    _wait_for_followers(harness)
     slow.read_gate.open()
     assert leader.finish() == TEXT[4]
     assert follower.finish() == TEXT[7]
-    rig.region.close()
+    harness.region.close()
 
 
 def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = _demoted(MemoryTier(4), TEXT)
+    harness = _demoted(MemoryTier(4), TEXT)
     made = 0
 
     def make(word: int) -> Flight:
@@ -296,27 +296,27 @@ def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(single_flight, "Flight", make)
         with pytest.raises(MemoryError):
-            rig.load(0, 8)
+            harness.load(0, 8)
     assert made == 3
-    _assert_nobody_waits(rig, 0, 8)
-    rig.region.close()
+    _assert_nobody_waits(harness, 0, 8)
+    harness.region.close()
 
 
 def test_followers_learn_of_the_leaders_failure() -> None:
     tier = SlowTier(FaultyTier(MemoryTier(4), "flipped_read", 1))
-    rig = _demoted(tier, TEXT)
-    leader, follower = _sharing(rig, tier)
+    harness = _demoted(tier, TEXT)
+    leader, follower = _sharing(harness, tier)
     tier.read_gate.open()
     assert isinstance(leader.finish(), BlobCorrupt)
     assert isinstance(follower.finish(), BlobCorrupt)
-    assert rig.load(5) == TEXT[5]
-    rig.region.close()
+    assert harness.load(5) == TEXT[5]
+    harness.region.close()
 
 
 def test_followers_that_cannot_have_a_copy_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     tier = SlowTier(MemoryTier(4))
-    rig = _demoted(tier, TEXT)
-    leader, follower = _sharing(rig, tier)
+    harness = _demoted(tier, TEXT)
+    leader, follower = _sharing(harness, tier)
 
     def exhausted(_payload: object) -> bytes:
         raise MemoryError
@@ -326,13 +326,13 @@ def test_followers_that_cannot_have_a_copy_do_not_wait(monkeypatch: pytest.Monke
         tier.read_gate.open()
         assert leader.finish() == TEXT[5], "it needs no copy"
         assert isinstance(follower.finish(), TierIOError)
-    assert rig.load(5) == TEXT[5]
-    rig.region.close()
+    assert harness.load(5) == TEXT[5]
+    harness.region.close()
 
 
 def test_a_bug_in_the_tier_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     tier = MemoryTier(4)
-    rig = _demoted(tier, TEXT)
+    harness = _demoted(tier, TEXT)
 
     def buggy(*_: object) -> memoryview:
         raise RuntimeError("bug")
@@ -340,75 +340,77 @@ def test_a_bug_in_the_tier_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(tier, "read", buggy)
         with pytest.raises(RuntimeError):
-            rig.load(0, 8)
-    _assert_nobody_waits(rig, 0, 8)
-    rig.region.close()
+            harness.load(0, 8)
+    _assert_nobody_waits(harness, 0, 8)
+    harness.region.close()
 
 
 def test_a_blob_that_is_no_page_leaves_nobody_waiting() -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
-    rig.store(0, *TEXT[:3])
-    _damage_in_memory(rig, 1)
-    rig.down.demote(3)
-    assert rig.load(0, 3) == TEXT[0]
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    harness.store(0, *TEXT[:3])
+    _damage_in_memory(harness, 1)
+    harness.down.demote(3)
+    assert harness.load(0, 3) == TEXT[0]
     with pytest.raises(BlobCorrupt):
-        rig.load(1, 2)
-    _assert_nobody_waits(rig, 2, 1)
-    rig.region.close()
+        harness.load(1, 2)
+    _assert_nobody_waits(harness, 2, 1)
+    harness.region.close()
 
 
 def test_promotion_brings_pages_back_and_frees_the_file() -> None:
     memory = MemoryTier(4)
-    rig = _demoted(memory, TEXT, promote=True)
-    assert rig.load(0, 40) == b"".join(TEXT)
-    assert {rig.tag(slot) for slot in range(40)} == {Tag.POOL}
+    harness = _demoted(memory, TEXT, promote=True)
+    assert harness.load(0, 40) == b"".join(TEXT)
+    assert {harness.tag(slot) for slot in range(40)} == {Tag.POOL}
     assert memory.map.taken_bytes == 0
-    assert rig.counter("promoted_pages") == 40
-    rig.check()
-    assert rig.load(0, 40) == b"".join(TEXT)
+    assert harness.counter("promoted_pages") == 40
+    harness.check()
+    assert harness.load(0, 40) == b"".join(TEXT)
     assert memory.reads == 1
-    rig.region.close()
+    harness.region.close()
 
 
 def test_without_promotion_a_page_stays_where_it_is() -> None:
-    rig = _demoted(MemoryTier(4), TEXT)
-    rig.load(0, 40)
-    assert {rig.tag(slot) for slot in range(40)} == {Tag.FILE}
-    rig.region.close()
+    harness = _demoted(MemoryTier(4), TEXT)
+    harness.load(0, 40)
+    assert {harness.tag(slot) for slot in range(40)} == {Tag.FILE}
+    harness.region.close()
 
 
 def test_promotion_of_a_slot_that_changed_does_nothing() -> None:
     tier = SlowTier(MemoryTier(4))
-    rig = _demoted(tier, TEXT, promote=True)
+    harness = _demoted(tier, TEXT, promote=True)
     tier.read_gate.shut()
-    reader = Reader(rig, 5)
+    reader = Reader(harness, 5)
     tier.read_gate.wait_for_arrival()
-    rig.store(5, TEXT[9])
+    harness.store(5, TEXT[9])
     tier.read_gate.open()
     reader.finish()
-    assert rig.load(5) == TEXT[9]
-    assert rig.counter("promoted_pages") == 0
-    rig.check()
-    rig.region.close()
+    assert harness.load(5) == TEXT[9]
+    assert harness.counter("promoted_pages") == 0
+    harness.check()
+    harness.region.close()
 
 
 def test_promotion_into_a_full_pool_does_nothing() -> None:
-    rig = _demoted(MemoryTier(6), [page("random", seed) for seed in range(20)], promote=True)
+    harness = _demoted(MemoryTier(6), [page("random", seed) for seed in range(20)], promote=True)
     slot = 20
-    while rig.store(slot, page("random", slot)):
+    while harness.store(slot, page("random", slot)):
         slot += 1
-    assert rig.load(3) == page("random", 3)
-    assert rig.tag(3) == Tag.FILE
-    rig.check()
-    rig.region.close()
+    assert harness.load(3) == page("random", 3)
+    assert harness.tag(3) == Tag.FILE
+    harness.check()
+    harness.region.close()
 
 
 def test_reads_of_young_blobs_are_refaults() -> None:
-    rig = _demoted(MemoryTier(4), TEXT)
-    rig.load(0, 10)
-    assert rig.counter("refaulted_pages") == 10
-    rig.down.writer._sequence = iter(range(1 << 62, (1 << 62) + 10))  # type: ignore[assignment]
-    rig.write_direct(50, TEXT[0])
-    rig.load(0, 10)
-    assert rig.counter("refaulted_pages") == 10
-    rig.region.close()
+    harness = _demoted(MemoryTier(4), TEXT)
+    harness.load(0, 10)
+    assert harness.counter("refaulted_pages") == 10
+    younger, pool_pages = 0, harness.region.geometry.pool_bytes // PAGE_SIZE
+    while younger <= pool_pages:
+        assert harness.write_direct(50, *TEXT) > 0
+        younger += len(TEXT)
+    harness.load(0, 10)
+    assert harness.counter("refaulted_pages") == 10
+    harness.region.close()

@@ -60,7 +60,7 @@ def test_blocks_of_4_kib_are_read_whole(tmp_path: Path) -> None:
     batch = _batch(3, 60)
     extent = tier.allocate(SEGMENT_SECTORS)
     tier.write(extent, batch)
-    tier._block_sectors = 8
+    tier.block_sectors = 8
     scratch = _aligned()
     for item in batch.items:
         view = tier.read(PSector(extent.sector + item.start_sector), item.sectors, scratch)

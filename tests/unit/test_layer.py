@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from swapfs.region.layout import ZSPAGE_BYTES
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, mixed_pages, page
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
@@ -19,251 +19,254 @@ STATE_OF = {"zero": "same", "text": "compressed", "numbers": "compressed", "rand
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    rig = Rig(8 * CLUSTER_SLOTS, 4 * MiB)
-    yield rig
-    rig.region.close()
+def harness() -> Iterator[Harness]:
+    harness = Harness(8 * CLUSTER_SLOTS, 4 * MiB)
+    yield harness
+    harness.region.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_page_round_trips(rig: Rig, kind: str) -> None:
+def test_every_kind_of_page_round_trips(harness: Harness, kind: str) -> None:
     pages = [page(kind, seed) for seed in range(6)]
-    assert rig.store(1000, *pages) == 6
-    assert rig.load(1000, 6) == b"".join(pages)
-    assert rig.load(999) == bytes(PAGE_SIZE)
-    rig.check()
+    assert harness.store(1000, *pages) == 6
+    assert harness.load(1000, 6) == b"".join(pages)
+    assert harness.load(999) == bytes(PAGE_SIZE)
+    harness.check()
     if kind in STATE_OF:
-        assert rig.layer.table.state_counts()[STATE_OF[kind]] == 6
+        assert harness.layer.table.state_counts()[STATE_OF[kind]] == 6
 
 
-def test_a_repeated_word_that_fits_no_entry_is_compressed(rig: Rig) -> None:
+def test_a_repeated_word_that_fits_no_entry_is_compressed(harness: Harness) -> None:
     data = 0x123456789ABCDEF0.to_bytes(8, "little") * 512
-    rig.store(0, data)
-    assert rig.layer.table.state_counts()["compressed"] == 1
-    assert rig.load(0) == data
+    harness.store(0, data)
+    assert harness.layer.table.state_counts()["compressed"] == 1
+    assert harness.load(0) == data
 
 
-def test_runs_cross_clusters(rig: Rig) -> None:
+def test_runs_cross_clusters(harness: Harness) -> None:
     pages = mixed_pages(1, 40)
     first = 2 * CLUSTER_SLOTS - 20
-    assert rig.store(first, *pages) == 40
-    assert rig.load(first, 40) == b"".join(pages)
-    assert rig.load(0, 3 * CLUSTER_SLOTS)[first * PAGE_SIZE :][: 40 * PAGE_SIZE] == b"".join(pages)
-    rig.check()
+    assert harness.store(first, *pages) == 40
+    assert harness.load(first, 40) == b"".join(pages)
+    assert harness.load(0, 3 * CLUSTER_SLOTS)[first * PAGE_SIZE :][: 40 * PAGE_SIZE] == b"".join(
+        pages
+    )
+    harness.check()
 
 
-def test_a_rewrite_frees_what_it_replaces(rig: Rig) -> None:
+def test_a_rewrite_frees_what_it_replaces(harness: Harness) -> None:
     for kind in (*KINDS, *reversed(KINDS)):
-        rig.store(7, page(kind, 1))
-        rig.check()
-        assert rig.load(7) == page(kind, 1)
-    assert rig.layer.pool.used_bytes <= 2 * ZSPAGE_BYTES
+        harness.store(7, page(kind, 1))
+        harness.check()
+        assert harness.load(7) == page(kind, 1)
+    assert harness.layer.pool.used_bytes <= 2 * ZSPAGE_BYTES
 
 
 @pytest.mark.parametrize(("start", "size"), [(0, 1), (4095, 1), (0, 4096), (100, 512), (7, 3000)])
 @pytest.mark.parametrize("kind", [None, "text", "random", "zero"])
-def test_patch(rig: Rig, kind: str | None, start: int, size: int) -> None:
+def test_patch(harness: Harness, kind: str | None, start: int, size: int) -> None:
     old = bytes(PAGE_SIZE)
     if kind:
         old = page(kind, 2)
-        rig.store(3, old)
+        harness.store(3, old)
     data = page("random", 9)[:size]
-    assert rig.layer.patch(3, start, data, bytearray(PAGE_SIZE)) is True
-    assert rig.load(3) == old[:start] + data + old[start + size :]
-    rig.check()
+    assert harness.layer.patch(3, start, data, bytearray(PAGE_SIZE)) is True
+    assert harness.load(3) == old[:start] + data + old[start + size :]
+    harness.check()
 
 
 @pytest.mark.parametrize(
     ("slot", "count"), [(0, 4096), (5, 1), (500, 30), (CLUSTER_SLOTS, CLUSTER_SLOTS), (4090, 6)]
 )
-def test_discard_empties_exactly_its_range(rig: Rig, slot: int, count: int) -> None:
+def test_discard_empties_exactly_its_range(harness: Harness, slot: int, count: int) -> None:
     pages = mixed_pages(5, 30)
     firsts = [0, 490, CLUSTER_SLOTS, 2 * CLUSTER_SLOTS - 10, 4066]
     held: dict[int, bytes] = {}
     for first in firsts:
-        rig.store(first, *pages)
+        harness.store(first, *pages)
         held |= {first + index: data for index, data in enumerate(pages)}
     expected = sum(slot <= at < slot + count for at in held)
-    assert rig.layer.discard_run(slot, count) == expected
-    assert rig.layer.discard_run(slot, count) == 0
-    rig.check()
+    assert harness.layer.discard_run(slot, count) == expected
+    assert harness.layer.discard_run(slot, count) == 0
+    harness.check()
     for at, data in held.items():
         inside = slot <= at < slot + count
-        assert rig.load(at) == (bytes(PAGE_SIZE) if inside else data)
+        assert harness.load(at) == (bytes(PAGE_SIZE) if inside else data)
 
 
 def test_a_discarded_terabyte_costs_what_was_stored() -> None:
-    rig = Rig(TiB // PAGE_SIZE, 4 * MiB)
+    harness = Harness(TiB // PAGE_SIZE, 4 * MiB)
     slots = [number * 1_000_003 for number in range(250)]
     for slot in slots:
-        rig.store(slot, page("same", slot))
-    assert rig.layer.table.live_clusters == 250
-    assert rig.layer.discard_run(0, TiB // PAGE_SIZE) == 250
-    assert rig.layer.pool.used_bytes == 0
-    assert rig.layer.discard_run(0, TiB // PAGE_SIZE) == 0
-    rig.region.close()
+        harness.store(slot, page("same", slot))
+    assert harness.layer.table.live_clusters == 250
+    assert harness.layer.discard_run(0, TiB // PAGE_SIZE) == 250
+    assert harness.layer.pool.used_bytes == 0
+    assert harness.layer.discard_run(0, TiB // PAGE_SIZE) == 0
+    harness.region.close()
 
 
 def test_a_full_pool_keeps_everything_readable() -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
+    harness = Harness(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
     stored = 0
-    while rig.store(stored, page("random", stored)):
+    while harness.store(stored, page("random", stored)):
         stored += 1
     assert stored >= 40
-    assert rig.store(0, page("random", 999)) == 0
-    assert rig.layer.patch(1, 0, b"new", bytearray(PAGE_SIZE)) is False
-    assert rig.store(stored, page("zero", 0)) == 1, "a repeated word needs no room"
-    rig.check()
+    assert harness.store(0, page("random", 999)) == 0
+    assert harness.layer.patch(1, 0, b"new", bytearray(PAGE_SIZE)) is False
+    assert harness.store(stored, page("zero", 0)) == 1, "a repeated word needs no room"
+    harness.check()
     for slot in range(stored):
-        assert rig.load(slot) == page("random", slot)
-    rig.layer.discard_run(3, 1)
-    assert rig.store(0, page("random", 999)) == 1
-    rig.region.close()
+        assert harness.load(slot) == page("random", slot)
+    harness.layer.discard_run(3, 1)
+    assert harness.store(0, page("random", 999)) == 1
+    harness.region.close()
 
 
 def test_a_store_that_stops_half_way_says_where() -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
+    harness = Harness(CLUSTER_SLOTS, 4 * ZSPAGE_BYTES)
     pages = [page("random", seed) for seed in range(100)]
-    stored = rig.store(0, *pages)
+    stored = harness.store(0, *pages)
     assert 40 <= stored < 100
-    assert rig.load(0, stored) == b"".join(pages[:stored])
-    assert rig.load(stored) == bytes(PAGE_SIZE)
-    rig.region.close()
+    assert harness.load(0, stored) == b"".join(pages[:stored])
+    assert harness.load(stored) == bytes(PAGE_SIZE)
+    harness.region.close()
 
 
 @pytest.mark.parametrize("how", ["store", "patch", "replace"])
 def test_a_refused_first_page_of_a_cluster_leaves_no_table_page(how: str) -> None:
-    rig = Rig(20 * CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, MemoryTier(4))
+    harness = Harness(20 * CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, MemoryTier(4))
     slot = 0
-    while rig.store(slot, page("random", slot)):
+    while harness.store(slot, page("random", slot)):
         slot += 1
     data, far = page("random", 5000), 5 * CLUSTER_SLOTS
     if how == "store":
-        assert rig.store(far, data) == 0
+        assert harness.store(far, data) == 0
     elif how == "patch":
-        assert rig.layer.patch(far, 0, data, bytearray(PAGE_SIZE)) is False
+        assert harness.layer.patch(far, 0, data, bytearray(PAGE_SIZE)) is False
     else:
-        assert rig.layer.replace_file_page(far, 0, memoryview(data)) is False
-    rig.check()
-    assert rig.layer.table.live_clusters == 1
-    rig.region.close()
+        assert harness.layer.replace_file_page(far, 0, memoryview(data)) is False
+    harness.check()
+    assert harness.layer.table.live_clusters == 1
+    harness.region.close()
 
 
-def test_damage_in_memory_is_one_slot_only(rig: Rig) -> None:
+def test_damage_in_memory_is_one_slot_only(harness: Harness) -> None:
     pages = [page("text", seed) for seed in range(4)]
-    rig.store(0, *pages)
-    blob = rig.layer.blob(rig.layer.table.get(2))
+    harness.store(0, *pages)
+    blob = harness.layer.blob(harness.layer.table.get(2))
     blob[:] = b"\xff" * len(blob)
-    assert rig.load(0, 4) == b"".join(pages[:2])
+    assert harness.load(0, 4) == b"".join(pages[:2])
     with pytest.raises(SlotDamaged, match="slot 2"):
-        rig.load(2)
+        harness.load(2)
     with pytest.raises(SlotDamaged):
-        rig.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE))
-    assert rig.load(3) == pages[3]
-    rig.store(2, pages[0])
-    assert rig.load(2) == pages[0]
+        harness.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE))
+    assert harness.load(3) == pages[3]
+    harness.store(2, pages[0])
+    assert harness.load(2) == pages[0]
 
 
 @pytest.mark.parametrize("tag", range(4, 8))
 def test_a_word_that_means_nothing_is_damage_and_not_a_wait(tag: int) -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
-    rig.store(0, page("text", 1), page("text", 2))
-    rig.region.arena_words[rig.layer.table.base(0)] = 0xABC0 | tag
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    harness.store(0, page("text", 1), page("text", 2))
+    harness.region.arena_words[harness.layer.table.base(0)] = 0xABC0 | tag
     with pytest.raises(SlotDamaged):
-        rig.load(0)
-    assert rig.load(1) == page("text", 2)
+        harness.load(0)
+    assert harness.load(1) == page("text", 2)
 
 
 @pytest.mark.parametrize("new", ["text", "same"])
-def test_writing_over_a_damaged_slot_damages_no_other(rig: Rig, new: str) -> None:
+def test_writing_over_a_damaged_slot_damages_no_other(harness: Harness, new: str) -> None:
     pages = [page("text", seed) for seed in range(40)]
-    rig.store(0, *pages)
-    table, words = rig.layer.table, rig.region.arena_words
+    harness.store(0, *pages)
+    table, words = harness.layer.table, harness.region.arena_words
     word = table.get(7)
     words[table.base(0) + 7] = move_pool(word, pool_place(word) + 16)
     with pytest.raises((AssertionError, SlotDamaged)):
-        rig.store(7, page(new, 99))
+        harness.store(7, page(new, 99))
     for seed in range(60):
-        rig.store(60 + seed, page("text", 100 + seed))
+        harness.store(60 + seed, page("text", 100 + seed))
     for slot in (*range(7), *range(8, 40)):
-        assert rig.load(slot) == pages[slot], slot
+        assert harness.load(slot) == pages[slot], slot
 
 
 def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
     pages = [page("text", seed) for seed in range(4)]
-    rig.store(0, *pages)
-    rig.write_direct(2, pages[2])
-    assert rig.tag(2) == Tag.FILE
+    harness.store(0, *pages)
+    harness.write_direct(2, pages[2])
+    assert harness.tag(2) == Tag.FILE
     out = memoryview(bytearray(4 * PAGE_SIZE))
-    assert rig.layer.load_run(0, 4, out, 0) == 2
-    assert rig.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE)) is None
-    seen = rig.layer.table.get(2)
-    assert rig.layer.replace_file_page(2, seen ^ 1 << 40, memoryview(pages[0])) is None
-    assert rig.layer.replace_file_page(2, seen, memoryview(pages[0])) is True
-    assert rig.load(0, 4) == b"".join([*pages[:2], pages[0], pages[3]])
-    assert rig.tag(2) == Tag.POOL
-    rig.check()
-    rig.region.close()
+    assert harness.layer.load_run(0, 4, out, 0) == 2
+    assert harness.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE)) is None
+    seen = harness.layer.table.get(2)
+    assert harness.layer.replace_file_page(2, seen ^ 1 << 40, memoryview(pages[0])) is None
+    assert harness.layer.replace_file_page(2, seen, memoryview(pages[0])) is True
+    assert harness.load(0, 4) == b"".join([*pages[:2], pages[0], pages[3]])
+    assert harness.tag(2) == Tag.POOL
+    harness.check()
+    harness.region.close()
 
 
-def test_counters_say_what_happened(rig: Rig) -> None:
-    rig.store(0, page("zero", 0), page("text", 0), page("random", 0))
-    rig.load(0, 4)
-    rig.load(4 * CLUSTER_SLOTS, 3)
+def test_counters_say_what_happened(harness: Harness) -> None:
+    harness.store(0, page("zero", 0), page("text", 0), page("random", 0))
+    harness.load(0, 4)
+    harness.load(4 * CLUSTER_SLOTS, 3)
     names = ["write_same_pages", "write_compressed_pages", "write_raw_pages"]
     names += ["read_same_pages", "read_pool_pages", "read_empty_pages"]
-    assert [rig.counter(name) for name in names] == [1, 1, 1, 1, 2, 4]
+    assert [harness.counter(name) for name in names] == [1, 1, 1, 1, 2, 4]
 
 
 def test_metadata_costs_little_per_slot() -> None:
-    rig = Rig(64 * CLUSTER_SLOTS, 64 * MiB)
+    harness = Harness(64 * CLUSTER_SLOTS, 64 * MiB)
     pages = mixed_pages(2, 64)
     for first in range(0, 16 * CLUSTER_SLOTS, 64):
-        assert rig.store(first, *pages) == 64
-    table = rig.layer.table
+        assert harness.store(first, *pages) == 64
+    table = harness.layer.table
     occupied = table.slots - table.state_counts()["empty"]
     assert table.table_bytes / occupied <= 16
-    rig.region.close()
+    harness.region.close()
 
 
 def test_a_new_server_finds_every_page() -> None:
-    rig = Rig(8 * CLUSTER_SLOTS, 4 * MiB)
+    harness = Harness(8 * CLUSTER_SLOTS, 4 * MiB)
     pages = mixed_pages(8, 300)
-    rig.store(400, *pages)
-    again = Rig(8 * CLUSTER_SLOTS, 4 * MiB, region=rig.region)
+    harness.store(400, *pages)
+    again = Harness(8 * CLUSTER_SLOTS, 4 * MiB, region=harness.region)
     again.check()
     assert again.load(400, 300) == b"".join(pages)
-    before, after = rig.layer.pool.stats(), again.layer.pool.stats()
+    before, after = harness.layer.pool.stats(), again.layer.pool.stats()
     assert (before.used_bytes, before.payload_bytes) == (after.used_bytes, after.payload_bytes)
-    rig.region.close()
+    harness.region.close()
 
 
 def test_a_damaged_free_list_overwrites_no_other_slot() -> None:
-    rig = Rig(512, 16 * ZSPAGE_BYTES)
+    harness = Harness(512, 16 * ZSPAGE_BYTES)
     pages = [page("random", seed) for seed in range(34)]
-    rig.store(0, *pages[:32])  # two full zspages
-    zspages = [pool_place(rig.layer.table.get(slot)) // ZSPAGE_BYTES for slot in range(32)]
+    harness.store(0, *pages[:32])  # two full zspages
+    zspages = [pool_place(harness.layer.table.get(slot)) // ZSPAGE_BYTES for slot in range(32)]
     zspage = zspages[3]
     inside = [slot for slot in range(32) if zspages[slot] == zspage]
-    rig.layer.discard_run(inside[0], 1)
-    rig.layer.discard_run(inside[1], 1)
-    link = zspage * ZSPAGE_BYTES + rig.layer.pool.zspages.head[zspage] * PAGE_SIZE
-    rig.region.arena[link : link + 2] = b"\xff\xff"
+    words = {slot: harness.layer.table.get(slot) for slot in inside}
+    harness.layer.discard_run(inside[0], 1)
+    harness.layer.discard_run(inside[1], 1)
+    link = pool_place(words[inside[1]])  # freed last, so it is the first of the list
+    harness.region.arena[link : link + 2] = b"\xff\xff"
     with pytest.raises(AssertionError, match="damaged"):
-        rig.store(100, *pages[32:])
+        harness.store(100, *pages[32:])
     for slot in set(range(32)) - set(inside[:2]):
-        assert rig.load(slot) == pages[slot]
-    rig.region.close()
+        assert harness.load(slot) == pages[slot]
+    harness.region.close()
 
 
 @pytest.mark.parametrize(
     "damage", ["twice", "inside an object", "a free zspage", "past the end", "too long"]
 )
 def test_a_new_server_refuses_a_table_that_contradicts_the_pool(damage: str) -> None:
-    rig = Rig(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES)
-    assert rig.store(0, page("text", 1), page("text", 2)) == 2
-    table, words = rig.layer.table, rig.region.arena_words
+    harness = Harness(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES)
+    assert harness.store(0, page("text", 1), page("text", 2)) == 2
+    table, words = harness.layer.table, harness.region.arena_words
     word, index = table.get(0), table.base(0) + 1
     place = pool_place(word)
     words[index] = {
@@ -274,42 +277,42 @@ def test_a_new_server_refuses_a_table_that_contradicts_the_pool(damage: str) -> 
         "too long": words[index] | LENGTH_MASK << LENGTH_SHIFT,
     }[damage]
     with pytest.raises(AssertionError, match="the table names a place"):
-        Rig(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, region=rig.region)
+        Harness(CLUSTER_SLOTS, 8 * ZSPAGE_BYTES, region=harness.region)
 
 
 def test_a_copy_that_was_under_way_is_forgotten_by_a_new_server() -> None:
-    rig = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
-    rig.store(0, *[page("text", seed) for seed in range(3)])
-    rig.layer.table.mark(1, MOVING, on=True)
-    again = Rig(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4), region=rig.region)
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    harness.store(0, *[page("text", seed) for seed in range(3)])
+    harness.layer.table.mark(1, MOVING, on=True)
+    again = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4), region=harness.region)
     again.check()
     assert again.down.demote(3) == 3
     assert again.load(1) == page("text", 1)
-    rig.region.close()
+    harness.region.close()
 
 
 def test_a_long_discard_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(3 * CLUSTER_SLOTS, 2 * MiB)
+    harness = Harness(3 * CLUSTER_SLOTS, 2 * MiB)
     for slot in range(3 * CLUSTER_SLOTS):
-        assert rig.store(slot, page("same", slot % 7)) == 1
+        assert harness.store(slot, page("same", slot % 7)) == 1
     seen = []
 
     class Noted:
         """The layer's lock, and how many slots are empty whenever others may have it."""
 
-        lock = rig.layer.lock
+        lock = harness.layer.lock
         acquire, release, __enter__ = lock.acquire, lock.release, lock.__enter__
 
         def __exit__(self, *_: object) -> None:
             self.lock.release()
 
         def resched(self) -> None:
-            seen.append(rig.layer.table.state_counts()["empty"])
+            seen.append(harness.layer.table.state_counts()["empty"])
             self.lock.resched()
 
-    monkeypatch.setattr(rig.layer, "lock", Noted())
-    assert rig.layer.discard_run(10, 2 * CLUSTER_SLOTS, background=True) == 2 * CLUSTER_SLOTS
+    monkeypatch.setattr(harness.layer, "lock", Noted())
+    assert harness.layer.discard_run(10, 2 * CLUSTER_SLOTS, background=True) == 2 * CLUSTER_SLOTS
     assert all(0 < after - before <= 64 for before, after in pairwise([0, *seen]))
     assert seen[-1] == 2 * CLUSTER_SLOTS
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()

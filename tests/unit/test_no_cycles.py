@@ -28,7 +28,7 @@ from swapfs.server.status import Status
 from swapfs.server.workers import Buffers, Workers
 from swapfs.session import pyfuse3
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
@@ -79,49 +79,49 @@ def _objects_beyond(before: int, few: int) -> int:
     return left
 
 
-def _demoted(tier: LowerTier, pages: int = 8) -> Rig:
-    rig = Rig(1024, 4 * MiB, tier)
-    rig.store(0, *(page("heap", number) for number in range(pages)))
-    assert rig.down.demote(pages) == pages
-    return rig
+def _demoted(tier: LowerTier, pages: int = 8) -> Harness:
+    harness = Harness(1024, 4 * MiB, tier)
+    harness.store(0, *(page("heap", number) for number in range(pages)))
+    assert harness.down.demote(pages) == pages
+    return harness
 
 
-def _load(rig: Rig, slot: int, count: int = 1) -> None:
+def _load(harness: Harness, slot: int, count: int = 1) -> None:
     with suppress(TierError, SlotDamaged):
-        rig.load(slot, count)
+        harness.load(slot, count)
 
 
 @pytest.mark.parametrize("fault", ["read_error", "short_read", "flipped_read"])
 @pytest.mark.parametrize("count", [1, 8])
 def test_failed_reads_of_the_file_tier(fault: str, count: int) -> None:
-    rig = _demoted(FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
-    assert_nothing_stays(lambda: _load(rig, 0, count))
-    assert rig.counter("failed_read_io") + rig.counter("failed_read_checksum") > TIMES
+    harness = _demoted(FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    assert_nothing_stays(lambda: _load(harness, 0, count))
+    assert harness.counter("failed_read_io") + harness.counter("failed_read_checksum") > TIMES
 
 
 def test_a_blob_that_is_no_page() -> None:
-    rig = Rig(1024, 4 * MiB, MemoryTier(8))
-    rig.store(0, page("heap", 0))
-    blob = rig.layer.blob(rig.layer.table.get(0))
+    harness = Harness(1024, 4 * MiB, MemoryTier(8))
+    harness.store(0, page("heap", 0))
+    blob = harness.layer.blob(harness.layer.table.get(0))
     blob[:] = b"\xff" * len(blob)
-    assert_nothing_stays(lambda: _load(rig, 0))  # in memory
-    rig.down.demote(1)
-    assert_nothing_stays(lambda: _load(rig, 0))
+    assert_nothing_stays(lambda: _load(harness, 0))  # in memory
+    harness.down.demote(1)
+    assert_nothing_stays(lambda: _load(harness, 0))
 
 
 class FailsWhileFollowed(TierWrapper):
     """A tier whose reads fail as soon as another thread waits for the same bytes."""
 
-    rig: Rig | None = None
+    harness: Harness | None = None
 
     def read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
-        rig = self.rig
-        assert rig is not None
-        follower = threading.Thread(target=_load, args=(rig, 0), daemon=True)
+        harness = self.harness
+        assert harness is not None
+        follower = threading.Thread(target=_load, args=(harness, 0), daemon=True)
         follower.start()
         self.follower = follower
         deadline_s = time.monotonic() + 30
-        while not rig.fetcher.followers:
+        while not harness.fetcher.followers:
             assert time.monotonic() < deadline_s, "nobody follows"
             time.sleep(0)
         raise TierIOError("made to fail")
@@ -129,24 +129,24 @@ class FailsWhileFollowed(TierWrapper):
 
 def test_followers_of_a_failed_read() -> None:
     tier = FailsWhileFollowed(MemoryTier(8))
-    tier.rig = rig = _demoted(tier)
+    tier.harness = harness = _demoted(tier)
 
     def fail() -> None:
-        _load(rig, 0)
+        _load(harness, 0)
         tier.follower.join(30)
 
     assert_nothing_stays(fail, TIMES // 4)
-    assert rig.counter("failed_read_io") >= 2 * TIMES // 4
+    assert harness.counter("failed_read_io") >= 2 * TIMES // 4
 
 
 @pytest.mark.parametrize("fault", ["write_error", "full"])
 def test_failed_demotions(fault: str) -> None:
-    rig = Rig(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
-    rig.store(0, *(page("heap", number) for number in range(8)))
+    harness = Harness(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    harness.store(0, *(page("heap", number) for number in range(8)))
 
     def fail() -> None:
-        rig.now_s += 100  # past the pause after a failure
-        assert rig.down.demote(8) == 0
+        harness.now_s += 100  # past the pause after a failure
+        assert harness.down.demote(8) == 0
 
     # each failed write makes its sectors bad, for good
     assert_nothing_stays(fail, 50 if fault == "write_error" else TIMES)
@@ -154,33 +154,33 @@ def test_failed_demotions(fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["write_error", "full"])
 def test_failed_direct_writes(fault: str) -> None:
-    rig = Rig(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
+    harness = Harness(1024, 4 * MiB, FaultyTier(MemoryTier(8), fault, 1, ALWAYS))
     slot = 0
-    while rig.store(slot, page("random", slot)):
+    while harness.store(slot, page("random", slot)):
         slot += 1
 
     def fail() -> None:
-        rig.now_s += 100
-        assert rig.write_direct(slot, page("random", slot)) < 0
+        harness.now_s += 100
+        assert harness.write_direct(slot, page("random", slot)) < 0
 
     assert_nothing_stays(fail, 50 if fault == "write_error" else TIMES)
 
 
 def test_writes_that_nobody_has_room_for() -> None:
-    rig = Rig(1024, 2 * 65536)
+    harness = Harness(1024, 2 * 65536)
     slot = 0
-    while rig.store(slot, page("random", slot)):
+    while harness.store(slot, page("random", slot)):
         slot += 1
 
     def fail() -> None:
-        assert rig.write(slot, page("random", slot)) == -ENOSPC
+        assert harness.write(slot, page("random", slot)) == -ENOSPC
 
     assert_nothing_stays(fail)
 
 
 def test_bugs_in_a_tier(monkeypatch: pytest.MonkeyPatch) -> None:
     tier = MemoryTier(8)
-    rig = _demoted(tier)
+    harness = _demoted(tier)
 
     def buggy(*_: object, **__: object) -> None:
         raise ZeroDivisionError("planted")
@@ -189,10 +189,10 @@ def test_bugs_in_a_tier(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tier, name, buggy)
 
     def fail() -> None:
-        rig.now_s += 100
+        harness.now_s += 100
         with suppress(ZeroDivisionError):
-            rig.load(0, 8)
-        rig.write_direct(9, page("heap", 9))
+            harness.load(0, 8)
+        harness.write_direct(9, page("heap", 9))
 
     assert_nothing_stays(fail, 50)
 
@@ -225,7 +225,7 @@ def test_jobs_of_a_worker_that_fail() -> None:
 def _full_file(tier: LowerTier | None) -> File:
     file = File(tier=tier, pool_bytes=2 * 65536, slots=64)
     slot = 0
-    while file.rig.store(slot, page("random", slot)):
+    while file.harness.store(slot, page("random", slot)):
         slot += 1
     return file
 
@@ -233,7 +233,7 @@ def _full_file(tier: LowerTier | None) -> File:
 def test_requests_that_the_file_tier_fails() -> None:
     file = File(tier=FaultyTier(MemoryTier(8), "read_error", 1, ALWAYS))
     file.write(0, page("heap", 0))
-    assert file.rig.down.demote(1) == 1
+    assert file.harness.down.demote(1) == 1
 
     def fail() -> None:
         assert file.read(0, PAGE) == -EIO
@@ -247,7 +247,7 @@ def test_requests_that_the_file_tier_fails() -> None:
 def test_requests_that_find_a_damaged_page() -> None:
     file = File()
     file.write(0, page("heap", 0))
-    blob = file.rig.layer.blob(file.rig.layer.table.get(0))
+    blob = file.harness.layer.blob(file.harness.layer.table.get(0))
     blob[:] = b"\xff" * len(blob)
 
     def fail() -> None:
@@ -273,17 +273,17 @@ def test_requests_that_find_no_room(below: bool) -> None:
 def test_parts_whose_page_has_changed() -> None:
     """Answered EAGAIN within, and made again."""
     file = _full_file(MemoryTier(8))
-    direct = file.rig.direct
+    direct = file.harness.direct
     submit_if = direct.submit_if
 
     def changed_before(ticket: Answerable, slot: int, page: memoryview, still: Still) -> bool:
         direct.submit_if = submit_if  # type: ignore[method-assign]
-        file.rig.store(slot, b"full" * 1024)
+        file.harness.store(slot, b"full" * 1024)
         return submit_if(ticket, slot, page, still)
 
     def fail() -> None:
         direct.submit_if = changed_before  # type: ignore[method-assign]
-        file.rig.layer.discard_run(40, 1)
+        file.harness.layer.discard_run(40, 1)
         assert file.write(40 * PAGE + 100, page("random", 40)[:3900]) == 3900
         assert direct.submit_if == submit_if
         file.tickets.clear()

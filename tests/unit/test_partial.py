@@ -32,32 +32,32 @@ def tier() -> Iterator[SlowTier]:
 
 def _fill(file: File) -> None:
     slot = 0
-    while file.rig.store(slot, page("random", slot)):
+    while file.harness.store(slot, page("random", slot)):
         slot += 1
     assert slot < SLOT
 
 
 def _same(file: File) -> bytes:
     data = b"same" * 1024
-    assert file.rig.store(SLOT, data)
+    assert file.harness.store(SLOT, data)
     return data
 
 
 def _raw(file: File) -> bytes:
     data = page("random", 99)
-    assert file.rig.store(SLOT, data)
+    assert file.harness.store(SLOT, data)
     return data
 
 
 def _below(file: File) -> bytes:
     data = page("random", 98)
-    assert file.rig.write_direct(SLOT, data) == PAGE
-    assert file.rig.tag(SLOT) == Tag.FILE
+    assert file.harness.write_direct(SLOT, data) == PAGE
+    assert file.harness.tag(SLOT) == Tag.FILE
     return data
 
 
 def _empty(file: File) -> bytes:
-    file.rig.layer.discard_run(SLOT, 1)
+    file.harness.layer.discard_run(SLOT, 1)
     return bytes(PAGE)
 
 
@@ -103,7 +103,7 @@ def _discard(file: File) -> bytes:
 
 def _full_and_again(file: File) -> bytes:
     """Two full writes: the second finds the place that the slot had before the first."""
-    file.rig.layer.discard_run(0, 2)
+    file.harness.layer.discard_run(0, 2)
     first, second = page("random", 71), page("random", 72)
     for data in (first, second):
         file.request[:PAGE] = data
@@ -123,14 +123,14 @@ def test_a_part_undoes_nothing_that_was_acknowledged_meanwhile(
     tier.write_gate.shut()
     part = Deferred(file)
     tier.write_gate.wait_for_arrival()
-    word = file.rig.layer.table.get(SLOT)
+    word = file.harness.layer.table.get(SLOT)
     now = meanwhile(file)
     if kind is _raw and meanwhile is _full_and_again:
-        assert file.rig.layer.table.get(SLOT) == word, "the same word for other bytes"
+        assert file.harness.layer.table.get(SLOT) == word, "the same word for other bytes"
     tier.write_gate.open()
     assert part.end() == len(PART)
     assert file.read(OFFSET, PAGE) == _patched(now)
-    file.rig.check()
+    file.harness.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +141,7 @@ def test_two_parts_of_a_page_are_both_there(tier: SlowTier, kind: Callable[[File
     tier.write_gate.shut()
     first = Deferred(file)
     tier.write_gate.wait_for_arrival()
-    file.rig.layer.discard_run(0, 4)  # now there is room
+    file.harness.layer.discard_run(0, 4)  # now there is room
     file.request[:512] = b"S" * 512
     second = file.call("write", OFFSET + 2048, 512)
     tier.write_gate.open()
@@ -149,7 +149,7 @@ def test_two_parts_of_a_page_are_both_there(tier: SlowTier, kind: Callable[[File
     if second is None:
         assert file.finish() == 512
     assert file.read(OFFSET, PAGE) == _patched(_patched(old), b"S" * 512, 2048)
-    file.rig.check()
+    file.harness.check()
 
 
 @pytest.mark.parametrize("meanwhile", [_full, _discard])
@@ -166,29 +166,29 @@ def test_a_page_that_changes_while_it_is_read_for_a_part(
     tier.read_gate.open()
     assert part.end() == len(PART)
     assert file.read(OFFSET, PAGE) == _patched(now)
-    file.rig.check()
+    file.harness.check()
 
 
 def test_a_page_that_changes_while_room_is_made_for_a_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = File(pool_bytes=16 * 65536, slots=2048)
-    assert file.rig.store(SLOT, b"old." * 1024)
+    assert file.harness.store(SLOT, b"old." * 1024)
     wrote = 100
-    while file.rig.store(wrote, page("text", wrote)):
+    while file.harness.store(wrote, page("text", wrote)):
         wrote += 1
     for slot in range(100, wrote, 2):  # in small classes, so that no zspage is free
-        file.rig.layer.discard_run(slot, 1)
-    while file.rig.store(wrote, page("random", wrote)):
+        file.harness.layer.discard_run(slot, 1)
+    while file.harness.store(wrote, page("random", wrote)):
         wrote += 1
     data, full = page("random", 1)[:3900], b"full" * 1024
-    make_room = file.rig.second.compactor.make_room
+    make_room = file.harness.second.compactor.make_room
 
     def hooked(pages: int, *, look: bool = True) -> bool:
-        assert file.rig.store(SLOT, full)
+        assert file.harness.store(SLOT, full)
         return make_room(pages, look=look)
 
-    monkeypatch.setattr(file.rig.second.compactor, "make_room", hooked)
+    monkeypatch.setattr(file.harness.second.compactor, "make_room", hooked)
     assert file.write(OFFSET + 100, data) == len(data)
     assert file.read(OFFSET, PAGE) == full[:100] + data + full[4000:]
-    file.rig.check()
+    file.harness.check()

@@ -14,7 +14,7 @@ from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.status import PoolStatus, Status, SwapStatus, TierStatus, meaning, value_at
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.tiers.state import TierState
 from swapfs.units import MiB
 from swapfs.wire.handover import Handover
@@ -25,11 +25,13 @@ POOL_BYTES = 4 * MiB
 
 def make_maker(path: Path, region: Region | None = None) -> tuple[SnapshotMaker, Region]:
     """Return the snapshots of a new server, over *region* if another has died."""
-    rig = Rig(SLOTS, POOL_BYTES, region=region)
+    harness = Harness(SLOTS, POOL_BYTES, region=region)
     config = Config(mountpoint=path, size_bytes=4 * MiB, pool_bytes=POOL_BYTES, runtime_dir=path)
     handover = Handover(pid=1, region_fd=3, fuse_fd=4, lock_fd=5, tier_fd=None)
     guards = Guards(unsafe=True)
-    return SnapshotMaker(config, rig.region, rig.layer, guards, None, handover), rig.region
+    return SnapshotMaker(
+        config, harness.region, harness.layer, guards, None, handover
+    ), harness.region
 
 
 def handler_errors(maker: SnapshotMaker) -> int:

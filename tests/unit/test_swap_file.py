@@ -84,11 +84,11 @@ def play(file: File, script: list[tuple[str, int, int, int]]) -> None:
         elif what == "discard":
             assert file.fallocate(extra, offset, length) == 0
             model[offset:end] = bytes(end - offset)
-        elif file.rig.tier is not None:
-            file.rig.down.demote(length)
+        elif file.harness.tier is not None:
+            file.harness.down.demote(length)
     for slot in range(0, file.size // PAGE, 8):
         assert file.read(slot * PAGE, 8 * PAGE) == model[slot * PAGE : (slot + 8) * PAGE]
-    file.rig.check()
+    file.harness.check()
     assert file.counter("handler_errors") == 0
 
 
@@ -110,7 +110,7 @@ def test_any_sequence_is_a_bytearray(make_file: MakeFile, kind: str) -> None:
         try:
             play(file, script)
         finally:
-            os.close(file.rig.region.fd)
+            os.close(file.harness.region.fd)
 
     run()
 
@@ -124,7 +124,7 @@ def test_alignment_matrix(file: File, where: str, start: int, length: int) -> No
     for what in ("read", "write", "discard"):
         file.write(0, background)
         if where == "file":
-            assert file.rig.down.demote(8) > 0
+            assert file.harness.down.demote(8) > 0
         model = bytearray(background)
         offset = 2 * PAGE + start
         if what == "read":
@@ -137,7 +137,7 @@ def test_alignment_matrix(file: File, where: str, start: int, length: int) -> No
             assert file.fallocate(PUNCH, offset, length) == 0
             model[offset : offset + length] = bytes(length)
         assert file.read(0, 8 * PAGE) == model, what
-    file.rig.check()
+    file.harness.check()
 
 
 # ---- the end of the file ----
@@ -193,7 +193,7 @@ def test_a_long_discard_leaves_the_loop(make_file: MakeFile) -> None:
 
 def test_a_partial_discard_of_an_empty_slot_stores_nothing(file: File) -> None:
     assert file.fallocate(PUNCH, 10, 3 * PAGE) == 0
-    assert file.rig.layer.table.state_counts()["empty"] == SLOTS
+    assert file.harness.layer.table.state_counts()["empty"] == SLOTS
     assert file.counter("partial_requests") == 0
 
 
@@ -213,7 +213,7 @@ def test_what_is_in_memory_is_answered_at_once(file: File) -> None:
 def test_a_slot_in_the_file_is_deferred(file: File) -> None:
     data = b"".join(page("heap", number) for number in range(4))
     file.write(0, data)
-    assert file.rig.down.demote(4) == 4
+    assert file.harness.down.demote(4) == 4
     assert file.read(0, 4 * PAGE) == data
     assert file.read(PAGE + 7, 100) == data[PAGE + 7 : PAGE + 107]
     assert file.write(10, b"part") == 4
@@ -226,10 +226,10 @@ def test_pages_before_a_slot_in_the_file_are_loaded_once(file: File) -> None:
     """The tags are looked at first, so no page is loaded in vain before the worker loads all."""
     data = b"".join(page("heap", number) for number in range(4))
     file.write(0, data)
-    file.rig.write_direct(3, page("heap", 3))
+    file.harness.write_direct(3, page("heap", 3))
     untouched = b"\xee" * 4 * PAGE
     out = bytearray(untouched)
-    assert file.rig.layer.reader(file.size).read(0, 4 * PAGE, out) == -1
+    assert file.harness.layer.reader(file.size).read(0, 4 * PAGE, out) == -1
     assert out == untouched
     file.reply[: 4 * PAGE] = untouched
     assert file.call("read", 0, 4 * PAGE) is None
@@ -250,7 +250,7 @@ def _slowest(file: File) -> list[str]:
 def test_what_waited_for_the_file_says_so(make_file: MakeFile) -> None:
     file = make_file(tier=MemoryTier(SEGMENTS), pool_bytes=2 * 65536)
     slot = 0
-    while file.rig.store(slot, page("random", slot)):
+    while file.harness.store(slot, page("random", slot)):
         slot += 1
     assert file.write(slot * PAGE, page("random", slot)) == PAGE
     assert file.read(slot * PAGE, PAGE) == page("random", slot)
@@ -262,7 +262,7 @@ def test_what_waited_for_the_file_says_so(make_file: MakeFile) -> None:
 def test_a_long_discard_waits_for_memory_only(make_file: MakeFile) -> None:
     slots = swap_file._INLINE_DISCARD_SLOTS + 2
     file = make_file(slots=slots, pool_bytes=4 * MiB, tier=MemoryTier(SEGMENTS))
-    assert file.rig.write_direct(0, page("heap", 0)) == PAGE
+    assert file.harness.write_direct(0, page("heap", 0)) == PAGE
     assert file.fallocate(PUNCH, 0, file.size) == 0
     assert _slowest(file) == ["memory"]
 
@@ -281,9 +281,9 @@ def test_a_second_try_waits_for_memory_only(make_file: MakeFile) -> None:
 
 def test_a_deferred_read_that_needs_no_disk_any_more_waits_for_memory_only(file: File) -> None:
     file.write(0, page("heap", 0))
-    assert file.rig.down.demote(1) == 1
+    assert file.harness.down.demote(1) == 1
     assert file.call("read", 0, PAGE) is None
-    file.rig.store(0, page("heap", 1))
+    file.harness.store(0, page("heap", 1))
     assert file.finish() == page("heap", 1)
     assert _slowest(file) == ["memory"]
 
@@ -315,11 +315,11 @@ def test_no_room_and_no_file(make_file: MakeFile) -> None:
 def _in_small_classes(file: File, pages: int) -> int:
     """Fill the pool and keep so few pages of it that no zspage is free; return the next slot."""
     wrote = 0
-    while file.rig.store(wrote, page("text", wrote)):
+    while file.harness.store(wrote, page("text", wrote)):
         wrote += 1
     for slot in range(wrote):
         if slot % (wrote // pages):
-            file.rig.layer.discard_run(slot, 1)
+            file.harness.layer.discard_run(slot, 1)
     return wrote
 
 
@@ -335,19 +335,19 @@ def test_a_fragmented_pool_is_compacted_for_the_write_that_needs_it(make_file: M
     assert file.counter("failed_write_no_room") == 0
     for slot in range(next_slot, next_slot + wrote, 16):
         assert file.read(slot * PAGE, len(data)) == data
-    file.rig.check()
+    file.harness.check()
 
 
 def test_a_partial_write_waits_for_compaction_too(make_file: MakeFile) -> None:
     file = make_file(pool_bytes=16 * 65536, slots=2048)
     slot = _in_small_classes(file, pages=60)
-    while file.rig.store(slot, page("random", slot)):
+    while file.harness.store(slot, page("random", slot)):
         slot += 1
     data = page("random", 1)[:3900]
     assert file.write(slot * PAGE + 100, data) == len(data)
     assert file.read(slot * PAGE, PAGE) == bytes(100) + data + bytes(96)
     assert file.counter("compacted_pages") > 0
-    file.rig.check()
+    file.harness.check()
 
 
 def test_no_room_in_the_pool_goes_straight_down(make_file: MakeFile) -> None:
@@ -360,7 +360,7 @@ def test_no_room_in_the_pool_goes_straight_down(make_file: MakeFile) -> None:
     assert file.counter("pool_full") > 0
     for slot, wanted in enumerate(pages):
         assert file.read(slot * PAGE, PAGE) == wanted
-    file.rig.check()
+    file.harness.check()
 
 
 # ---- failures ----
@@ -370,7 +370,7 @@ def test_a_failed_read_is_short_and_then_eio(make_file: MakeFile) -> None:
     file = make_file(tier=FaultyTier(MemoryTier(SEGMENTS), "read_error", 1, 1 << 30))
     good, bad = page("heap", 1), page("heap", 2)
     file.write(PAGE, bad)
-    assert file.rig.down.demote(1) == 1
+    assert file.harness.down.demote(1) == 1
     file.write(0, good)
     assert file.read(0, 2 * PAGE) == good, "short: the kernel asks again from the bad slot"
     assert file.read(PAGE, PAGE) == -EIO
@@ -386,8 +386,8 @@ def test_a_failed_read_is_short_and_then_eio(make_file: MakeFile) -> None:
 def test_a_damaged_page_in_memory_is_eio(file: File, caplog: pytest.LogCaptureFixture) -> None:
     file.write(0, page("heap", 1))
     file.write(PAGE, page("heap", 2))
-    word = file.rig.layer.table.get(0)
-    blob = file.rig.layer.blob(word)
+    word = file.harness.layer.table.get(0)
+    blob = file.harness.layer.blob(word)
     blob[:] = b"\xff" * len(blob)
     assert file.read(0, PAGE) == -EIO
     assert file.write(5, b"x") == -EIO
@@ -402,7 +402,7 @@ def test_a_damaged_page_in_mid_run_ends_the_answer(make_file: MakeFile, with_fil
     file = make_file(tier=MemoryTier(SEGMENTS) if with_file else None)
     pages = [page("heap", number) for number in range(4)]
     file.write(0, b"".join(pages))
-    blob = file.rig.layer.blob(file.rig.layer.table.get(2))
+    blob = file.harness.layer.blob(file.harness.layer.table.get(2))
     blob[:] = b"\xff" * len(blob)
     assert file.read(0, 4 * PAGE) == pages[0] + pages[1], "the kernel asks again from slot 2"
     assert file.read(100, 4 * PAGE - 100) == (pages[0] + pages[1])[100:]
@@ -414,7 +414,7 @@ def test_a_damaged_page_in_mid_run_ends_the_answer(make_file: MakeFile, with_fil
 def test_a_read_that_is_deferred_is_counted_once(make_file: MakeFile) -> None:
     file = make_file(tier=MemoryTier(SEGMENTS))
     file.write(2 * PAGE, page("heap", 1))
-    assert file.rig.down.demote(1) == 1
+    assert file.harness.down.demote(1) == 1
     file.write(0, page("heap", 2))
     assert len(bytes(file.read(0, 4 * PAGE))) == 4 * PAGE
     counts = {kind: file.counter(f"read_{kind}_pages") for kind in ("pool", "empty", "file")}
@@ -432,7 +432,7 @@ def test_a_bug_is_eio_logged_and_counted(
         raise ZeroDivisionError("planted")
 
     for name in ("load_run", "store_run", "discard_run"):
-        monkeypatch.setattr(file.rig.layer, name, planted)
+        monkeypatch.setattr(file.harness.layer, name, planted)
     call: dict[str, Callable[[], object]] = {
         "read": lambda: file.read(0, PAGE),
         "write": lambda: file.write(0, b"x" * PAGE),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig, Ticket
+from swapfs.testing.harness import Harness, Ticket
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.slow import SlowTier
@@ -24,272 +24,281 @@ TEXT = [page("text", seed) for seed in range(20)]
 RANDOM = [page("random", seed) for seed in range(300)]
 
 
-def _full(tier: LowerTier) -> tuple[Rig, int]:
-    """Return a rig whose pool is full, and how many slots filled it."""
-    rig = Rig(SLOTS, 16 * 64 * 1024, tier, wait_s=0.05)
+def _full(tier: LowerTier) -> tuple[Harness, int]:
+    """Return a harness whose pool is full, and how many slots filled it."""
+    harness = Harness(SLOTS, 16 * 64 * 1024, tier, wait_s=0.05)
     stored = 0
-    while rig.store(stored, RANDOM[stored % 300]):
+    while harness.store(stored, RANDOM[stored % 300]):
         stored += 1
-    return rig, stored
+    return harness, stored
 
 
 @pytest.fixture
-def slow() -> Iterator[tuple[Rig, SlowTier, int]]:
+def slow() -> Iterator[tuple[Harness, SlowTier, int]]:
     tier = SlowTier(MemoryTier(12))
-    rig, stored = _full(tier)
-    yield rig, tier, stored
+    harness, stored = _full(tier)
+    yield harness, tier, stored
     tier.write_gate.open()
-    rig.region.close()
+    harness.region.close()
 
 
 def test_pages_go_straight_down_and_the_request_is_answered_once() -> None:
-    rig, stored = _full(MemoryTier(8))
+    harness, stored = _full(MemoryTier(8))
     ticket = Ticket()
     pages = bytearray(b"".join(TEXT))
-    rig.direct.submit(ticket, 99, 1000, memoryview(pages), 20)
+    harness.direct.submit(ticket, 99, 1000, memoryview(pages), 20)
     assert ticket.results == []
-    assert rig.load(1000) == bytes(PAGE_SIZE), "the old page, until the new one is down"
+    assert harness.load(1000) == bytes(PAGE_SIZE), "the old page, until the new one is down"
     pages[:] = bytes(len(pages))  # the request's buffer is used again
-    rig.direct.stop()
-    rig.direct.run()
+    harness.direct.stop()
+    harness.direct.run()
     assert ticket.results == [99]
-    assert rig.load(1000, 20) == b"".join(TEXT)
-    assert {rig.tag(slot) for slot in range(1000, 1020)} == {Tag.FILE}
-    assert rig.counter("write_direct_pages") == 20
-    rig.check()
-    assert rig.load(0, stored) == b"".join(RANDOM[slot % 300] for slot in range(stored))
-    rig.region.close()
+    assert harness.load(1000, 20) == b"".join(TEXT)
+    assert {harness.tag(slot) for slot in range(1000, 1020)} == {Tag.FILE}
+    assert harness.counter("write_direct_pages") == 20
+    harness.check()
+    assert harness.load(0, stored) == b"".join(RANDOM[slot % 300] for slot in range(stored))
+    harness.region.close()
 
 
 def test_a_request_larger_than_a_batch_is_answered_once() -> None:
-    rig, _ = _full(MemoryTier(8))
-    assert rig.write_direct(2000, *RANDOM) == 300 * PAGE_SIZE
-    assert rig.load(2000, 300) == b"".join(RANDOM)
-    assert rig.counter("file_write_ops") == 2
-    rig.check()
-    rig.region.close()
+    harness, _ = _full(MemoryTier(8))
+    assert harness.write_direct(2000, *RANDOM) == 300 * PAGE_SIZE
+    assert harness.load(2000, 300) == b"".join(RANDOM)
+    assert harness.counter("file_write_ops") == 2
+    harness.check()
+    harness.region.close()
 
 
 def test_a_direct_write_replaces_what_a_slot_held() -> None:
-    rig, stored = _full(MemoryTier(8))
+    harness, stored = _full(MemoryTier(8))
     for _ in range(3):
-        assert rig.write_direct(5, *TEXT) == 20 * PAGE_SIZE
-    assert rig.load(5, 20) == b"".join(TEXT)
-    assert rig.load(4) == RANDOM[4]
-    assert rig.load(25) == RANDOM[25]
+        assert harness.write_direct(5, *TEXT) == 20 * PAGE_SIZE
+    assert harness.load(5, 20) == b"".join(TEXT)
+    assert harness.load(4) == RANDOM[4]
+    assert harness.load(25) == RANDOM[25]
     assert stored > 25
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
 
 
 def test_no_room_below_is_refused_and_nothing_is_lost() -> None:
     memory = MemoryTier(3)
-    rig, stored = _full(memory)
+    harness, stored = _full(memory)
     slot = 1000
-    while (result := rig.write(slot, RANDOM[slot % 300])) > 0:
+    while (result := harness.write(slot, RANDOM[slot % 300])) > 0:
         slot += 1
     assert result == -ENOSPC
     assert slot - 1000 >= memory.room_pages()
-    assert rig.counter("failed_write_no_room") > 0
-    assert rig.down.health.problem(0) == "full"
-    rig.check()
-    assert rig.load(0, stored) == b"".join(RANDOM[at % 300] for at in range(stored))
+    assert harness.counter("failed_write_no_room") > 0
+    assert harness.down.health.problem(0) == "full"
+    harness.check()
+    assert harness.load(0, stored) == b"".join(RANDOM[at % 300] for at in range(stored))
     for at in range(1000, slot):
-        assert rig.load(at) == RANDOM[at % 300]
-    assert rig.load(slot) == bytes(PAGE_SIZE)
-    rig.region.close()
+        assert harness.load(at) == RANDOM[at % 300]
+    assert harness.load(slot) == bytes(PAGE_SIZE)
+    harness.region.close()
 
 
 def test_room_that_ends_half_way_refuses_the_request() -> None:
-    rig, _ = _full(MemoryTier(3))
-    assert rig.write_direct(1000, *RANDOM) == -ENOSPC
+    harness, _ = _full(MemoryTier(3))
+    assert harness.write_direct(1000, *RANDOM) == -ENOSPC
     for slot in range(1000, 1300):
-        assert rig.load(slot) in (RANDOM[slot - 1000], bytes(PAGE_SIZE))
-    rig.check()
-    rig.region.close()
+        assert harness.load(slot) in (RANDOM[slot - 1000], bytes(PAGE_SIZE))
+    harness.check()
+    harness.region.close()
 
 
 def test_room_in_crumbs_is_cleaned_and_used() -> None:
     memory = MemoryTier(5)
-    rig, _ = _full(memory)
+    harness, _ = _full(memory)
     slot = 1000
-    while rig.write_direct(slot, RANDOM[slot % 300]) > 0:
+    while harness.write_direct(slot, RANDOM[slot % 300]) > 0:
         slot += 1
     kept = [at for at in range(1000, slot) if at % 3]
     for at in range(1000, slot, 1):
         if not at % 3:
-            rig.layer.discard_run(at, 1)
-    cleaner = threading.Thread(target=rig.down.run, daemon=True)
+            harness.layer.discard_run(at, 1)
+    cleaner = threading.Thread(target=harness.down.run, daemon=True)
     cleaner.start()
-    rig.down.writer.progress.wait_s = 30.0
+    harness.down.writer.progress.wait_s = 30.0
     for at in range(3000, 3060):
-        assert rig.write_direct(at, RANDOM[at % 300]) == PAGE_SIZE
-    rig.down.stop()
+        assert harness.write_direct(at, RANDOM[at % 300]) == PAGE_SIZE
+    harness.down.stop()
     cleaner.join(30)
-    rig.check()
+    harness.check()
     for at in [*kept, *range(3000, 3060)]:
-        assert rig.load(at) == RANDOM[at % 300]
-    rig.region.close()
+        assert harness.load(at) == RANDOM[at % 300]
+    harness.region.close()
 
 
 def test_a_failed_write_is_an_io_error_then_refused_until_the_pause_is_over() -> None:
-    rig, stored = _full(FaultyTier(MemoryTier(8), "write_error", 1))
-    assert rig.write_direct(3, TEXT[0]) == -EIO
-    assert rig.counter("failed_write_io") == 1
-    assert rig.load(3) == RANDOM[3], "the old page stays"
-    assert rig.write_direct(3, TEXT[0]) == -ENOSPC
-    rig.now_s += 10
-    assert rig.write_direct(3, TEXT[0]) == PAGE_SIZE
-    assert rig.load(3) == TEXT[0]
-    assert rig.load(0, 3) == b"".join(RANDOM[:3])
+    harness, stored = _full(FaultyTier(MemoryTier(8), "write_error", 1))
+    assert harness.write_direct(3, TEXT[0]) == -EIO
+    assert harness.counter("failed_write_io") == 1
+    assert harness.load(3) == RANDOM[3], "the old page stays"
+    assert harness.write_direct(3, TEXT[0]) == -ENOSPC
+    harness.now_s += 10
+    assert harness.write_direct(3, TEXT[0]) == PAGE_SIZE
+    assert harness.load(3) == TEXT[0]
+    assert harness.load(0, 3) == b"".join(RANDOM[:3])
     assert stored > 3
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
+
+
+def test_one_part_that_fails_fails_the_request() -> None:
+    """A request of more pages than a batch holds: its first part is lost, its last one is not."""
+    harness, _ = _full(FaultyTier(MemoryTier(8), "write_error", 1))
+    assert harness.write_direct(3, *RANDOM[:300]) == -EIO
+    assert harness.load(3) == RANDOM[3], "the old page stays"
+    harness.check()
+    harness.region.close()
 
 
 def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
-    slow: tuple[Rig, SlowTier, int],
+    slow: tuple[Harness, SlowTier, int],
 ) -> None:
-    rig, tier, _ = slow
-    writer = threading.Thread(target=rig.direct.run, daemon=True)
+    harness, tier, _ = slow
+    writer = threading.Thread(target=harness.direct.run, daemon=True)
     writer.start()
     tier.write_gate.shut()
     waiting = [Ticket(), Ticket()]
     for number, ticket in enumerate(waiting):
-        rig.direct.submit(ticket, 1, 1000 + number, memoryview(TEXT[number]), 1)
+        harness.direct.submit(ticket, 1, 1000 + number, memoryview(TEXT[number]), 1)
     tier.write_gate.wait_for_arrival()
     refused = Ticket()
-    rig.direct.submit(refused, 1, 1002, memoryview(TEXT[2]), 1)
-    rig.run_second()
+    harness.direct.submit(refused, 1, 1002, memoryview(TEXT[2]), 1)
+    harness.run_second()
     assert refused.results == [-ENOSPC]
-    rig.down.writer.progress.wait_s = 1e9  # the next one must not wait at all...
-    rig.now_s += 2e9  # ... for a disk that has not answered for as long
+    harness.down.writer.progress.wait_s = 1e9  # the next one must not wait at all...
+    harness.now_s += 2e9  # ... for a disk that has not answered for as long
     again = Ticket()
-    rig.direct.submit(again, 1, 1002, memoryview(TEXT[2]), 1)
-    rig.run_second()
+    harness.direct.submit(again, 1, 1002, memoryview(TEXT[2]), 1)
+    harness.run_second()
     assert again.results == [-ENOSPC]
-    assert rig.load(0) == RANDOM[0]
+    assert harness.load(0) == RANDOM[0]
     tier.write_gate.open()
-    rig.direct.stop()
+    harness.direct.stop()
     writer.join(30)
     assert [ticket.results for ticket in waiting] == [[1], [1]]
-    assert rig.write_direct(1002, TEXT[2]) == PAGE_SIZE, "the disk moves again"
-    assert rig.load(1000, 3) == b"".join(TEXT[:3])
-    rig.check()
+    assert harness.write_direct(1002, TEXT[2]) == PAGE_SIZE, "the disk moves again"
+    assert harness.load(1000, 3) == b"".join(TEXT[:3])
+    harness.check()
 
 
-def _in_crumbs(tier: LowerTier) -> tuple[Rig, list[int]]:
-    """Return a rig whose file, like its pool, is full, with holes too small for a page."""
-    rig, slot = _full(tier)
+def _in_crumbs(tier: LowerTier) -> tuple[Harness, list[int]]:
+    """Return a harness whose file, like its pool, is full, with holes too small for a page."""
+    harness, slot = _full(tier)
     kept: list[int] = []
-    while rig.write_direct(slot, *RANDOM[:227]) > 0:  # each fills a segment
+    while harness.write_direct(slot, *RANDOM[:227]) > 0:  # each fills a segment
         kept += range(slot + 1, slot + 227, 2)
         slot += 227
     for at in kept:
-        rig.layer.discard_run(at - 1, 1)
-    return rig, kept
+        harness.layer.discard_run(at - 1, 1)
+    return harness, kept
 
 
 def test_a_write_waits_for_cleaning_as_long_as_it_gets_on_and_then_no_more() -> None:
     tier = SlowTier(MemoryTier(6))
-    rig, kept = _in_crumbs(tier)
-    rig.down.high_bytes = MiB * MiB  # it cleans, and demotes nothing
+    harness, kept = _in_crumbs(tier)
+    harness.down.high_bytes = MiB * MiB  # it cleans, and demotes nothing
     tier.write_gate.shut()
     threads = [
         threading.Thread(target=run, daemon=True)
-        for run in (rig.down.run, rig.second.run, rig.direct.run)
+        for run in (harness.down.run, harness.second.run, harness.direct.run)
     ]
     for thread in threads:
         thread.start()
     refused, stored = Ticket(), Ticket()
-    rig.direct.submit(refused, 1, 4000, memoryview(TEXT[0]), 1)
+    harness.direct.submit(refused, 1, 4000, memoryview(TEXT[0]), 1)
     assert refused.wait() == -ENOSPC, "the disk does not answer for as long as writes wait"
     tier.write_gate.wait_for_arrival()
-    rig.down.writer.progress.wait_s = 30.0
-    rig.direct.submit(stored, PAGE_SIZE, 4000, memoryview(TEXT[0]), 1)
+    harness.down.writer.progress.wait_s = 30.0
+    harness.direct.submit(stored, PAGE_SIZE, 4000, memoryview(TEXT[0]), 1)
     assert stored.results == []
     tier.write_gate.open()
     assert stored.wait() == PAGE_SIZE, "I6"
-    for part in (rig.down, rig.direct, rig.second):
+    for part in (harness.down, harness.direct, harness.second):
         part.stop()
     for thread in threads:
         thread.join(30)
-    rig.check()
+    harness.check()
     for at in kept:
-        assert rig.load(at) == RANDOM[(at - kept[0] + 1) % 227]
-    rig.region.close()
+        assert harness.load(at) == RANDOM[(at - kept[0] + 1) % 227]
+    harness.region.close()
 
 
 def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:
     memory = MemoryTier(8)
-    rig = Rig(SLOTS + CLUSTER_SLOTS, 2 * 64 * 1024, memory)  # nothing is kept for tables
+    harness = Harness(SLOTS + CLUSTER_SLOTS, 2 * 64 * 1024, memory)  # nothing is kept for tables
     for cluster in range(16):
-        assert rig.store(cluster * CLUSTER_SLOTS, bytes(PAGE_SIZE))
+        assert harness.store(cluster * CLUSTER_SLOTS, bytes(PAGE_SIZE))
     stored = 1
-    while rig.store(stored, RANDOM[stored]):
+    while harness.store(stored, RANDOM[stored]):
         stored += 1
-    assert rig.write_direct(16 * CLUSTER_SLOTS, *TEXT[:2]) == -ENOSPC
+    assert harness.write_direct(16 * CLUSTER_SLOTS, *TEXT[:2]) == -ENOSPC
     assert memory.map.taken_bytes == 0
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
 
 
-def _no_table_page(size: int, discard_every: int) -> tuple[Rig, int]:
-    """Return a rig without a place for a table page, and the first slot that needs one."""
-    rig = Rig(400 * CLUSTER_SLOTS, 16 * 64 * 1024, MemoryTier(8), wait_s=30.0)
-    rig.down.high_bytes = MiB * MiB  # nothing is demoted but on request
-    pool, stored, cluster = rig.layer.pool, 0, 50
-    while rig.store(stored, RANDOM[stored % 300][:size].ljust(PAGE_SIZE, b"\0")):
+def _no_table_page(size: int, discard_every: int) -> tuple[Harness, int]:
+    """Return a harness without a place for a table page, and the first slot that needs one."""
+    harness = Harness(400 * CLUSTER_SLOTS, 16 * 64 * 1024, MemoryTier(8), wait_s=30.0)
+    harness.down.high_bytes = MiB * MiB  # nothing is demoted but on request
+    pool, stored, cluster = harness.layer.pool, 0, 50
+    while harness.store(stored, RANDOM[stored % 300][:size].ljust(PAGE_SIZE, b"\0")):
         stored += 1
-    while rig.store(cluster * CLUSTER_SLOTS, page("zero", 1)):
+    while harness.store(cluster * CLUSTER_SLOTS, page("zero", 1)):
         cluster += 1
     assert not pool.free_zspages
     for slot in range(stored):
         if slot % discard_every:
-            rig.layer.discard_run(slot, 1)
-    return rig, cluster * CLUSTER_SLOTS
+            harness.layer.discard_run(slot, 1)
+    return harness, cluster * CLUSTER_SLOTS
 
 
 def test_a_table_page_for_a_direct_write_is_made_by_demotion() -> None:
-    rig, slot = _no_table_page(PAGE_SIZE, 1)
-    thread = threading.Thread(target=rig.down.run, daemon=True)
+    harness, slot = _no_table_page(PAGE_SIZE, 1)
+    thread = threading.Thread(target=harness.down.run, daemon=True)
     thread.start()
-    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
-    rig.down.stop()
+    assert harness.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    harness.down.stop()
     thread.join(30)
-    assert rig.counter("demoted_pages") > 0
-    assert rig.counter("failed_write_no_room") == 0
-    assert rig.load(slot, 20) == b"".join(TEXT)
-    rig.check()
-    rig.region.close()
+    assert harness.counter("demoted_pages") > 0
+    assert harness.counter("failed_write_no_room") == 0
+    assert harness.load(slot, 20) == b"".join(TEXT)
+    harness.check()
+    harness.region.close()
 
 
 def test_a_table_page_for_a_direct_write_is_made_by_compaction() -> None:
-    rig, slot = _no_table_page(1000, 2)  # and nobody demotes
-    assert not rig.layer.pool.free_zspages
-    assert rig.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
-    assert rig.counter("compacted_pages")
-    assert rig.load(slot, 20) == b"".join(TEXT)
-    rig.check()
-    rig.region.close()
+    harness, slot = _no_table_page(1000, 2)  # and nobody demotes
+    assert not harness.layer.pool.free_zspages
+    assert harness.write_direct(slot, *TEXT) == 20 * PAGE_SIZE, "I6"
+    assert harness.counter("compacted_pages")
+    assert harness.load(slot, 20) == b"".join(TEXT)
+    harness.check()
+    harness.region.close()
 
 
 def test_a_bug_while_packing_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryTier(8)
-    rig, _ = _full(memory)
+    harness, _ = _full(memory)
     with monkeypatch.context() as patch:
-        patch.setattr(rig.down.writer, "add", lambda *_, **__: 1 // 0)
-        assert rig.write_direct(1000, TEXT[0]) == -EIO
+        patch.setattr(harness.down.writer, "add", lambda *_, **__: 1 // 0)
+        assert harness.write_direct(1000, TEXT[0]) == -EIO
     assert memory.map.taken_bytes == 0
     for _ in range(4):  # no batch was lost
-        assert rig.write_direct(1000, TEXT[0]) == PAGE_SIZE
-    rig.region.close()
+        assert harness.write_direct(1000, TEXT[0]) == PAGE_SIZE
+    harness.region.close()
 
 
 def test_a_bug_while_publishing_keeps_no_sectors(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryTier(8)
-    rig, _ = _full(memory)
-    publish, calls = rig.down.writer.publish, itertools.count()
+    harness, _ = _full(memory)
+    publish, calls = harness.down.writer.publish, itertools.count()
 
     def fails_later(*args: Any) -> None:
         if next(calls) == 80:
@@ -297,26 +306,26 @@ def test_a_bug_while_publishing_keeps_no_sectors(monkeypatch: pytest.MonkeyPatch
         publish(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rig.down.writer, "publish", fails_later)
-        assert rig.write_direct(1000, *RANDOM[:200]) == -EIO
-    assert rig.load(1000, 80) == b"".join(RANDOM[:80])
-    assert rig.load(1080, 120) == bytes(120 * PAGE_SIZE)
-    rig.check()
+        patch.setattr(harness.down.writer, "publish", fails_later)
+        assert harness.write_direct(1000, *RANDOM[:200]) == -EIO
+    assert harness.load(1000, 80) == b"".join(RANDOM[:80])
+    assert harness.load(1080, 120) == bytes(120 * PAGE_SIZE)
+    harness.check()
     memory.map.check()
-    rig.region.close()
+    harness.region.close()
 
 
 def test_a_bug_while_writing_keeps_only_its_sectors_out_of_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = MemoryTier(8)
-    rig, _ = _full(memory)
+    harness, _ = _full(memory)
     with monkeypatch.context() as patch:
         patch.setattr(memory, "write", lambda *_: 1 // 0)
-        assert rig.write_direct(3, TEXT[0]) == -EIO
+        assert harness.write_direct(3, TEXT[0]) == -EIO
     assert memory.map.taken_bytes == 0
     assert 0 < memory.map.bad_bytes < 3 * PAGE_SIZE
-    assert rig.load(3) == RANDOM[3], "the old page stays"
-    assert rig.write_direct(3, TEXT[0]) == PAGE_SIZE
-    rig.check()
-    rig.region.close()
+    assert harness.load(3) == RANDOM[3], "the old page stays"
+    assert harness.write_direct(3, TEXT[0]) == PAGE_SIZE
+    harness.check()
+    harness.region.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import random
 import threading
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import pytest
 
 from swapfs.errors import BlobCorrupt
 from swapfs.testing.faulty import FaultyTier
-from swapfs.testing.harness import Rig
+from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
+from swapfs.testing.wrapper import TierWrapper
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.blob import HEADER, Batch
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.entry import MOVING, Tag, file_sector
@@ -26,70 +30,70 @@ SLOTS = 16 * CLUSTER_SLOTS
 
 
 def test_watermarks_have_hysteresis() -> None:
-    rig = Rig(SLOTS, 6 * MiB, MemoryTier(40))
+    harness = Harness(SLOTS, 6 * MiB, MemoryTier(40))
     pages = mixed_pages(1, 200)
-    pool, slot = rig.layer.pool, 0
-    while pool.used_bytes <= rig.down.high_bytes:
-        assert rig.down.balance() == 0, "below the high watermark nothing moves"
-        slot += rig.store(slot, *pages[slot % 200 : slot % 200 + 5])
-    assert rig.down.balance() > 0
-    assert pool.used_bytes <= rig.down.low_bytes
-    before = rig.counter("demoted_pages")
-    while pool.used_bytes <= rig.down.low_bytes:
-        slot += rig.store(slot, *pages[slot % 200 : slot % 200 + 5])
-    assert pool.used_bytes <= rig.down.high_bytes
-    assert rig.down.balance() == 0, "between the watermarks nothing moves"
-    assert rig.counter("demoted_pages") == before
-    assert rig.counter("demoted_batches") == rig.counter("file_write_ops")
-    rig.check()
-    assert rig.load(0, slot) == b"".join(pages[at % 200] for at in range(slot))
-    rig.region.close()
+    pool, slot = harness.layer.pool, 0
+    while pool.used_bytes <= harness.down.high_bytes:
+        assert harness.down.balance() == 0, "below the high watermark nothing moves"
+        slot += harness.store(slot, *pages[slot % 200 : slot % 200 + 5])
+    assert harness.down.balance() > 0
+    assert pool.used_bytes <= harness.down.low_bytes
+    before = harness.counter("demoted_pages")
+    while pool.used_bytes <= harness.down.low_bytes:
+        slot += harness.store(slot, *pages[slot % 200 : slot % 200 + 5])
+    assert pool.used_bytes <= harness.down.high_bytes
+    assert harness.down.balance() == 0, "between the watermarks nothing moves"
+    assert harness.counter("demoted_pages") == before
+    assert harness.counter("demoted_batches") == harness.counter("file_write_ops")
+    harness.check()
+    assert harness.load(0, slot) == b"".join(pages[at % 200] for at in range(slot))
+    harness.region.close()
 
 
 def test_batches_are_long_and_contiguous() -> None:
     memory = MemoryTier(8)
-    rig = Rig(SLOTS, 8 * MiB, memory)
+    harness = Harness(SLOTS, 8 * MiB, memory)
     for slot, data in enumerate(mixed_pages(2, 600)):
-        rig.store(slot, data)
-    moved = rig.down.demote(600)
-    assert moved == 600 - rig.layer.table.state_counts()["same"]
-    assert rig.counter("file_written_bytes") / memory.writes >= 256 * 1024
-    assert rig.counter("demoted_payload_bytes") == rig.layer.file_payload_bytes
-    rig.check()
-    rig.region.close()
+        harness.store(slot, data)
+    moved = harness.down.demote(600)
+    assert moved == 600 - harness.layer.table.state_counts()["same"]
+    assert harness.counter("file_written_bytes") / memory.writes >= 256 * 1024
+    assert harness.counter("demoted_payload_bytes") == harness.layer.file_payload_bytes
+    harness.check()
+    harness.region.close()
 
 
-def _rewrite(rig: Rig) -> tuple[bytes, Tag]:
-    rig.store(5, TEXT[40])
+def _rewrite(harness: Harness) -> tuple[bytes, Tag]:
+    harness.store(5, TEXT[40])
     return TEXT[40], Tag.POOL
 
 
-def _rewrite_alike(rig: Rig) -> tuple[bytes, Tag]:
-    rig.store(5, TEXT[5])
+def _rewrite_alike(harness: Harness) -> tuple[bytes, Tag]:
+    harness.store(5, TEXT[5])
     return TEXT[5], Tag.POOL
 
 
-def _discard(rig: Rig) -> tuple[bytes, Tag]:
-    rig.layer.discard_run(5, 1)
+def _discard(harness: Harness) -> tuple[bytes, Tag]:
+    harness.layer.discard_run(5, 1)
     return bytes(PAGE_SIZE), Tag.EMPTY
 
 
-def _discard_and_rewrite(rig: Rig) -> tuple[bytes, Tag]:
-    rig.layer.discard_run(0, SLOTS)
-    rig.store(5, TEXT[41])
+def _discard_and_rewrite(harness: Harness) -> tuple[bytes, Tag]:
+    harness.layer.discard_run(0, SLOTS)
+    harness.store(5, TEXT[41])
     return TEXT[41], Tag.POOL
 
 
-def _read(rig: Rig) -> tuple[bytes, Tag]:
-    assert rig.load(5) == TEXT[5]
+def _read(harness: Harness) -> tuple[bytes, Tag]:
+    assert harness.load(5) == TEXT[5]
     return TEXT[5], Tag.POOL  # it is warm again, so it stays
 
 
-def _write_below(rig: Rig) -> tuple[bytes, Tag]:
-    tier = rig.tier
+def _write_below(harness: Harness) -> tuple[bytes, Tag]:
+    tier = harness.tier
     assert isinstance(tier, SlowTier)
     tier.write_gate.open()
-    rig.write_direct(5, TEXT[42])
+    harness.write_direct(5, TEXT[42])
     return TEXT[42], Tag.FILE
 
 
@@ -99,66 +103,66 @@ EVENTS = [_rewrite, _rewrite_alike, _discard, _discard_and_rewrite, _read, _writ
 @pytest.mark.parametrize("when", ["during", "after"])
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_during_demotion_keeps_the_right_page(
-    event: Callable[[Rig], tuple[bytes, Tag]], when: str
+    event: Callable[[Harness], tuple[bytes, Tag]], when: str
 ) -> None:
     tier = SlowTier(MemoryTier(6))
-    rig = Rig(SLOTS, 4 * MiB, tier)
-    rig.store(0, *TEXT[:10])
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT[:10])
     if when == "during":
         tier.write_gate.shut()
-        thread = threading.Thread(target=rig.down.demote_batch, daemon=True)
+        thread = threading.Thread(target=harness.down.demote_batch, daemon=True)
         thread.start()
         tier.write_gate.wait_for_arrival()
-        assert rig.layer.table.get(5) & MOVING
-        expected, tag = event(rig)
+        assert harness.layer.table.get(5) & MOVING
+        expected, tag = event(harness)
         tier.write_gate.open()
         thread.join(30)
         assert not thread.is_alive()
     else:
-        assert rig.down.demote_batch() == 10
-        expected, tag = event(rig)
+        assert harness.down.demote_batch() == 10
+        expected, tag = event(harness)
         if event is _read:
             tag = Tag.FILE
-    rig.check()
-    assert rig.tag(5) == tag
-    assert rig.load(5) == expected
+    harness.check()
+    assert harness.tag(5) == tag
+    assert harness.load(5) == expected
     if event is not _discard_and_rewrite:
-        assert [rig.load(slot) for slot in (4, 6)] == [TEXT[4], TEXT[6]]
-    rig.region.close()
+        assert [harness.load(slot) for slot in (4, 6)] == [TEXT[4], TEXT[6]]
+    harness.region.close()
 
 
 def test_a_failed_write_keeps_the_pages_and_waits_longer_each_time() -> None:
     memory = MemoryTier(12)
     tier = FaultyTier(memory, "write_error", 1, 3)
-    rig = Rig(SLOTS, 4 * MiB, tier)
-    rig.store(0, *TEXT)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
     pauses = []
     for number in range(1, 4):
-        assert rig.down.demote_batch() == 0
-        assert rig.counter("failed_demotions") == number
-        pauses.append(rig.down.health.retry_at_s - rig.now_s)
-        assert "made to fail" in rig.down.health.problem(rig.now_s)
-        assert rig.down.demote_batch() == 0, "not before the pause is over"
+        assert harness.down.demote_batch() == 0
+        assert harness.counter("failed_demotions") == number
+        pauses.append(harness.down.health.retry_at_s - harness.now_s)
+        assert "made to fail" in harness.down.health.problem(harness.now_s)
+        assert harness.down.demote_batch() == 0, "not before the pause is over"
         assert tier.failures == number
-        rig.check()
-        assert {rig.tag(slot) for slot in range(60)} == {Tag.POOL}
-        rig.now_s += pauses[-1]
+        harness.check()
+        assert {harness.tag(slot) for slot in range(60)} == {Tag.POOL}
+        harness.now_s += pauses[-1]
     assert pauses == [1.0, 2.0, 4.0]
-    assert memory.map.bad_bytes == rig.counter("bad_sectors") * SECTOR_SIZE > 0
-    assert rig.down.demote_batch() == 60
-    assert rig.down.health.problem(rig.now_s) == ""
-    assert rig.load(0, 60) == b"".join(TEXT)
+    assert memory.map.bad_bytes == harness.counter("bad_sectors") * SECTOR_SIZE > 0
+    assert harness.down.demote_batch() == 60
+    assert harness.down.health.problem(harness.now_s) == ""
+    assert harness.load(0, 60) == b"".join(TEXT)
     memory.map.check()
-    rig.region.close()
+    harness.region.close()
 
 
 def test_only_the_sectors_of_a_failed_write_are_lost() -> None:
     memory = MemoryTier(6)
-    rig = Rig(SLOTS, 4 * MiB, FaultyTier(memory, "write_error", 1))
-    rig.store(0, page("heap", 1))
-    assert rig.down.demote_batch() == 0
+    harness = Harness(SLOTS, 4 * MiB, FaultyTier(memory, "write_error", 1))
+    harness.store(0, page("heap", 1))
+    assert harness.down.demote_batch() == 0
     assert memory.map.bad_bytes == PAGE_SIZE
-    rig.region.close()
+    harness.region.close()
 
 
 def _failing_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,17 +181,17 @@ def test_a_bug_while_writing_leaves_no_slot_moving_and_no_sector_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tier = MemoryTier(6)
-    rig = Rig(SLOTS, 4 * MiB, tier)
-    rig.store(0, *TEXT)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
     with monkeypatch.context() as patch:
         patch.setattr(tier, "write", _failing_at(1, tier.write))
         with pytest.raises(MemoryError):
-            rig.down.demote_batch()
-    rig.check()
-    assert tier.map.bad_bytes == rig.counter("bad_sectors") * SECTOR_SIZE > 0, "who knows"
-    assert rig.down.demote_batch() == 60
-    rig.check()
-    rig.region.close()
+            harness.down.demote_batch()
+    harness.check()
+    assert tier.map.bad_bytes == harness.counter("bad_sectors") * SECTOR_SIZE > 0, "who knows"
+    assert harness.down.demote_batch() == 60
+    harness.check()
+    harness.region.close()
 
 
 @pytest.mark.parametrize("call", [1, 2, 60])
@@ -195,34 +199,34 @@ def test_a_bug_while_collecting_leaves_no_slot_moving_and_no_sector_taken(
     call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tier = MemoryTier(6)
-    rig = Rig(SLOTS, 4 * MiB, tier)
-    rig.store(0, *TEXT)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
     with monkeypatch.context() as patch:
-        patch.setattr(rig.down.writer, "add", _failing_at(call, rig.down.writer.add))
+        patch.setattr(harness.down.writer, "add", _failing_at(call, harness.down.writer.add))
         with pytest.raises(MemoryError):
-            rig.down.demote_batch()
-    rig.check()
+            harness.down.demote_batch()
+    harness.check()
     assert (tier.map.taken_bytes, tier.map.bad_bytes) == (0, 0)
-    assert rig.down.demote(60) == 60
-    rig.check()
-    rig.region.close()
+    assert harness.down.demote(60) == 60
+    harness.check()
+    harness.region.close()
 
 
 def test_a_full_tier_stops_demotion_and_says_so() -> None:
     memory = MemoryTier(3)
-    rig = Rig(SLOTS, 4 * MiB, memory)
+    harness = Harness(SLOTS, 4 * MiB, memory)
     pages = [page("random", seed) for seed in range(400)]
-    rig.store(0, *pages)
-    moved = rig.down.demote(400)
+    harness.store(0, *pages)
+    moved = harness.down.demote(400)
     assert 213 <= moved < 400
-    assert rig.down.health.problem(rig.now_s) == "full"
-    assert rig.load(0, 400) == b"".join(pages)
-    rig.layer.discard_run(0, 400)
-    rig.store(0, *TEXT)
-    assert rig.down.demote(10) == 10
-    assert rig.down.health.problem(rig.now_s) == ""
-    rig.check()
-    rig.region.close()
+    assert harness.down.health.problem(harness.now_s) == "full"
+    assert harness.load(0, 400) == b"".join(pages)
+    harness.layer.discard_run(0, 400)
+    harness.store(0, *TEXT)
+    assert harness.down.demote(10) == 10
+    assert harness.down.health.problem(harness.now_s) == ""
+    harness.check()
+    harness.region.close()
 
 
 def test_health() -> None:
@@ -247,153 +251,153 @@ def test_health() -> None:
 # ---- cleaning ----
 
 
-def _sparse(memory: MemoryTier, keep_every: int, *, promote: bool = False) -> tuple[Rig, set[int]]:
-    """Return a rig whose file has no free segment to give, and every n-th slot still in use."""
-    rig = Rig(SLOTS, 4 * MiB, memory, promote=promote)
+def _sparse(tier: LowerTier, keep_every: int, *, promote: bool = False) -> tuple[Harness, set[int]]:
+    """Return a harness whose file has no free segment to give, and every n-th slot still in use."""
+    harness = Harness(SLOTS, 4 * MiB, tier, promote=promote)
     slot = 0
-    while memory.map.free_segments > 2:
-        rig.store(slot, *TEXT)
-        rig.down.demote(60)
+    while tier.stats().free_segments > 2:
+        harness.store(slot, *TEXT)
+        harness.down.demote(60)
         slot += 60
     kept = set(range(0, slot, keep_every))
     for at in range(slot):
         if at not in kept:
-            rig.layer.discard_run(at, 1)
-    return rig, kept
+            harness.layer.discard_run(at, 1)
+    return harness, kept
 
 
 @pytest.mark.parametrize("keep_every", [2, 3, 10])
 def test_cleaning_makes_room_and_loses_nothing(keep_every: int) -> None:
     memory = MemoryTier(10)
-    rig, kept = _sparse(memory, keep_every)
+    harness, kept = _sparse(memory, keep_every)
     assert memory.map.free_segments <= 2
-    moved = rig.down.clean()
+    moved = harness.down.clean()
     assert 0 < moved <= len(kept)
-    assert rig.counter("cleaned_pages") == moved
+    assert harness.counter("cleaned_pages") == moved
     assert memory.map.free_segments > 2
     memory.map.check()
-    rig.check()
+    harness.check()
     for slot in kept:
-        assert rig.load(slot) == TEXT[slot % 60]
+        assert harness.load(slot) == TEXT[slot % 60]
     writes = memory.writes
-    assert rig.down.clean() == 0, "nothing is copied that gains nothing"
+    assert harness.down.clean() == 0, "nothing is copied that gains nothing"
     assert memory.writes == writes
-    rig.region.close()
+    harness.region.close()
 
 
 def test_cleaning_ends_though_one_segment_is_half_empty() -> None:
     memory = MemoryTier(4)
-    rig = Rig(SLOTS, 4 * MiB, memory)
-    rig.store(0, *TEXT)
-    rig.down.demote(60)
-    rig.store(60, *[page("random", seed) for seed in range(220)])
-    rig.down.demote(220)
+    harness = Harness(SLOTS, 4 * MiB, memory)
+    harness.store(0, *TEXT)
+    harness.down.demote(60)
+    harness.store(60, *[page("random", seed) for seed in range(220)])
+    harness.down.demote(220)
     assert memory.map.free_segments <= 2
     writes = memory.writes
-    rig.down.clean()
+    harness.down.clean()
     assert memory.writes - writes <= 1
-    rig.region.close()
+    harness.region.close()
 
 
 def test_damaged_and_bad_sectors_do_not_stop_cleaning() -> None:
     memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 5)
+    harness, kept = _sparse(memory, 5)
     lost = min(kept)
-    sector = file_sector(rig.layer.table.get(lost))
+    sector = file_sector(harness.layer.table.get(lost))
     memory.data[sector * SECTOR_SIZE + 100] ^= 1
     for slot in kept - {lost}:  # its segment holds nothing else: the emptiest of all
-        if file_sector(rig.layer.table.get(slot)) // SEGMENT_SECTORS == sector // SEGMENT_SECTORS:
-            rig.layer.discard_run(slot, 1)
-    kept = {slot for slot in kept if rig.layer.table.get(slot)} - {lost}
-    assert rig.down.clean() > 0
+        if (
+            file_sector(harness.layer.table.get(slot)) // SEGMENT_SECTORS
+            == sector // SEGMENT_SECTORS
+        ):
+            harness.layer.discard_run(slot, 1)
+    kept = {slot for slot in kept if harness.layer.table.get(slot)} - {lost}
+    assert harness.down.clean() > 0
     assert memory.map.free_segments > 2
-    rig.check()
+    harness.check()
     with pytest.raises(BlobCorrupt):
-        rig.load(lost)
+        harness.load(lost)
     for slot in kept:
-        assert rig.load(slot) == TEXT[slot % 60]
-    rig.region.close()
+        assert harness.load(slot) == TEXT[slot % 60]
+    harness.region.close()
 
 
 def test_segments_that_hold_only_damage_are_not_read_again_and_again() -> None:
     memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 200)
-    assert len({file_sector(rig.layer.table.get(at)) // SEGMENT_SECTORS for at in kept}) > 1
+    harness, kept = _sparse(memory, 200)
+    assert len({file_sector(harness.layer.table.get(at)) // SEGMENT_SECTORS for at in kept}) > 1
     memory.data[:] = bytes(len(memory.data))
-    memory.map._lists.move(memory.map._lists.first(0), 16)  # as if the rest were full
-    while memory.map.free_segments > 1:
-        memory.map._lists.move(memory.map._lists.first(0), 16)
+    while memory.map.free_segments > 1:  # as if the rest were full
+        memory.map.allocate(SEGMENT_SECTORS, cleaning=True)
     reads = memory.reads
-    assert rig.down.clean() == 0
+    assert harness.down.clean() == 0
     sources = memory.reads - reads
     assert sources > 1
-    assert rig.down.clean() == 0
+    assert harness.down.clean() == 0
     assert memory.reads - reads == sources
-    rig.region.close()
+    harness.region.close()
 
 
 def test_a_segment_that_cannot_be_read_does_not_stop_cleaning() -> None:
     memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 5)
-    tier = FaultyTier(memory, "read_error", 1)
-    rig.down._cleaner._tier = tier
-    assert rig.down.clean() > 0
+    outer = TierWrapper(memory)
+    harness, kept = _sparse(outer, 5)
+    outer.inner = tier = FaultyTier(memory, "read_error", 1)
+    assert harness.down.clean() > 0
     assert tier.failures == 1
     assert memory.map.free_segments > 2
     for slot in kept:
-        assert rig.load(slot) == TEXT[slot % 60]
-    rig.check()
-    rig.region.close()
+        assert harness.load(slot) == TEXT[slot % 60]
+    harness.check()
+    harness.region.close()
 
 
 @pytest.mark.parametrize("event", ["rewrite", "discard", "write below", "promote"])
 def test_an_event_during_cleaning_keeps_the_right_page(event: str) -> None:
-    memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 5, promote=event == "promote")
-    tier = SlowTier(memory)
-    rig.down.writer._tier = tier
+    tier = SlowTier(MemoryTier(10))
+    harness, kept = _sparse(tier, 5, promote=event == "promote")
     tier.write_gate.shut()
-    thread = threading.Thread(target=rig.down.clean, daemon=True)
+    thread = threading.Thread(target=harness.down.clean, daemon=True)
     thread.start()
     tier.write_gate.wait_for_arrival()
-    moving = [slot for slot, word in rig.layer.table.occupied_words() if word & MOVING]
+    moving = [slot for slot, word in harness.layer.table.occupied_words() if word & MOVING]
     slot = moving[0]
     expected = TEXT[slot % 60]
     if event == "rewrite":
         expected = TEXT[7]
-        rig.store(slot, expected)
+        harness.store(slot, expected)
     elif event == "discard":
         expected = bytes(PAGE_SIZE)
-        rig.layer.discard_run(slot, 1)
+        harness.layer.discard_run(slot, 1)
     elif event == "write below":
         tier.write_gate.open()
         expected = TEXT[8]
-        rig.write_direct(slot, expected)
+        harness.write_direct(slot, expected)
     else:
-        assert rig.load(slot) == expected
-        assert rig.tag(slot) == Tag.POOL
+        assert harness.load(slot) == expected
+        assert harness.tag(slot) == Tag.POOL
     tier.write_gate.open()
     thread.join(30)
     assert not thread.is_alive()
-    rig.check()
-    assert rig.load(slot) == expected
+    harness.check()
+    assert harness.load(slot) == expected
     for other in kept - {slot}:
-        assert rig.load(other) == TEXT[other % 60]
-    rig.region.close()
+        assert harness.load(other) == TEXT[other % 60]
+    harness.region.close()
 
 
 def test_a_failed_write_while_cleaning_loses_nothing() -> None:
-    memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 5)
-    rig.down.writer._tier = FaultyTier(memory, "write_error", 1)
-    assert rig.down.clean() == 0
-    rig.check()
+    outer = TierWrapper(MemoryTier(10))
+    harness, kept = _sparse(outer, 5)
+    outer.inner = FaultyTier(outer.inner, "write_error", 1)
+    assert harness.down.clean() == 0
+    harness.check()
     for slot in kept:
-        assert rig.load(slot) == TEXT[slot % 60]
-    rig.now_s += 100
-    assert rig.down.clean() > 0
-    rig.check()
-    rig.region.close()
+        assert harness.load(slot) == TEXT[slot % 60]
+    harness.now_s += 100
+    assert harness.down.clean() > 0
+    harness.check()
+    harness.region.close()
 
 
 @pytest.mark.parametrize(("step", "call"), [("add", 1), ("add", 9), ("write", 1)])
@@ -401,46 +405,46 @@ def test_a_bug_while_cleaning_leaves_no_slot_moving_and_no_sector_taken(
     step: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = MemoryTier(10)
-    rig, kept = _sparse(memory, 5)
+    harness, kept = _sparse(memory, 5)
     taken = memory.map.taken_bytes
-    owner = rig.down.writer if step == "add" else memory
+    owner = harness.down.writer if step == "add" else memory
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, _failing_at(call, getattr(owner, step)))
         with pytest.raises(MemoryError):
-            rig.down.clean()
-    rig.check()
+            harness.down.clean()
+    harness.check()
     assert memory.map.taken_bytes == taken
     assert bool(memory.map.bad_bytes) == (step == "write")
-    assert rig.down.clean() > 0
-    rig.check()
+    assert harness.down.clean() > 0
+    harness.check()
     for slot in kept:
-        assert rig.load(slot) == TEXT[slot % 60]
-    rig.region.close()
+        assert harness.load(slot) == TEXT[slot % 60]
+    harness.region.close()
 
 
 def test_a_file_promises_no_more_pages_than_it_holds() -> None:
     memory = MemoryTier(6)
-    rig = Rig(SLOTS, 16 * 64 * 1024, memory)
+    harness = Harness(SLOTS, 16 * 64 * 1024, memory)
     rng = random.Random(1)
     room = memory.room_pages()
     pages: dict[int, bytes] = {}
     for number in range(4000):  # random rewrites leave crumbs everywhere
         slot = rng.randrange(room)
         pages[slot] = page("random", number % 50)
-        assert rig.write(slot, pages[slot]) == PAGE_SIZE, f"refused at {number}"
-    rig.check()
+        assert harness.write(slot, pages[slot]) == PAGE_SIZE, f"refused at {number}"
+    harness.check()
     for slot, data in pages.items():
-        assert rig.load(slot) == data
-    rig.region.close()
+        assert harness.load(slot) == data
+    harness.region.close()
 
 
 # ---- the thread ----
 
 
 def test_the_thread_demotes_when_kicked_serves_requests_and_stops() -> None:
-    rig = Rig(SLOTS, 4 * MiB, MemoryTier(20))
-    thread = threading.Thread(target=rig.down.run, daemon=True)
-    rig.store(0, *TEXT)
+    harness = Harness(SLOTS, 4 * MiB, MemoryTier(20))
+    thread = threading.Thread(target=harness.down.run, daemon=True)
+    harness.store(0, *TEXT)
     thread.start()
     answers: list[int] = []
     done = threading.Event()
@@ -449,52 +453,101 @@ def test_the_thread_demotes_when_kicked_serves_requests_and_stops() -> None:
         answers.append(moved)
         done.set()
 
-    rig.down.request(7, answer)
+    harness.down.request(7, answer)
     assert done.wait(30)
     assert answers == [7]
     slot = 100
-    while rig.layer.pool.used_bytes <= rig.down.high_bytes and slot < SLOTS:
-        slot += rig.store(slot, page("random", slot))
-    rig.down.kick_if_needed()
+    while harness.layer.pool.used_bytes <= harness.down.high_bytes and slot < SLOTS:
+        slot += harness.store(slot, page("random", slot))
+    harness.down.kick_if_needed()
     done.clear()
-    rig.down.request(0, answer)
+    harness.down.request(0, answer)
     assert done.wait(30)
-    assert rig.layer.pool.used_bytes <= rig.down.low_bytes, "it balances first"
-    rig.down.request(1, answer)
-    rig.down.stop()
+    assert harness.layer.pool.used_bytes <= harness.down.low_bytes, "it balances first"
+    harness.down.request(1, answer)
+    harness.down.stop()
     thread.join(30)
     assert not thread.is_alive()
     assert len(answers) == 3, "a request at the end is answered too"
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
 
 
 def test_who_waits_for_demotion_is_told_whether_anything_went_down() -> None:
-    rig = Rig(SLOTS, 4 * MiB, MemoryTier(3))
-    assert not rig.down.wait_for_demotion(0.0), "nobody does it"
-    thread = threading.Thread(target=rig.down.run, daemon=True)
+    harness = Harness(SLOTS, 4 * MiB, MemoryTier(3))
+    assert not harness.down.wait_for_demotion(0.0), "nobody does it"
+    thread = threading.Thread(target=harness.down.run, daemon=True)
     thread.start()
-    assert not rig.down.wait_for_demotion(30.0), "there is nothing to demote"
-    rig.store(0, *TEXT)
-    assert rig.down.wait_for_demotion(30.0)
-    assert rig.tag(0) == Tag.FILE
-    rig.down.stop()
+    assert not harness.down.wait_for_demotion(30.0), "there is nothing to demote"
+    harness.store(0, *TEXT)
+    assert harness.down.wait_for_demotion(30.0)
+    assert harness.tag(0) == Tag.FILE
+    harness.down.stop()
     thread.join(30)
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
+
+
+def test_a_request_is_served_though_the_tier_rests_for_long() -> None:
+    """The thread sleeps until the next try is due, which may be a minute."""
+    tier = FaultyTier(MemoryTier(4), "write_error", 1, 1 << 30)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
+    while harness.down.health.backoff_s < BACKOFF_MAX_S:
+        assert harness.down.demote(5) == 0
+        harness.now_s = harness.down.health.retry_at_s
+    assert harness.down.demote(5) == 0
+    thread = threading.Thread(target=harness.down.run, daemon=True)
+    thread.start()
+    answers: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for _ in range(2):  # the second time it has gone to sleep again
+        harness.down.request(5, answers.put)
+        assert answers.get(timeout=BACKOFF_MAX_S / 2) == 0
+    harness.down.stop()
+    thread.join(30)
+    harness.region.close()
+
+
+class Numbers(TierWrapper):
+    """Collects the sequence number of every blob that is written."""
+
+    def __init__(self, inner: LowerTier) -> None:
+        super().__init__(inner)
+        self.seen: list[int] = []
+
+    def write(self, extent: Extent, batch: Batch) -> None:
+        for item in batch.items:
+            *_, sequence, _ = HEADER.unpack_from(batch.view[item.start_sector * SECTOR_SIZE :])
+            self.seen.append(sequence)
+        super().write(extent, batch)
+
+
+def test_no_two_blobs_share_a_number_whoever_writes_them() -> None:
+    """They are nonces: of demotion, cleaning and direct writes, and of the next server."""
+    tier = Numbers(MemoryTier(10))
+    harness, _ = _sparse(tier, 5)
+    for _ in range(2):
+        harness.write_direct(3, *TEXT[:5])
+        harness.down.clean()
+        harness.store(100, *TEXT)
+        assert harness.down.demote(5)
+        harness = Harness(SLOTS, 4 * MiB, tier, region=harness.region)
+    harness.write_direct(3, *TEXT[:5])
+    assert len(set(tier.seen)) == len(tier.seen) > 100
+    harness.region.close()
 
 
 def test_the_thread_outlives_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(SLOTS, 4 * MiB, MemoryTier(20))
-    monkeypatch.setattr(rig.down, "balance", lambda: 1 // 0)
-    thread = threading.Thread(target=rig.down.run, daemon=True)
+    harness = Harness(SLOTS, 4 * MiB, MemoryTier(20))
+    monkeypatch.setattr(harness.down, "balance", lambda: 1 // 0)
+    thread = threading.Thread(target=harness.down.run, daemon=True)
     thread.start()
-    progress = rig.down.writer.progress
+    progress = harness.down.writer.progress
     progress.wait_s, mark = 30.0, progress.mark()
-    assert rig.down.want_round()
+    assert harness.down.want_round()
     assert progress.wait(mark)
     assert thread.is_alive()
-    assert rig.counter("failed_demotions") == 1
-    rig.down.stop()
+    assert harness.counter("failed_demotions") == 1
+    harness.down.stop()
     thread.join(30)
-    rig.region.close()
+    harness.region.close()

@@ -1,0 +1,165 @@
+"""A server dies between any two stores to the region: every slot has its old page or its new one.
+
+C and Python alike: a store is caught by the page that it goes to (``tape.py``). After each, the
+region is what the next server would find, and so is the medium of the file tier.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from swapfs.testing.pages import KINDS, page
+from swapfs.units import CLUSTER_SLOTS
+from tests.property.crash import History, die_everywhere, names
+
+RAW = [page("random", seed) for seed in range(40)]
+HEAP = [page("heap", seed) for seed in range(40)]
+TEXT = [page("text", seed) for seed in range(40)]
+
+
+def _fill(history: History) -> None:
+    """Blobs of several classes in two clusters, places that were used before, two files' worth."""
+    history.store(0, *RAW[:6], *HEAP[:20], page("same", 1))
+    history.store(CLUSTER_SLOTS - 2, *TEXT[:4])
+    history.demote(10)
+    history.discard(2, 5)
+    history.demote(6)
+    history.store(40, *HEAP[20:30])
+
+
+# ---- one operation at a time, by hand ----
+
+
+def _overwrite_by_each_kind(history: History) -> None:
+    for slot, data in enumerate([page("same", 3), HEAP[30], RAW[30], TEXT[30]], 40):
+        history.store(slot, data)
+    history.store(40, RAW[31], page("zero", 0), HEAP[31], HEAP[32])
+
+
+def _overwrite_what_is_alone_in_its_zspage(history: History) -> None:
+    """The old place is the last of its zspage, which then belongs to no class."""
+    history.store(60, TEXT[1])
+    history.store(60, RAW[1])
+    history.store(60, page("same", 1))
+
+
+def _first_and_last_slot_of_a_cluster(history: History) -> None:
+    """Its table page lies where another one was, whose first word is a link of the free list."""
+    for data in (HEAP[1], page("same", 2), RAW[1]):
+        history.store(2 * CLUSTER_SLOTS, data)
+        history.discard(2 * CLUSTER_SLOTS)
+
+
+def _discard(history: History) -> None:
+    history.discard(0, 30)
+    history.discard(0, 3 * CLUSTER_SLOTS)
+
+
+def _demote(history: History) -> None:
+    assert history.demote(12) > 4
+    assert history.demote(12) > 2
+
+
+def _overwrite_what_is_in_the_file(history: History) -> None:
+    history.store(0, RAW[9], HEAP[9], page("same", 9))
+    history.write_around(3, RAW[8], HEAP[8])
+    history.discard(8, 4)
+
+
+def _write_around(history: History) -> None:
+    history.write_around(0, *HEAP[3:6])
+    history.write_around(42, RAW[3])
+    history.write_around(2 * CLUSTER_SLOTS, TEXT[3])
+
+
+def _patch(history: History) -> None:
+    for slot in (0, 1, 26, 41, 45, 300):
+        history.patch(slot, 100, b"patched")
+
+
+def _clean(history: History) -> None:
+    assert history.clean() > 4
+
+
+def _rebuild(history: History) -> None:
+    history.store(44, RAW[4])
+    history.crash()
+    history.store(45, RAW[5])
+    history.demote(4)
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        *(_overwrite_by_each_kind, _overwrite_what_is_alone_in_its_zspage),
+        *(_first_and_last_slot_of_a_cluster, _discard, _demote, _overwrite_what_is_in_the_file),
+        *(_write_around, _patch, _clean, _rebuild),
+    ],
+    ids=lambda play: play.__name__.lstrip("_"),
+)
+def test_a_slot_has_its_old_page_or_its_new_one(play: Callable[[History], None]) -> None:
+    history = History()
+    _fill(history)
+    assert die_everywhere(history, play) > 10
+
+
+def test_a_page_that_comes_back_is_in_one_place() -> None:
+    history = History(promote=True)
+    _fill(history)
+
+    def play(history: History) -> None:
+        history.read(0, 12)
+
+    assert die_everywhere(history, play) > 20
+    assert history.harness.counter("promoted_pages") > 4
+
+
+def test_a_page_that_is_moved_in_the_pool_is_in_one_place() -> None:
+    history = History()
+    history.store(0, *HEAP, *(page("heap", seed) for seed in range(100, 140)))
+    for slot in range(0, 80, 2):
+        history.discard(slot)
+
+    def play(history: History) -> None:
+        assert history.compact()
+
+    assert die_everywhere(history, play) > 20
+    assert history.harness.counter("compacted_pages") > 2
+
+
+# ---- at random ----
+
+
+def _random_operation(history: History, rng: random.Random) -> None:
+    slot = rng.choice([rng.randrange(70), CLUSTER_SLOTS - 3, 2 * CLUSTER_SLOTS])
+    pages = [page(rng.choice(KINDS), rng.randrange(99)) for _ in range(rng.randrange(1, 5))]
+    operations: list[tuple[int, Callable[[], object]]] = [
+        (8, lambda: history.store(slot, *pages)),
+        (3, lambda: history.write_around(slot, *pages)),
+        (3, lambda: history.patch(slot, rng.randrange(4000), b"patch")),
+        (4, lambda: history.discard(slot, rng.choice([1, 4, CLUSTER_SLOTS]))),
+        (4, lambda: history.read(slot, len(pages))),
+        (4, lambda: history.demote(rng.randrange(1, 9))),
+        (2, history.clean),
+        (2, history.compact),
+        (1, history.crash),
+    ]
+    weights, choices = zip(*operations, strict=True)
+    rng.choices(choices, weights)[0]()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_histories_may_end_anywhere(seed: int) -> None:
+    rng = random.Random(seed)
+    history = History(promote=bool(seed % 2))
+    _fill(history)
+
+    def play(history: History) -> None:
+        for _ in range(24):
+            _random_operation(history, rng)
+
+    assert die_everywhere(history, play) > 50
+    assert len(names(history.steps)) > 3

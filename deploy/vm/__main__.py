@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (build, shell, job):
         command.add_argument("--systemd", action="store_true", help="with systemd as PID 1")
+        command.add_argument(
+            "--release", default="", help="another Debian than the host's, and without swapfs"
+        )
     for command in (shell, job):
         command.add_argument("--memory", type=int, default=1024, metavar="MIB")
         command.add_argument("--cpus", type=int, default=2)
@@ -61,14 +64,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    images = prepare(args.kernel, project=args.project, systemd=args.systemd)
+    images = prepare(args.kernel, project=args.project, systemd=args.systemd, release=args.release)
     took_s = time.monotonic() - started
     say(f"kernel {args.kernel} is ready ({images.accel}), {took_s:.1f} s, in {cache_dir()}")
     return 0
 
 
 def _shell(args: argparse.Namespace) -> int:
-    images = prepare(args.kernel, project=args.project, systemd=args.systemd)
+    images = prepare(args.kernel, project=args.project, systemd=args.systemd, release=args.release)
     try:
         window = os.get_terminal_size()
     except OSError:
@@ -94,6 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         cmdline=args.cmdline,
         project=args.project,
         systemd=args.systemd,
+        release=args.release,
     )
     for line in kernel_log_problems(result.dmesg):
         say(f"kernel log: {line}")

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     RunSystemd = Callable[..., JobRun]
 
+RELEASES = ("bookworm", "trixie")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test of this directory once for each kernel."""
+    """Run every test of this directory once for each kernel and each Debian."""
     if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", KERNELS)
+    if "release" in metafunc.fixturenames:
+        metafunc.parametrize("release", RELEASES)
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +33,11 @@ def _no_traceback_dump() -> None:
 
 
 @pytest.fixture
-def run_systemd(kernel: str, tmp_path: Path) -> RunSystemd:
+def run_systemd(kernel: str, release: str, tmp_path: Path) -> RunSystemd:
     """Return a function that runs jobs/NAME.py with systemd as PID 1 and reads its report."""
 
     def run(name: str, **options: Any) -> JobRun:
         module = f"tests.systemd.jobs.{name}"
-        return run_module(module, tmp_path, kernel=kernel, systemd=True, **options)
+        return run_module(module, tmp_path, kernel=kernel, release=release, systemd=True, **options)
 
     return run

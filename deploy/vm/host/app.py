@@ -56,8 +56,7 @@ def make_app(project: Path, guest_python: str, cache: Cache) -> Path:
             cache.logs / "app-install.log",
         )
         _write_scripts(tree / "site", tree / "bin")
-        copy_files(_our_files(), CHECKOUT, tree / "site")
-        (tree / "guest").symlink_to("site/deploy/vm/guest")  # where the root image looks for init
+        _add_ours(tree)
         say("making app.img ...")
         make_ext4(tree, into / "app.img")
         shutil.rmtree(tree)
@@ -66,6 +65,23 @@ def make_app(project: Path, guest_python: str, cache: Cache) -> Path:
     guest = digest_files(_our_files(), CHECKOUT)
     sources = digest_files(_project_files(project), project)
     return cache.entry("app", digest(_RECIPE, wheels.name, guest, sources), build) / "app.img"
+
+
+def make_guest_only(cache: Cache) -> Path:
+    """Return an image like that of `make_app`, but without swapfs, which the job must bring."""
+
+    def build(into: Path) -> None:
+        _add_ours(into / "tree")
+        make_ext4(into / "tree", into / "app.img")
+        shutil.rmtree(into / "tree")
+
+    key = digest(_RECIPE, digest_files(_our_files(), CHECKOUT))
+    return cache.entry("guest", key, build) / "app.img"
+
+
+def _add_ours(tree: Path) -> None:
+    copy_files(_our_files(), CHECKOUT, tree / "site")
+    (tree / "guest").symlink_to("site/deploy/vm/guest")  # where the root image looks for init
 
 
 def _build_python(project: Path) -> tuple[str, str]:

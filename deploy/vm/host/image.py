@@ -59,13 +59,15 @@ class RootImage:
         return (self.entry / "python-version").read_text().strip()
 
 
-def make_root(cache: Cache, extra: Sequence[str] = (), *, systemd: bool = False) -> RootImage:
-    """Return the root image for the host's release; makes it (about a minute) if absent.
+def make_root(
+    cache: Cache, extra: Sequence[str] = (), *, systemd: bool = False, release: str = ""
+) -> RootImage:
+    """Return the root image for `release`, the host's by default; makes it (a minute) if absent.
 
     With `extra` packages, or with `systemd` (and udev, dbus) to be PID 1, it is an image of its
     own; the plain one stays as it is.
     """
-    release = host_release()
+    release = release or host_release()
     packages = ",".join([_PACKAGES, *(_SYSTEMD_PACKAGES if systemd else ()), *extra])
 
     def build(into: Path) -> None:
@@ -93,6 +95,7 @@ def make_root(cache: Cache, extra: Sequence[str] = (), *, systemd: bool = False)
     if systemd:
         parts += [_SYSTEMD_RECIPE, *_SYSTEMD_MASKED]
     kind = "root-systemd" if systemd else "root-extra" if extra else "root"
+    kind += "" if release == host_release() else f"-{release}"
     return RootImage(cache.entry(kind, digest(*parts), build))
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.vm.host.accel import choose_accel
-from deploy.vm.host.app import CHECKOUT, copy_files, make_app, source_files
+from deploy.vm.host.app import CHECKOUT, copy_files, make_app, make_guest_only, source_files
 from deploy.vm.host.cache import Cache
 from deploy.vm.host.image import make_root
 from deploy.vm.host.initrd import make_initrd
 from deploy.vm.host.kernel import fetch_kernel
+from deploy.vm.host.mirror import host_release
 from deploy.vm.host.proc import VmError, run, say
 from deploy.vm.host.qemu import Disk, Machine, run_captured
 from deploy.vm.host.qmp import PowerEvent
@@ -111,18 +112,23 @@ def prepare(
     project: Path = CHECKOUT,
     packages: Sequence[str] = (),
     systemd: bool = False,
+    release: str = "",
 ) -> Images:
     """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is.
 
     `packages` are Debian packages that the root image shall have beyond the usual ones. With
-    `systemd` that is PID 1, and a job may reboot: see `run_job`.
+    `systemd` that is PID 1, and a job may reboot: see `run_job`. With a `release` that is not the
+    host's, swapfs is not in it, as its wheels are built here: the job brings its own.
     """
     cache = Cache()
     with cache.locked():
         files = fetch_kernel(kernel, cache)
         initrd = make_initrd(kernel, files, cache)
-        root = make_root(cache, packages, systemd=systemd)
-        app = make_app(project, root.python_version, cache)
+        root = make_root(cache, packages, systemd=systemd, release=release)
+        if release in ("", host_release()):
+            app = make_app(project, root.python_version, cache)
+        else:
+            app = make_guest_only(cache)
         accel = choose_accel(files.vmlinuz, initrd, cache)
     disks = (
         Disk("root", root.image, overlay=True),
@@ -169,13 +175,14 @@ def run_job(
     project: Path = CHECKOUT,
     packages: Sequence[str] = (),
     systemd: bool = False,
+    release: str = "",
 ) -> VmResult:
     """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
 
     The images are brought up to date first; `timeout_s` counts from QEMU's start. `cmdline` is
-    added to the kernel's. `packages` are as for `prepare`. With `echo` the console goes to our
-    stdout as it comes. Results of an earlier run in `results_dir` are deleted. Raises VmError if a
-    build step or QEMU itself fails.
+    added to the kernel's. `packages` and `release` are as for `prepare`. With `echo` the console
+    goes to our stdout as it comes. Results of an earlier run in `results_dir` are deleted. Raises
+    VmError if a build step or QEMU itself fails.
 
     A run that the emulator spoiled is done again, twice at most, and a line says so.
 
@@ -184,7 +191,7 @@ def run_job(
     """
     if not os.access(job_dir / "run", os.X_OK):
         raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
-    images = prepare(kernel, project=project, packages=packages, systemd=systemd)
+    images = prepare(kernel, project=project, packages=packages, systemd=systemd, release=release)
     size = Size(memory_mib, cpus, disks_mib)
     for _ in range(_SPOILED_MAX):
         result = _run_once(job_dir, results_dir, images, size, timeout_s, cmdline, echo=echo)

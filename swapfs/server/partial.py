@@ -116,7 +116,8 @@ class PartialWrites:
             if result is not None:
                 return result
             if self._make_room(1, look=look):
-                look = False  # room that was seen and then not used is none
+                # Room that was seen and then not used is none if a page of the table needs it.
+                look = self._layer.has_table(slot)
                 continue
             if around is None or mark is None or not around.wait_for_room(mark):
                 return -ENOSPC

@@ -263,6 +263,11 @@ class VirtualSlotLayer:
         with self.lock:
             return not self.table.get(slot)
 
+    def has_table(self, slot: int) -> bool:
+        """Whether the cluster of *slot* has a page of the table, so that a write needs none."""
+        with self.lock:
+            return self.table.base(slot) >= 0
+
     # ---- discard ----
 
     def discard_run(self, slot: int, count: int, *, background: bool = False) -> int:

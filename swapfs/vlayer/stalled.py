@@ -169,8 +169,9 @@ class StalledWrites:
                 write.slot + done, write.buffer, done << PAGE_SHIFT, step, self._packer
             )
             done += stored
-            # Room that was seen and then not used is none: a page of the table may need it too.
-            look = look or stored > 0
+            # Room that was seen and then not used is none if a page of the table needs it too;
+            # else another write has taken it, and what is there now is room as well.
+            look = look or stored > 0 or self._layer.has_table(write.slot + done)
             if stored < step and not self.compactor.make_room(write.count - done, look=look):
                 if below is None or mark is None:
                     return False

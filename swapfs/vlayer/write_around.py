@@ -137,11 +137,12 @@ class WriteAround:
         progress = self._progress
         if not self._writer.may_write():
             return False
-        if not progress.quiet_since(mark):
+        has_room = self._tier.has_room()
+        if not progress.quiet_since(mark):  # asked last: cleaning hides what it is about to make
             return progress.wait(mark)
         # What lies in the file can only have become less since the look at the pool, as nothing
-        # was under way. So if it is full now, both were full at the same time.
-        if not self._tier.has_room():
+        # was under way. So if it was full just now, both were full at the same time.
+        if not has_room:
             return False
         mark = progress.mark()
         return self._writeback.want_round() and progress.wait(mark)

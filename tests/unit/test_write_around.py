@@ -15,7 +15,8 @@ from swapfs.testing.harness import Harness, Ticket
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.slow import SlowTier
-from swapfs.tiers.base import LowerTier
+from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.segments import CLEANING_RESERVE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.entry import Tag
 
@@ -227,6 +228,38 @@ def test_a_write_waits_for_cleaning_as_long_as_it_gets_on_and_then_no_more() -> 
     for at in kept:
         assert harness.load(at) == RANDOM[(at - kept[0] + 1) % 227]
     harness.region.close()
+
+
+def test_cleaning_that_begins_during_the_last_look_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It closes what was to be cleaned, so that a look finds nothing there."""
+    memory = MemoryTier(4)  # one step takes all that is sparse
+    rig, _ = _in_crumbs(memory)
+    progress, has_room = rig.down.writer.progress, memory.has_room
+    progress.wait_s = 30.0
+    cleaner = threading.Thread(target=rig.down.clean)
+    gate = threading.Event()
+    end_cleaning = memory.end_cleaning
+
+    def held_end(segment: Extent, *, skip: bool) -> None:
+        assert gate.wait(30)
+        end_cleaning(segment, skip=skip)
+
+    def begins_meanwhile() -> bool:
+        cleaner.start()
+        while not memory.map.free_segments < CLEANING_RESERVE:
+            pass  # until the segment to fill is taken
+        found = has_room()
+        gate.set()
+        return found
+
+    monkeypatch.setattr(memory, "end_cleaning", held_end)
+    monkeypatch.setattr(memory, "has_room", begins_meanwhile)
+    assert rig.direct.wait_for_room(rig.direct.mark())
+    cleaner.join(30)
+    rig.check()
+    rig.region.close()
 
 
 def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:

@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swapfs.command import ending, reserve, stale
+from swapfs.command import ending, reserve, stale, turn_off
 from swapfs.command.stale import daemon_lives
 from swapfs.config.model import default_mountpoint, load, swap_backing
 from swapfs.errors import OperationError
@@ -68,30 +68,31 @@ def up(config: Config) -> Path:
         swap.mkswap(device, config.name)
         undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
         _hold_reserve(config)
-        undo.append(("swapoff", lambda: _swapoff_if_on(device)))
+        undo.append(("swapoff", lambda: _turn_off(config.name, config.runtime_dir, device, True)))
         swap.swapon(device, config.priority)
         _check_swap(device, config.priority)
     return device
 
 
-def down(name: str, runtime_dir: Path) -> list[str]:
+def down(name: str, runtime_dir: Path, *, force: bool = False) -> list[str]:
     """Take instance *name* down: swapoff, detach, unmount; return what was done, in order.
 
-    Takes whatever parts of it there are, so it may be called again; an empty list means
-    that there were none.
+    Takes whatever parts of it there are, so it may be called again, and by several at a time; an
+    empty list means that there were none.
 
+    :param force: turn swap off although there seems to be no room for what comes back
     :raises OperationError: a step failed; what that step protects is left as it is
     """
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
     devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
-    done: list[str] = []
-    if last.get("held") and daemon_lives(runtime_dir, name):
+    alive = daemon_lives(runtime_dir, name)
+    if last.get("held") and alive:
         ending.end_held(name, runtime_dir, last, devices)
-    for device in devices:
-        if swap.find(device) is not None:
-            _swapoff_or_explain(device)
-            done.append(f"swapoff {device}")
+    # Of the dead no page comes back, and none needs room.
+    force = force or not alive
+    turned_off = (device for device in devices if _turn_off(name, runtime_dir, device, force))
+    done = [f"swapoff {device}" for device in turned_off]
     # Looked at again: swapoff may have taken minutes, and the number may be another's by now.
     for device in [attached.device for attached in stale.loops_of(runtime_dir, name)]:
         loop.detach(device)
@@ -216,20 +217,17 @@ def _release_reserve(config: Config) -> None:
     reserve.release(config.runtime_dir, config.name, lives)
 
 
-def _swapoff_or_explain(device: Path) -> None:
+def _turn_off(name: str, runtime_dir: Path, device: Path, force: bool) -> bool:
+    """Have swap off on *device*; return False if it was off before."""
     try:
-        swap.swapoff(device)
+        was_on = turn_off.turn_off(device, runtime_dir / f"{name}.killed", force=force)
     except OperationError as error:
         raise OperationError(
             f"{error}; swap is still on, so nothing was detached or unmounted"
         ) from error
     if swap.find(device) is not None:
         raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
-
-
-def _swapoff_if_on(device: Path) -> None:
-    if swap.find(device) is not None:
-        _swapoff_or_explain(device)
+    return was_on
 
 
 def _check_swap(device: Path, priority: int) -> None:

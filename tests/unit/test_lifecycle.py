@@ -20,7 +20,8 @@ from swapfs.command import ending, lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import instance_lock, loop, mounts, proc, swap
+from swapfs.host import headroom, instance_lock, loop, mounts, proc, swap
+from swapfs.host.headroom import Room
 from swapfs.host.loop import LoopDevice
 from swapfs.host.mounts import MountEntry
 from swapfs.host.swap import SwapEntry
@@ -80,6 +81,10 @@ class Machine:
             return None
         return SwapEntry(str(LOOP), "partition", 4096, 0, self.swap_priority, False)
 
+    def swaps(self, _root: Path | None = None) -> list[SwapEntry]:
+        area = self.find_swap(LOOP)
+        return [area] if area else []
+
     def ghost_swaps(self, dead: object = ()) -> list[GhostSwap]:
         return self.ghosts
 
@@ -97,9 +102,10 @@ class Machine:
         self.step("swapon")
         self.swap_priority = priority
 
-    def swapoff(self, device: Path) -> None:
+    def swapoff(self, device: Path) -> bool:
         self.step("swapoff")
         self.swap_priority = None
+        return True
 
     def detach_loop(self, device: Path) -> None:
         assert self.swap_priority is None, "detached below active swap"
@@ -141,6 +147,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(loop, "attach", machine.attach_loop)
     monkeypatch.setattr(loop, "detach", machine.detach_loop)
     monkeypatch.setattr(swap, "find", machine.find_swap)
+    monkeypatch.setattr(swap, "entries", machine.swaps)
+    monkeypatch.setattr(swap, "is_leaving", lambda _area, _areas: False)
     for name in ("mkswap", "swapon", "swapoff"):
         monkeypatch.setattr(swap, name, getattr(machine, name))
     monkeypatch.setattr(stale, "ghost_swaps", machine.ghost_swaps)
@@ -280,6 +288,40 @@ def test_down_leaves_everything_when_swapoff_fails(machine: Machine, tmp_path: P
     assert machine.state == (True, True, True)
     assert reserve_kib(tmp_path) == 16384
     machine.fail = set()
+    lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (False, False, False)
+
+
+def test_down_waits_for_the_swapoff_of_another_and_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.up(machine.config)
+
+    def refused(_device: Path) -> bool:
+        return False
+
+    def ends(_device: Path, _wait_s: float) -> None:
+        machine.swap_priority = None
+
+    monkeypatch.setattr(swap, "swapoff", refused)
+    monkeypatch.setattr(swap, "wait_for_change", ends)
+    assert lifecycle.down("one", machine.config.runtime_dir)[0] == f"swapoff {LOOP}"
+    assert machine.state == (False, False, False)
+
+
+def test_down_without_room_takes_nothing_away(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.up(machine.config)
+    control.snapshot_path(machine.config.runtime_dir, "one").touch()
+    lock = instance_lock.acquire(machine.config.runtime_dir / "one.lock")
+    assert lock is not None
+    monkeypatch.setattr(headroom, "of_machine", lambda _area, _areas: Room(2, 1))
+    with pytest.raises(OperationError, match=r"no room .* nothing was detached or unmounted"):
+        lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (True, True, True)
+    os.close(lock)
+    # Of the dead nothing comes back.
     lifecycle.down("one", machine.config.runtime_dir)
     assert machine.state == (False, False, False)
 

@@ -25,3 +25,9 @@ def test_swapoff_without_room(run_vm: RunVm) -> None:
     assert run.failed == ()
     oom = r"oom-kill:constraint=CONSTRAINT_NONE|Out of memory: Killed process \d+ \(swapoff\)"
     assert run.problems(expected=oom) == []
+
+
+def test_swap_that_was_turned_off_comes_back(run_vm: RunVm) -> None:
+    run = run_vm("mended", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems() == []

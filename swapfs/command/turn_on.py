@@ -45,6 +45,7 @@ def turn_on(config: Config, device: Path, undo: UndoSteps) -> None:
     swap.swapon(device, config.priority)
     _check_swap(device, config.priority)
     control.wanted_path(config.runtime_dir, config.name).touch(mode=0o600)
+    _killed_note(config.runtime_dir, config.name).unlink(missing_ok=True)
 
 
 def mend(config: Config, undo: UndoSteps) -> Path | None:
@@ -71,7 +72,7 @@ def off(name: str, runtime_dir: Path, device: Path, *, force: bool) -> bool:
     :raises OperationError: it is still on
     """
     try:
-        was_on = turn_off.turn_off(device, runtime_dir / f"{name}.killed", force=force)
+        was_on = turn_off.turn_off(device, _killed_note(runtime_dir, name), force=force)
     except OperationError as error:
         raise OperationError(
             f"{error}; swap is still on, so nothing was detached or unmounted"
@@ -79,6 +80,10 @@ def off(name: str, runtime_dir: Path, device: Path, *, force: bool) -> bool:
     if swap.find(device) is not None:
         raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
     return was_on
+
+
+def _killed_note(runtime_dir: Path, name: str) -> Path:
+    return runtime_dir / f"{name}.killed"
 
 
 @contextlib.contextmanager

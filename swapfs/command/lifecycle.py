@@ -11,22 +11,21 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swapfs.command import ending, reserve, stale
+from swapfs.command import ending, reserve, stale, turn_on
 from swapfs.command.stale import daemon_lives
 from swapfs.config.model import default_mountpoint, load, swap_backing
 from swapfs.errors import OperationError
-from swapfs.host import loop, mounts, proc, swap, systemd
+from swapfs.host import loop, mounts, proc, systemd
 from swapfs.server.status import Status
 from swapfs.tiers.state import TierState
 from swapfs.wire import control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
+    from swapfs.command.turn_on import UndoSteps
     from swapfs.config.model import Config
     from swapfs.server.status import TierStatus
-
-    UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
 
 def mount(config: Config, foreground: bool) -> int | None:
@@ -38,7 +37,7 @@ def mount(config: Config, foreground: bool) -> int | None:
     # Imported here: down and status must not pay for FUSE, compression and metrics.
     from swapfs.command import launch
 
-    stale.refuse(config)
+    _refuse(config)
     with _undone_on_failure() as undo:
         _make_mountpoint(config, undo)
         if not foreground:
@@ -51,47 +50,51 @@ def mount(config: Config, foreground: bool) -> int | None:
 def up(config: Config) -> Path:
     """Mount the swap file and make the kernel swap on it; return the loop device.
 
+    An instance of this configuration that `up` made, and whose swap somebody turned off, gets it
+    back; that is all then.
+
     :raises OperationError: the first step that failed; the steps before it are undone in
         reverse order, and a note says so if that failed too
     """
     from swapfs.command import launch
 
-    stale.refuse(config)
-    swap_file = config.swap_file
     with _undone_on_failure() as undo:
+        mended = turn_on.mend(config, undo)
+        if mended is not None:
+            return mended
+        _refuse(config)
         _make_mountpoint(config, undo)
         pid = launch.launch(config)
         undo.append(("unmount", lambda: _unmount_started(config, pid)))
-        # These two are noted before they are done, so that an interrupt between loses nothing.
+        # Noted before it is done, so that an interrupt between loses nothing.
         undo.append(("detach loop device", lambda: _detach_all(config)))
-        device = loop.attach(swap_file).device
-        swap.mkswap(device, config.name)
-        undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
-        _hold_reserve(config)
-        undo.append(("swapoff", lambda: _swapoff_if_on(device)))
-        swap.swapon(device, config.priority)
-        _check_swap(device, config.priority)
+        device = loop.attach(config.swap_file).device
+        turn_on.turn_on(config, device, undo)
     return device
 
 
-def down(name: str, runtime_dir: Path) -> list[str]:
+def down(name: str, runtime_dir: Path, *, force: bool = False) -> list[str]:
     """Take instance *name* down: swapoff, detach, unmount; return what was done, in order.
 
-    Takes whatever parts of it there are, so it may be called again; an empty list means
-    that there were none.
+    Takes whatever parts of it there are, so it may be called again, and by several at a time; an
+    empty list means that there were none.
 
+    :param force: turn swap off although there seems to be no room for what comes back
     :raises OperationError: a step failed; what that step protects is left as it is
     """
     written = control.read_snapshot(runtime_dir, name)
     last = written[1] if written else {}
     devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
-    done: list[str] = []
-    if last.get("held") and daemon_lives(runtime_dir, name):
+    alive = daemon_lives(runtime_dir, name)
+    if last.get("held") and alive:
         ending.end_held(name, runtime_dir, last, devices)
-    for device in devices:
-        if swap.find(device) is not None:
-            _swapoff_or_explain(device)
-            done.append(f"swapoff {device}")
+    # Of the dead no page comes back, and none needs room.
+    force = force or not alive
+    turned_off = (
+        device for device in devices if turn_on.off(name, runtime_dir, device, force=force)
+    )
+    done = [f"swapoff {device}" for device in turned_off]
+    control.wanted_path(runtime_dir, name).unlink(missing_ok=True)
     # Looked at again: swapoff may have taken minutes, and the number may be another's by now.
     for device in [attached.device for attached in stale.loops_of(runtime_dir, name)]:
         loop.detach(device)
@@ -173,6 +176,12 @@ def _undone_on_failure() -> Iterator[UndoSteps]:
         raise
 
 
+def _refuse(config: Config) -> None:
+    """Refuse to start beside what is there; forget what was wanted of one that is not."""
+    stale.refuse(config)
+    control.wanted_path(config.runtime_dir, config.name).unlink(missing_ok=True)
+
+
 def _unmount_started(config: Config, pid: int) -> None:
     # not from its snapshot, which it may not have written yet
     ending.unmount(config.name, config.runtime_dir, {"pid": pid, "born": proc.births(pid)})
@@ -203,42 +212,6 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
     with contextlib.suppress(OSError):
         mountpoint.rmdir()
         mountpoint.parent.rmdir()
-
-
-def _hold_reserve(config: Config) -> None:
-    needed_bytes = reserve.wanted_bytes(config.min_free_bytes)
-    if needed_bytes:
-        reserve.hold(config.runtime_dir, config.name, needed_bytes)
-
-
-def _release_reserve(config: Config) -> None:
-    lives = functools.partial(daemon_lives, config.runtime_dir)
-    reserve.release(config.runtime_dir, config.name, lives)
-
-
-def _swapoff_or_explain(device: Path) -> None:
-    try:
-        swap.swapoff(device)
-    except OperationError as error:
-        raise OperationError(
-            f"{error}; swap is still on, so nothing was detached or unmounted"
-        ) from error
-    if swap.find(device) is not None:
-        raise OperationError(f"swapoff {device}: it is still in /proc/swaps; nothing was detached")
-
-
-def _swapoff_if_on(device: Path) -> None:
-    if swap.find(device) is not None:
-        _swapoff_or_explain(device)
-
-
-def _check_swap(device: Path, priority: int) -> None:
-    """Believe swapon only when /proc/swaps agrees (I8)."""
-    entry = swap.find(device)
-    if entry is None:
-        raise OperationError(f"swapon {device}: it is not in /proc/swaps")
-    if entry.priority != priority:
-        raise OperationError(f"swapon {device}: priority {entry.priority} instead of {priority}")
 
 
 def _detach_all(config: Config) -> None:

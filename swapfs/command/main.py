@@ -72,13 +72,14 @@ def up(**options: Any) -> None:
 
 @cli.command(epilog=EXIT_CODES)
 @NAME_ARGUMENT
+@click.option("--force", is_flag=True, help="Even if memory may not hold what is swapped.")
 @RUNTIME_DIR
-def down(name: str, runtime_dir: Path) -> None:
+def down(name: str, force: bool, runtime_dir: Path) -> None:
     """Swapoff, detach and unmount instance NAME (swapfs); again is fine."""
     _require_root("down")
     from swapfs.command import lifecycle
 
-    done = lifecycle.down(values.parse_name("NAME", name), runtime_dir)
+    done = lifecycle.down(values.parse_name("NAME", name), runtime_dir, force=force)
     click.echo(f"{name}: {', '.join(done) or 'nothing to take down'}")
 
 

@@ -215,7 +215,12 @@ def detach(device: Path, root: Path = ROOT) -> None:
     attached, sequence = block / "loop/backing_file", _sequence(block)
     if not attached.exists():
         return  # somebody asked for it before; its last user was the swap area
-    run("losetup", "-d", device)
+    try:
+        run("losetup", "-d", device)
+    except OperationError:
+        # Marked before (losetup -D), it goes with its last user, and that has just happened.
+        if attached.exists() and _sequence(block) == sequence:
+            raise
     deadline = time.monotonic() + DETACH_WAIT_S
     while attached.exists() and _sequence(block) == sequence:
         # udev opens a loop device for a moment after each change.

@@ -31,11 +31,29 @@ def memory_total_bytes(root: Path = ROOT) -> int:
 
     :raises OperationError: /proc/meminfo is missing or has no MemTotal
     """
-    for line in read_text(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemTotal":
-            return int(rest.split()[0]) * KiB
-    raise OperationError("/proc/meminfo has no MemTotal")
+    return meminfo_bytes("MemTotal", root=root)["MemTotal"]
+
+
+def meminfo_bytes(*names: str, root: Path = ROOT) -> dict[str, int]:
+    """Return the lines *names* of /proc/meminfo, read at one moment, in bytes.
+
+    :raises OperationError: /proc/meminfo is missing or lacks one
+    """
+    lines = (line.partition(":") for line in read_text(root / "proc/meminfo").splitlines())
+    found = {name: int(rest.split()[0]) * KiB for name, _, rest in lines if name in names}
+    for name in names:
+        if name not in found:
+            raise OperationError(f"/proc/meminfo has no {name}")
+    return found
+
+
+def oom_kills(root: Path = ROOT) -> int:
+    """Return how many processes the kernel's OOM killer has ended since the boot; 0 if unknown."""
+    try:
+        lines = (line.split() for line in read_text(root / "proc/vmstat").splitlines())
+        return next((int(value) for name, value in lines if name == "oom_kill"), 0)
+    except (OperationError, ValueError):
+        return 0
 
 
 def has_ended(pidfd: int, wait_s: float) -> bool:

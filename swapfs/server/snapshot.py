@@ -34,6 +34,7 @@ from swapfs.vlayer.capacity import guaranteed_bytes
 from swapfs.vlayer.codec import ALGORITHM
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.writeback import Writeback
+from swapfs.wire import control
 from swapfs.wire.handover import Handover
 
 GUARDS_EVERY_S: Final = 5.0
@@ -72,6 +73,7 @@ class SnapshotMaker:
         self._guards_read: tuple[GuardStatus, ...] = ()
         self._guards_read_s = -GUARDS_EVERY_S
         self._backing = swap_backing(config.mountpoint, handover.device)
+        self._wanted_path = control.wanted_path(config.runtime_dir, config.name)
         self.problems: dict[str, str] = {}
         self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
         self._loop_errors = 0
@@ -84,7 +86,7 @@ class SnapshotMaker:
         config = self._config
         opened = fuse_init.decode(self._region.session_init)
         guards = self._verified(fresh)
-        stored = self._stored()
+        stored, attached = self._stored(), self._attached()
         return Status(
             name=config.name,
             version=__version__,
@@ -103,12 +105,12 @@ class SnapshotMaker:
             requests_in_flight=session.counts()["in_flight"],
             log_dropped=journal.dropped(),
             guards=guards,
-            **self._attached(),
+            **attached,
             config=self._described,
             handover=self._handover,
             kernel=KernelStatus(**opened.as_dict()) if opened else None,
             limits=(fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else (),
-            degraded=self._degraded(guards, stored["tiers"]),
+            degraded=self._degraded(guards, stored["tiers"], attached["swap"]),
         )
 
     @functools.cached_property
@@ -194,7 +196,10 @@ class SnapshotMaker:
         }
 
     def _degraded(
-        self, guards: Iterable[GuardStatus], tiers: Iterable[TierStatus]
+        self,
+        guards: Iterable[GuardStatus],
+        tiers: Iterable[TierStatus],
+        area: SwapStatus | None,
     ) -> tuple[str, ...]:
         """Say what is not as it should be; nothing means nothing."""
         reasons = [
@@ -203,6 +208,8 @@ class SnapshotMaker:
             if guard.required and not guard.ok
         ]
         reasons += [f"{tier.name} tier: {tier.detail}" for tier in tiers if not tier.healthy]
+        if area is None and self._wanted_path.exists():
+            reasons.append("swap was turned off from outside: 'swapfs up' turns it on again")
         if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
             reasons.append("the monitor is gone: nobody restarts this server when it dies")
         return (*reasons, *self.problems.values())

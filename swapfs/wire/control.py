@@ -62,6 +62,11 @@ def snapshot_path(runtime_dir: Path, name: str) -> Path:
     return runtime_dir / f"{name}.json"
 
 
+def wanted_path(runtime_dir: Path, name: str) -> Path:
+    """Return the mark of `up`: while it is there, the kernel shall swap on instance *name*."""
+    return runtime_dir / f"{name}.on"
+
+
 def read_snapshot(runtime_dir: Path, name: str) -> tuple[float, dict[str, Any]] | None:
     """Return when *name*'s last snapshot was written (Unix seconds) and the snapshot.
 

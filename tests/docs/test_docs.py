@@ -137,7 +137,7 @@ GUARDS = [
 
 
 def test_guards_are_found() -> None:
-    assert len(GUARDS) == len({kind.name for kind in GUARDS}) == 9
+    assert len(GUARDS) == len({kind.name for kind in GUARDS}) == 10
 
 
 @pytest.mark.parametrize("guard", [kind.name for kind in GUARDS])

@@ -14,7 +14,13 @@ import pytest
 
 from swapfs.errors import GuardError, OperationError
 from swapfs.host import syscalls
-from swapfs.host.device_guards import DirectIo, Discard, LoopDeviceGuard, MaxBackground
+from swapfs.host.device_guards import (
+    DirectIo,
+    Discard,
+    LoopDeviceGuard,
+    MaxBackground,
+    RequestTimeout,
+)
 from swapfs.host.guards import Finding, Guard, Guards
 from swapfs.host.loop import LoopDevice
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, OomScore, Realtime
@@ -411,6 +417,41 @@ class Probe(Guard):
         if isinstance(self._found, OSError):
             raise self._found
         return self._found
+
+
+def limit_requests(root: Path, **seconds: int) -> None:
+    directory = root / "proc/sys/fs/fuse"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in RequestTimeout.settings:
+        (directory / name).write_text(f"{seconds.get(name, 0)}\n")
+
+
+@pytest.mark.parametrize("name", RequestTimeout.settings)
+def test_a_limit_that_could_end_the_connection_is_refused(tmp_path: Path, name: str) -> None:
+    limit_requests(tmp_path, **{name: 60})
+    guards = Guards(unsafe=False)
+    guards.set(RequestTimeout(tmp_path))
+    with pytest.raises(GuardError, match=f"fs.fuse.{name} is 60 s: an answer later.*sysctl -w"):
+        guards.require()
+    limit_requests(tmp_path)
+    assert not only(guards).ok, "it holds for this mount, whatever is set since"
+
+
+def test_a_limit_that_comes_later_is_noticed(tmp_path: Path) -> None:
+    limit_requests(tmp_path)
+    guards = Guards(unsafe=False)
+    guards.set(RequestTimeout(tmp_path))
+    guards.require()
+    limit_requests(tmp_path, max_request_timeout=15)
+    assert not only(guards).ok
+    assert "max_request_timeout is 15 s since: not for this mount" in only(guards).detail
+
+
+def test_a_kernel_that_limits_nothing_has_no_such_settings(tmp_path: Path) -> None:
+    guards = Guards(unsafe=False)
+    guards.set(RequestTimeout(tmp_path))
+    guards.require()
+    assert only(guards).ok
 
 
 def test_a_check_that_fails_breaks_its_guard_only() -> None:

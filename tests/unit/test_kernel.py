@@ -192,6 +192,19 @@ def test_another_attachment_is_asked_anew(root: Path, files: dict[str, FileId]) 
     assert loop.find(backing, root) is None
 
 
+def test_meminfo(root: Path) -> None:
+    (root / "proc/meminfo").write_text("MemTotal:  4 kB\nHugePages_Total: 0\nSwapTotal: 8 kB\n")
+    assert proc.meminfo_bytes("SwapTotal", root=root) == {"SwapTotal": 8192}
+    with pytest.raises(OperationError, match="no SwapCached"):
+        proc.meminfo_bytes("SwapTotal", "SwapCached", root=root)
+
+
+def test_oom_kills(root: Path) -> None:
+    assert proc.oom_kills(root) == 0
+    (root / "proc/vmstat").write_text("oom_kill 7\n")
+    assert proc.oom_kills(root) == 7
+
+
 def test_memory_total(root: Path) -> None:
     (root / "proc/meminfo").write_text("MemTotal:  4 kB\n")
     assert proc.memory_total_bytes(root) == 4096
@@ -268,6 +281,25 @@ def test_detach_that_the_kernel_put_off_is_an_error(
         loop.detach(Path("/dev/loop8"), root)
 
 
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_device_that_goes_by_itself_meanwhile_is_detached(
+    root: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    add_loop(root, 8, "/mnt/swap", sequence=3)
+
+    def run(*words: object) -> str:
+        if goes:  # autoclear, which losetup -D asks for
+            (root / "sys/block/loop8/loop/backing_file").unlink()
+        raise OperationError("losetup: /dev/loop8: detach failed: No such device or address")
+
+    monkeypatch.setattr(loop, "run", run)
+    if goes:
+        loop.detach(Path("/dev/loop8"), root)
+    else:
+        with pytest.raises(OperationError, match="detach failed"):
+            loop.detach(Path("/dev/loop8"), root)
+
+
 def test_a_device_that_another_file_has_taken_since_is_detached(
     root: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +323,7 @@ def test_swap_tools(tools: Tools) -> None:
     swap.swapoff(device)
     mounts.umount(Path("/mnt"))
     assert tools.calls == [
-        ["mkswap", "-L", "a-name-longer-t", "/dev/loop7"],
+        ["mkswap", "-U", "clear", "-L", "swapfs:a-name-l", "/dev/loop7"],
         ["swapon", "--discard", "-p", "100", "/dev/loop7"],
         ["swapon", "-p", "5", "/dev/loop7"],
         ["swapoff", "/dev/loop7"],
@@ -304,6 +336,48 @@ def test_a_failing_tool_is_one_line(tools: Tools) -> None:
     with pytest.raises(OperationError) as caught:
         swap.swapoff(Path("/dev/loop7"))
     assert str(caught.value) == "swapoff /dev/loop7: swapoff: no way; at all"
+
+
+def tool_ends(
+    monkeypatch: pytest.MonkeyPatch, root: Path, status: int, said: str, oom_kills: int = 0
+) -> None:
+    """Have every tool end with *status*, and the kernel count *oom_kills* meanwhile."""
+    (root / "proc/vmstat").write_text("pgpgin 5\noom_kill 3\n")
+
+    def run(words: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        (root / "proc/vmstat").write_text(f"pgpgin 5\noom_kill {3 + oom_kills}\n")
+        return subprocess.CompletedProcess(words, status, "", said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_swapoff_tells_another_one_from_a_failure(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Path("/dev/loop7")
+    tool_ends(monkeypatch, root, 4, "swapoff: /dev/loop7: swapoff failed: Invalid argument\n")
+    assert not swap.swapoff(device, root)
+    tool_ends(monkeypatch, root, 2, "swapoff: /dev/loop7: swapoff failed: Cannot allocate memory\n")
+    with pytest.raises(OperationError, match="Cannot allocate memory"):
+        swap.swapoff(device, root)
+    tool_ends(monkeypatch, root, 0, "")
+    assert swap.swapoff(device, root)
+
+
+@pytest.mark.parametrize(("status", "oom_kills"), [(-9, 1), (-9, 0), (-15, 1)])
+def test_swapoff_knows_the_oom_killer(
+    root: Path, monkeypatch: pytest.MonkeyPatch, status: int, oom_kills: int
+) -> None:
+    tool_ends(monkeypatch, root, status, "", oom_kills)
+    with pytest.raises(OperationError, match=r"swapoff /dev/loop7: ended by") as caught:
+        swap.swapoff(Path("/dev/loop7"), root)
+    assert isinstance(caught.value, swap.OomKilled) is (status == -9 and oom_kills == 1)
+
+
+def test_waiting_for_a_change_ends_at_once_when_the_area_is_gone(root: Path) -> None:
+    swap.wait_for_change(Path("/dev/loop7"), 3600.0, root)
+    add_swap(root, "/dev/loop7 partition 4 0 1")
+    swap.wait_for_change(Path("/dev/loop7"), 0.0, root)
 
 
 def test_a_missing_tool_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs.command
-from swapfs.command import ending, lifecycle, reserve, stale
+from swapfs.command import ending, lifecycle, reserve, stale, turn_on
 from swapfs.command.stale import GhostSwap
-from swapfs.config.model import Config
+from swapfs.config.model import Config, describe
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import instance_lock, loop, mounts, proc, swap
+from swapfs.host import headroom, instance_lock, loop, mounts, proc, swap
+from swapfs.host.headroom import Room
 from swapfs.host.loop import LoopDevice
 from swapfs.host.mounts import MountEntry
 from swapfs.host.swap import SwapEntry
 from swapfs.wire import control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NO_PROCESS = 1 << 30  # beyond every pid_max
 LOOP = Path("/dev/loop7")
@@ -80,6 +81,10 @@ class Machine:
             return None
         return SwapEntry(str(LOOP), "partition", 4096, 0, self.swap_priority, False)
 
+    def swaps(self, _root: Path | None = None) -> list[SwapEntry]:
+        area = self.find_swap(LOOP)
+        return [area] if area else []
+
     def ghost_swaps(self, dead: object = ()) -> list[GhostSwap]:
         return self.ghosts
 
@@ -97,9 +102,10 @@ class Machine:
         self.step("swapon")
         self.swap_priority = priority
 
-    def swapoff(self, device: Path) -> None:
+    def swapoff(self, device: Path) -> bool:
         self.step("swapoff")
         self.swap_priority = None
+        return True
 
     def detach_loop(self, device: Path) -> None:
         assert self.swap_priority is None, "detached below active swap"
@@ -141,6 +147,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(loop, "attach", machine.attach_loop)
     monkeypatch.setattr(loop, "detach", machine.detach_loop)
     monkeypatch.setattr(swap, "find", machine.find_swap)
+    monkeypatch.setattr(swap, "entries", machine.swaps)
+    monkeypatch.setattr(swap, "is_leaving", lambda _area, _areas: False)
     for name in ("mkswap", "swapon", "swapoff"):
         monkeypatch.setattr(swap, name, getattr(machine, name))
     monkeypatch.setattr(stale, "ghost_swaps", machine.ghost_swaps)
@@ -214,7 +222,7 @@ def test_failed_undo_is_a_note_on_the_first_error(
     def check(device: Path, priority: int) -> None:
         raise OperationError("first")
 
-    monkeypatch.setattr(lifecycle, "_check_swap", check)
+    monkeypatch.setattr(turn_on, "_check_swap", check)
     machine.fail = {failing}
     with pytest.raises(OperationError, match="first") as caught:
         lifecycle.up(machine.config)
@@ -280,6 +288,121 @@ def test_down_leaves_everything_when_swapoff_fails(machine: Machine, tmp_path: P
     assert machine.state == (True, True, True)
     assert reserve_kib(tmp_path) == 16384
     machine.fail = set()
+    lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (False, False, False)
+
+
+# swap that somebody turned off
+
+
+@pytest.fixture
+def running(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Bring it up, with a daemon that lives and answers."""
+    lifecycle.up(machine.config)
+    described = json.loads(describe(machine.config, as_json=True))
+    monkeypatch.setattr(control, "request", lambda *_: {"config": described})
+    lock = instance_lock.acquire(machine.config.runtime_dir / "one.lock")
+    assert lock is not None
+    machine.log.clear()
+    yield machine
+    os.close(lock)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_up_turns_swap_on_again(running: Machine, tmp_path: Path, attached: bool) -> None:
+    running.swap_priority, running.loop = None, attached
+    (tmp_path / "proc/sys/vm/min_free_kbytes").write_text("1024\n")
+    assert lifecycle.up(running.config) == LOOP
+    assert running.log == [*([] if attached else ["attach"]), "mkswap", "swapon"]
+    assert running.state == (True, True, True)
+    assert reserve_kib(tmp_path) == 16384
+
+
+def test_up_of_what_is_on_is_refused(running: Machine) -> None:
+    with pytest.raises(OperationError, match=r"one is already mounted on .*: run swapfs down"):
+        lifecycle.up(running.config)
+    assert running.log == []
+
+
+def test_up_with_other_values_is_refused(running: Machine) -> None:
+    running.swap_priority = None
+    other = dataclasses.replace(running.config, priority=3, pool_bytes=1 << 23)
+    with pytest.raises(OperationError, match=r"runs with another pool, priority: run swapfs down"):
+        lifecycle.up(other)
+    assert running.log == []
+
+
+def test_up_turns_nothing_on_that_mount_made(running: Machine) -> None:
+    running.swap_priority, running.loop = None, False
+    control.wanted_path(running.config.runtime_dir, "one").unlink()
+    with pytest.raises(OperationError, match="already mounted"):
+        lifecycle.up(running.config)
+    assert running.log == []
+
+
+@pytest.mark.parametrize("failing", ["attach", "mkswap", "swapon"])
+def test_turning_on_again_that_fails_leaves_it_as_it_was(
+    running: Machine, tmp_path: Path, failing: str
+) -> None:
+    running.swap_priority, running.loop, running.fail = None, False, {failing}
+    with pytest.raises(OperationError, match=f"^{failing} failed$"):
+        lifecycle.up(running.config)
+    assert running.state == (True, False, False)
+    running.fail = set()
+    lifecycle.up(running.config)
+    assert running.state == (True, True, True)
+
+
+def test_what_was_wanted_of_a_dead_instance_is_forgotten(machine: Machine) -> None:
+    lifecycle.up(machine.config)
+    machine.mounted, machine.loop, machine.swap_priority = False, False, None  # all of it died
+    lifecycle.mount(machine.config, foreground=False)
+    assert not control.wanted_path(machine.config.runtime_dir, "one").exists()
+
+
+def test_down_takes_back_that_swap_is_wanted(machine: Machine) -> None:
+    lifecycle.up(machine.config)
+    wanted = control.wanted_path(machine.config.runtime_dir, "one")
+    machine.fail = {"swapoff"}
+    with pytest.raises(OperationError):
+        lifecycle.down("one", machine.config.runtime_dir)
+    assert wanted.exists()
+    machine.fail = {"detach"}
+    with pytest.raises(OperationError):
+        lifecycle.down("one", machine.config.runtime_dir)
+    assert not wanted.exists()
+
+
+def test_down_waits_for_the_swapoff_of_another_and_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.up(machine.config)
+
+    def refused(_device: Path) -> bool:
+        return False
+
+    def ends(_device: Path, _wait_s: float) -> None:
+        machine.swap_priority = None
+
+    monkeypatch.setattr(swap, "swapoff", refused)
+    monkeypatch.setattr(swap, "wait_for_change", ends)
+    assert lifecycle.down("one", machine.config.runtime_dir)[0] == f"swapoff {LOOP}"
+    assert machine.state == (False, False, False)
+
+
+def test_down_without_room_takes_nothing_away(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.up(machine.config)
+    control.snapshot_path(machine.config.runtime_dir, "one").touch()
+    lock = instance_lock.acquire(machine.config.runtime_dir / "one.lock")
+    assert lock is not None
+    monkeypatch.setattr(headroom, "of_machine", lambda _area, _areas: Room(2, 1))
+    with pytest.raises(OperationError, match=r"no room .* nothing was detached or unmounted"):
+        lifecycle.down("one", machine.config.runtime_dir)
+    assert machine.state == (True, True, True)
+    os.close(lock)
+    # Of the dead nothing comes back.
     lifecycle.down("one", machine.config.runtime_dir)
     assert machine.state == (False, False, False)
 

@@ -183,12 +183,13 @@ def test_down_says_what_it_did(
     tmp_path: Path,
     done: list[str],
 ) -> None:
-    def down(name: str, runtime_dir: Path) -> list[str]:
-        assert (name, runtime_dir) == ("a", tmp_path)
+    def down(name: str, runtime_dir: Path, *, force: bool) -> list[str]:
+        assert (name, runtime_dir, force) == ("a", tmp_path, bool(done))
         return done
 
     monkeypatch.setattr(lifecycle, "down", down)
-    assert main.main(["down", "a", "--runtime-dir", str(tmp_path)]) == 0
+    words = ["down", "a", "--runtime-dir", str(tmp_path), *(["--force"] if done else [])]
+    assert main.main(words) == 0
     says = "swapoff /dev/loop7, unmounted /mnt" if done else "nothing to take down"
     assert capsys.readouterr().out == f"a: {says}\n"
 

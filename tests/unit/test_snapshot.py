@@ -17,6 +17,7 @@ from swapfs.server.status import PoolStatus, Status, SwapStatus, TierStatus, mea
 from swapfs.testing.harness import Harness
 from swapfs.tiers.state import TierState
 from swapfs.units import MiB
+from swapfs.wire import control
 from swapfs.wire.handover import Handover
 
 SLOTS = 1024
@@ -112,6 +113,14 @@ def test_the_snapshot_of_another_version_is_read_as_far_as_it_is_understood(
         assert [str(tier.state) for tier in found.tiers] == [expected]
     else:
         assert found == expected
+
+
+def test_swap_that_is_wanted_and_off_is_a_reason(tmp_path: Path) -> None:
+    maker, _ = make_maker(tmp_path)
+    before = maker.make().degraded
+    control.wanted_path(tmp_path, "swapfs").touch()
+    (reason,) = set(maker.make().degraded) - set(before)
+    assert "'swapfs up' turns it on again" in reason
 
 
 def test_only_ok_and_full_are_healthy() -> None:

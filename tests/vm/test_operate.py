@@ -1,0 +1,33 @@
+"""Others act on our swap too: systemd, an administrator, a second `down`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.vm.conftest import RunVm
+
+TIMEOUT_S = 1200
+
+pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(TIMEOUT_S + 300)]
+
+
+def test_two_that_take_swap_away_end_clean(run_vm: RunVm) -> None:
+    run = run_vm("others", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems() == []
+
+
+def test_swapoff_without_room(run_vm: RunVm) -> None:
+    run = run_vm("no_room", timeout_s=TIMEOUT_S, memory_mib=448)
+    assert run.failed == ()
+    oom = r"oom-kill:constraint=CONSTRAINT_NONE|Out of memory: Killed process \d+ \(swapoff\)"
+    assert run.problems(expected=oom) == []
+
+
+def test_swap_that_was_turned_off_comes_back(run_vm: RunVm) -> None:
+    run = run_vm("mended", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems() == []

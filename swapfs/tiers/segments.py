@@ -22,6 +22,7 @@ from swapfs.errors import TierFull
 from swapfs.region.lists import ListHeads
 from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import BLOB_SECTORS_MAX
+from swapfs.tiers.sector_bits import SectorBits
 from swapfs.units import SECTOR_SIZE, MiB, PSector
 
 SEGMENT_BYTES: Final = MiB
@@ -30,8 +31,7 @@ CLEANING_RESERVE: Final = 2
 """Segments that only cleaning may take: without them a full file could not be compacted."""
 CLEAN_BELOW_SHARE: Final = 8
 """Cleaning starts when fewer than one in eight segments is free."""
-_BYTES_PER_SEGMENT: Final = SEGMENT_SECTORS // 8
-_HOLE_BYTES_MIN: Final = -(-BLOB_SECTORS_MAX // 8)  # bitmap bytes of a hole that holds any blob
+_HOLE_SECTORS_MIN: Final = -(-BLOB_SECTORS_MAX // 8) * 8  # holes are whole bytes of a bitmap
 _HOLES_TRIED: Final = 16
 _SOURCES_MAX: Final = 16  # segments read for one cleaning step
 
@@ -44,7 +44,6 @@ _CLEAN_MAX_SHORT: Final = 15  # unless there is hardly any room left
 _FULL: Final = 16
 _PASSED: Final = 17
 _CLOSED: Final = 18
-_NONZERO: Final = bytes([0]) + bytes([1]) * 255
 _PAGES_PER_SEGMENT: Final = (SEGMENT_SECTORS - _STEP) // BLOB_SECTORS_MAX
 """Raw pages in a segment for certain, 213: a sixteenth may be lost in holes that nobody cleans.
 
@@ -69,13 +68,6 @@ keeps what it is in; that is beyond the guarantee, as the page is lost anyway.
 """
 
 
-def _bit_mask(start: int, count: int) -> tuple[int, int, int]:
-    """Return (first byte, bytes, mask) of bits *start*..*start+count* in a bitmap."""
-    first, shift = divmod(start, 8)
-    length = (shift + count + 7) // 8
-    return first, length, ((1 << count) - 1) << shift
-
-
 class SegmentMap:
     """The free and bad space of *segments* segments."""
 
@@ -83,7 +75,7 @@ class SegmentMap:
         assert segments > CLEANING_RESERVE
         self.segments = segments
         self._lock = threading.Lock()
-        self._bad = bytearray(segments * _BYTES_PER_SEGMENT)
+        self._bad = SectorBits(segments * SEGMENT_SECTORS)
         self._bad_sectors = 0
         self._bad_segments = 0
         self._reset()
@@ -92,10 +84,10 @@ class SegmentMap:
     def map_bytes(self) -> int:
         """Memory that this map takes: two bits a sector, and some bytes a segment."""
         live, lists = 2 * self.segments, 9 * self.segments
-        return len(self._bad) + len(self._taken) + live + len(self._under_way) + lists
+        return len(self._bad.data) + len(self._taken.data) + live + len(self._under_way) + lists
 
     def _reset(self) -> None:
-        self._taken = bytearray(self._bad)
+        self._taken = self._bad.copy()
         self._live = array("H", bytes(2 * self.segments))  # sectors taken or bad, by segment
         self._under_way = bytearray(self.segments)  # extents not settled yet, by segment
         self._extents = 0  # all of them
@@ -151,14 +143,9 @@ class SegmentMap:
         raise TierFull("the backing file is full")
 
     def _longest_hole(self, segment: int) -> Extent | None:
-        """Find the longest run of free whole bitmap bytes; runs of odd sectors are passed over."""
-        first = segment * _BYTES_PER_SEGMENT
-        bits = self._taken[first : first + _BYTES_PER_SEGMENT]
-        best = max(bits.translate(_NONZERO).split(b"\1"), key=len)
-        if len(best) < _HOLE_BYTES_MIN:
-            return None
-        start = bits.find(best)
-        return Extent(PSector((first + start) * 8), len(best) * 8)
+        """Return the longest hole of *segment* if it holds any blob."""
+        sector, sectors = self._taken.longest_hole(segment * SEGMENT_SECTORS, SEGMENT_SECTORS)
+        return Extent(PSector(sector), sectors) if sectors >= _HOLE_SECTORS_MIN else None
 
     def release(self, sector: int, sectors: int) -> None:
         """Take sectors back; those marked bad stay out of use."""
@@ -166,12 +153,7 @@ class SegmentMap:
             self._release(sector, sectors)
 
     def _release(self, sector: int, sectors: int) -> None:
-        first, length, mask = _bit_mask(sector, sectors)
-        bits = int.from_bytes(self._taken[first : first + length], "little")
-        assert bits & mask == mask, "released sectors that were free"
-        mask &= ~int.from_bytes(self._bad[first : first + length], "little")
-        self._taken[first : first + length] = (bits & ~mask).to_bytes(length, "little")
-        count = mask.bit_count()
+        count = self._taken.clear(sector, sectors, keep=self._bad)
         self._taken_sectors -= count
         self._count(sector, sectors, -count)
 
@@ -185,25 +167,19 @@ class SegmentMap:
             if not self._lists.length(_FREE):
                 self._release(sector, sectors)
                 return 0
-            first, length, mask = _bit_mask(sector, sectors)
-            bits = int.from_bytes(self._bad[first : first + length], "little")
             if not self._has_bad(sector // SEGMENT_SECTORS):
                 self._bad_segments += 1
-            self._bad[first : first + length] = (bits | mask).to_bytes(length, "little")
-            count = (mask & ~bits).bit_count()
+            count = self._bad.set(sector, sectors)
             self._bad_sectors += count
             self._taken_sectors -= count
             return count
 
     def _has_bad(self, segment: int) -> bool:
-        first = segment * _BYTES_PER_SEGMENT
-        return any(self._bad[first : first + _BYTES_PER_SEGMENT])
+        return self._bad.count(segment * SEGMENT_SECTORS, SEGMENT_SECTORS) > 0
 
     def _set(self, sector: int, sectors: int) -> None:
-        first, length, mask = _bit_mask(sector, sectors)
-        bits = int.from_bytes(self._taken[first : first + length], "little")
-        assert not bits & mask, "took sectors that were not free"
-        self._taken[first : first + length] = (bits | mask).to_bytes(length, "little")
+        count = self._taken.set(sector, sectors)
+        assert count == sectors, "took sectors that were not free"
         self._taken_sectors += sectors
         self._count(sector, sectors, sectors)
 
@@ -222,9 +198,8 @@ class SegmentMap:
         """Forget every allocation, not what is bad."""
         self._reset()
         for segment in range(self.segments if self._bad_sectors else 0):
-            first = segment * _BYTES_PER_SEGMENT
-            bits = int.from_bytes(self._bad[first : first + _BYTES_PER_SEGMENT], "little")
-            self._count(segment * SEGMENT_SECTORS, 1, bits.bit_count())
+            first = segment * SEGMENT_SECTORS
+            self._count(first, 1, self._bad.count(first, SEGMENT_SECTORS))
 
     def mark(self, sector: int, sectors: int) -> None:
         """Declare sectors taken, after ``begin_rebuild``."""
@@ -320,19 +295,16 @@ class SegmentMap:
             assert len(numbers) == self._lists.length(ring)
             listed += numbers
             for segment in numbers:
-                first = segment * _BYTES_PER_SEGMENT
-                bits = int.from_bytes(self._taken[first : first + _BYTES_PER_SEGMENT], "little")
-                live = bits.bit_count()
+                live = self._taken.count(segment * SEGMENT_SECTORS, SEGMENT_SECTORS)
                 assert live == self._live[segment]
                 assert ring in ((live + _STEP - 1) // _STEP, _CLOSED) or (ring == _PASSED and live)
         assert sorted(listed) == list(range(self.segments))
-        taken = int.from_bytes(self._taken, "little")
-        bad = int.from_bytes(self._bad, "little")
-        assert not bad & ~taken
-        assert bad.bit_count() == self._bad_sectors
+        taken = int.from_bytes(self._taken.data, "little")
+        assert not int.from_bytes(self._bad.data, "little") & ~taken
+        assert self._bad.count() == self._bad_sectors
         assert sum(map(self._has_bad, range(self.segments))) == self._bad_segments
         assert sum(self._under_way) == self._extents
-        assert (taken & ~bad).bit_count() == self._taken_sectors
+        assert self._taken.count() - self._bad_sectors == self._taken_sectors
 
 
 def segments_for_pages(pages: int) -> int:

@@ -10,12 +10,11 @@ import logging
 import os
 import signal
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
-from swapfs.config.model import Config, swap_backing
-from swapfs.errors import OperationError
-from swapfs.host import journal, loop, proc
-from swapfs.monitor import restart_policy
+from swapfs.config.model import Config
+from swapfs.host import fusectl, journal, proc
+from swapfs.monitor import holdings, restart_policy
 from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.outcome import Outcome
 from swapfs.monitor.shutdown import TakeDown
@@ -24,6 +23,9 @@ from swapfs.wire.control import read_snapshot, write_snapshot
 from swapfs.wire.handover import RETIRE_SIGNAL, Successor
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 1.0
+"""How often it is looked whether the kernel has ended the connection, of which no signal tells."""
 
 
 class HeldState:
@@ -63,15 +65,19 @@ class HeldState:
 
     def _wait_for_operator(self) -> Outcome | None:
         while True:
-            received = signal.sigwaitinfo(self._signals)
+            received = signal.sigtimedwait(self._signals, LOOK_EVERY_S)
             self._reap()
+            if fusectl.is_closed(self._held.fuse_fd):
+                return Outcome.UNMOUNTED
+            if received is None:
+                continue
             if received.si_signo == signal.SIGHUP:
                 return None
             if received.si_signo == RETIRE_SIGNAL:
                 if Successor(received.si_pid, self._held.lock_fd).is_proven():
                     return Outcome.HANDED_OVER
             elif received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                needed_by = self._needed_by()
+                needed_by = holdings.needed_by(self._config, self._held)
                 if needed_by is None:
                     return Outcome.UNMOUNTED
                 log.critical("asked to stop, but %s needs a server first", needed_by)
@@ -81,14 +87,6 @@ class HeldState:
         journal.tend()
         if self._publisher and os.waitpid(self._publisher, os.WNOHANG)[0]:
             self._publisher = 0
-
-    def _needed_by(self) -> str | None:
-        """Return what would lose its pages if the mount went now, or None."""
-        try:
-            user = loop.find_user(swap_backing(self._config.mountpoint, self._held.device))
-        except OperationError as error:
-            return f"a loop device that may be there ({error})"
-        return str(user.device) if user else None
 
     def _publish(self, reason: str) -> int:
         """Have the state file say what no server is there to tell; return the child's pid."""

@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapfs.config.model import Config, mount_source
+from swapfs.config.model import Config, mount_source, swap_backing
 from swapfs.errors import OperationError
-from swapfs.host import instance_lock, mounts, syscalls
+from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.region.layout import Region
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal, Seal
@@ -93,6 +93,15 @@ def mount(config: Config) -> tuple[int, int | None]:
         raise OperationError(f"cannot mount {what}: {error.strerror}") from error
     mounted = mounts.at(mountpoint)
     return fd, mounted.device if mounted else None
+
+
+def needed_by(config: Config, held: Holdings) -> str | None:
+    """Return what would lose its pages if the mount went now, or None."""
+    try:
+        user = loop.find_user(swap_backing(config.mountpoint, held.device))
+    except OperationError as error:
+        return f"a loop device that may be there ({error})"
+    return str(user.device) if user else None
 
 
 def unmount(config: Config) -> None:

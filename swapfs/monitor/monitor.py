@@ -24,7 +24,7 @@ from swapfs.errors import SwapfsError
 from swapfs.host import fusectl, journal, systemd
 from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore
-from swapfs.monitor import holdings
+from swapfs.monitor import aborted, holdings
 from swapfs.monitor.held import HeldState
 from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.outcome import Outcome
@@ -144,12 +144,22 @@ class Monitor:
         outcome = None
         try:
             outcome = self._watch(held)
+            if outcome is Outcome.UNMOUNTED:
+                outcome = self._how_it_closed(held)
         finally:
             gone = outcome in (Outcome.UNMOUNTED, Outcome.NEVER_SERVED)
             if gone or (outcome is None and not self._servers.ever_served):
                 holdings.unmount(self._config)
                 snapshot_path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
         return outcome
+
+    def _how_it_closed(self, held: Holdings) -> Outcome:
+        """Tell an unmount from an abort, of which `down` has yet to take away what it leaves."""
+        user = holdings.needed_by(self._config, held)
+        if user is None:
+            return Outcome.UNMOUNTED
+        aborted.report(self._config, held, user)
+        return Outcome.ABORTED
 
     def _set_guards(self) -> None:
         self._guards.set(IoFlusher())

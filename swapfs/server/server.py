@@ -27,7 +27,7 @@ from swapfs import session
 from swapfs.config.model import SWAP_INODE, Config, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import fusectl, loop
-from swapfs.host.device_guards import DirectIo, Discard, MaxBackground
+from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout
 from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
 from swapfs.server import metrics
@@ -192,6 +192,7 @@ class Server:
             Realtime(),
             DirectIo(find_loop),
             Discard(find_loop),
+            RequestTimeout(),
             MaxBackground(REQUESTS_MAX, lambda n: fuse.set(what, n), lambda: fuse.get(what)),
         ):
             self._guards.set(guard)

@@ -13,6 +13,7 @@ import pytest
 
 from swapfs.command import status
 from swapfs.host import loop
+from swapfs.host.fusectl import FuseControl
 from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
 from swapfs.wire import control
 from tests.fuse.instance import Instance, Start, is_alive, wait_until
@@ -173,6 +174,16 @@ def test_a_held_instance_is_given_to_a_successor_only(fragile: Instance) -> None
 
 def test_a_held_instance_that_nobody_uses_can_be_taken_down(fragile: Instance) -> None:
     kill_until_held(fragile)
+    fragile.down()
+
+
+def test_an_abort_of_a_held_instance_lets_down_clear_up(fragile: Instance) -> None:
+    running = fragile.status()
+    device = fragile.attach_loop()
+    kill_until_held(fragile)
+    FuseControl(running["handover"]["device"]).set("abort", 1)
+    wait_until(lambda: not is_alive(running["pid"]), "the end of the monitor")
+    assert f"the kernel has ended the connection below {device}" in fragile.log()
     fragile.down()
 
 

@@ -31,3 +31,10 @@ def test_swap_that_was_turned_off_comes_back(run_vm: RunVm) -> None:
     run = run_vm("mended", timeout_s=TIMEOUT_S)
     assert run.failed == ()
     assert run.problems() == []
+
+
+def test_an_abort_is_cleared_up(run_vm: RunVm) -> None:
+    run = run_vm("aborted", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    lost = r"I/O error, dev loop\d+|(Read|Write)-error on swap-device"
+    assert run.problems(expected=lost) == []

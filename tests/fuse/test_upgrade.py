@@ -65,7 +65,7 @@ def test_an_option_that_was_switched_off_stays_off(start: Start, option: str) ->
 
 def _set_format(instance: Instance, version: int) -> None:
     region = instance.region()
-    region._whole[8:12] = version.to_bytes(4, "little")
+    os.pwrite(region.fd, version.to_bytes(4, "little"), 8)
     region.close()
 
 

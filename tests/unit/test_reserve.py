@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -190,16 +193,35 @@ def test_a_value_that_cannot_be_read_or_set_is_one_line(machine: Machine) -> Non
     machine.setting.unlink()
     with pytest.raises(OperationError, match="min_free_kbytes: cannot be read"):
         machine.hold("a")
-    with pytest.raises(OperationError, match=r"cannot be set to 5: .*\(--min-free off\)"):
-        reserve._write(machine.root / "nowhere", 5)
+
+
+def _set_by(machine: Machine, monkeypatch: pytest.MonkeyPatch, how: Callable[[str], int]) -> None:
+    """Have the kernel's value set by *how*; all other files are written as ever."""
+    write = Path.write_text
+
+    def write_text(path: Path, text: str) -> int:
+        return how(text) if path == machine.setting else write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
+def test_a_value_that_cannot_be_set_is_one_line(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(text: str) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    _set_by(machine, monkeypatch, refuse)
+    with pytest.raises(OperationError, match=r"cannot be set to \d+: .*\(--min-free off\)"):
+        machine.hold("a")
 
 
 def test_a_kernel_that_keeps_its_value_is_noticed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "write_text", lambda path, text: len(text))
-    with pytest.raises(OperationError, match="was set to 4000, is 1000"):
-        reserve._write(machine.root, 4000)
+    _set_by(machine, monkeypatch, len)
+    with pytest.raises(OperationError, match=rf"was set to \d+, is {FORMER_KIB}"):
+        machine.hold("a")
 
 
 def test_no_runtime_directory(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class TakeDown:
-    """Runs at most one ``swapfs down`` for instance *name* at a time."""
+    """Runs at most one ``swapfs down`` for instance *name* at a time; ``command`` is its argv."""
 
     def __init__(self, name: str, runtime_dir: Path) -> None:
         self._name = name
-        self._command = [
+        self.command = [
             *(sys.executable, "-m", "swapfs", "down", name),
             *("--runtime-dir", str(runtime_dir)),
         ]
@@ -60,9 +60,9 @@ class TakeDown:
                 os.dup2(output_fd, 2)
             # The monitor has signals blocked, which a new program would inherit.
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            os.execv(self._command[0], self._command)
+            os.execv(self.command[0], self.command)
         except OSError as error:
-            os.write(2, f"swapfs: {self._command[0]}: {error.strerror}\n".encode())
+            os.write(2, f"swapfs: {self.command[0]}: {error.strerror}\n".encode())
         finally:
             os._exit(127)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -153,6 +154,7 @@ def main() -> int:
     if not chosen:
         print("no such mutant", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the copies go too
     with tempfile.TemporaryDirectory(prefix="swapfs-mutants-") as folder:
         whole = Path(folder) / "whole"
         whole.mkdir()

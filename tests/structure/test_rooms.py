@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "deploy.vm.guest": GUEST,
     "deploy.vm.jobs": ("deploy.vm.jobs", *GUEST),
     "tests": (),
-    "tests.structure": ("tests.structure",),
+    "tests.structure": ("tests.structure", "tests.mutants"),
     "tests.unit": ("tests.unit", "swapfs"),
     "tests.property": ("tests.property", "swapfs"),
     "tests.mutants": ("tests.mutants",),

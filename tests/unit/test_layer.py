@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -238,6 +240,38 @@ def test_a_new_server_finds_every_page() -> None:
     assert again.load(400, 300) == b"".join(pages)
     before, after = harness.layer.pool.stats(), again.layer.pool.stats()
     assert (before.used_bytes, before.payload_bytes) == (after.used_bytes, after.payload_bytes)
+    harness.region.close()
+
+
+def test_two_threads_that_change_parts_of_a_page_undo_nothing_of_each_other() -> None:
+    harness = Harness(CLUSTER_SLOTS, 16 * ZSPAGE_BYTES)
+    harness.store(0, page("text", 1))
+    wrong: list[tuple[int, int]] = []
+
+    def work(half: int) -> None:
+        scratch, out = bytearray(PAGE_SIZE), bytearray(PAGE_SIZE)
+        start = half * PAGE_SIZE // 2
+        for number in range(2000):
+            mine = number.to_bytes(4, "little")
+            assert harness.layer.patch(0, start, mine, scratch)
+            assert harness.layer.load_run(0, 1, memoryview(out), 0) == 1
+            if out[start : start + 4] != mine:
+                wrong.append((half, number))
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(half,)) for half in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    harness.check()
     harness.region.close()
 
 

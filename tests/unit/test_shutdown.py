@@ -22,7 +22,7 @@ class Commands:
 
     def run(self, script: str) -> None:
         prelude = f"import os, signal, sys; log = open({str(self.log)!r}, 'a')\n"
-        self.take_down._command = [sys.executable, "-c", prelude + script]
+        self.take_down.command = [sys.executable, "-c", prelude + script]
         self.take_down.start()
 
     def wait(self) -> None:
@@ -36,7 +36,7 @@ def commands(tmp_path: Path) -> Commands:
 
 
 def test_command_is_that_of_a_user(tmp_path: Path) -> None:
-    command = TakeDown("one", tmp_path)._command
+    command = TakeDown("one", tmp_path).command
     assert command[1:] == ["-m", "swapfs", "down", "one", "--runtime-dir", str(tmp_path)]
 
 
@@ -80,7 +80,7 @@ def test_failure_is_said_loudly(
 
 
 def test_a_command_that_cannot_be_run(commands: Commands, caplog: pytest.LogCaptureFixture) -> None:
-    commands.take_down._command = ["/nowhere/swapfs"]
+    commands.take_down.command = ["/nowhere/swapfs"]
     commands.take_down.start()
     commands.wait()
     commands.take_down.reap()

@@ -235,10 +235,10 @@ def test_cleaning_that_begins_during_the_last_look_is_waited_for(
 ) -> None:
     """It closes what was to be cleaned, so that a look finds nothing there."""
     memory = MemoryTier(4)  # one step takes all that is sparse
-    rig, _ = _in_crumbs(memory)
-    progress, has_room = rig.down.writer.progress, memory.has_room
+    harness, _ = _in_crumbs(memory)
+    progress, has_room = harness.down.writer.progress, memory.has_room
     progress.wait_s = 30.0
-    cleaner = threading.Thread(target=rig.down.clean)
+    cleaner = threading.Thread(target=harness.down.clean)
     gate = threading.Event()
     end_cleaning = memory.end_cleaning
 
@@ -256,10 +256,10 @@ def test_cleaning_that_begins_during_the_last_look_is_waited_for(
 
     monkeypatch.setattr(memory, "end_cleaning", held_end)
     monkeypatch.setattr(memory, "has_room", begins_meanwhile)
-    assert rig.direct.wait_for_room(rig.direct.mark())
+    assert harness.direct.wait_for_room(harness.direct.mark())
     cleaner.join(30)
-    rig.check()
-    rig.region.close()
+    harness.check()
+    harness.region.close()
 
 
 def test_no_page_for_the_table_is_refused_and_frees_the_sectors() -> None:

@@ -48,6 +48,10 @@ class TierIOError(TierError):
     """The medium failed: read or write error, short transfer, or no answer in time."""
 
 
+class TierNoSpace(TierIOError):
+    """What the tier is on has no room, or sets a limit: the write failed, and nothing is broken."""
+
+
 class BlobCorrupt(TierError):
     """A blob's bytes do not match their checksum or their slot (I4); never retried."""
 

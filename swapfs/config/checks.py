@@ -98,7 +98,8 @@ def fit_file_tier(where: str, text: str | None, draft: Draft) -> FileTierConfig 
     if text is None:
         return None
     direct_io, encryption = draft.values["file-direct-io"], draft.values["file-encryption"]
-    return fit_file(where, text, direct_io, encryption=encryption)
+    unsafe = draft.values["unsafe"]
+    return fit_file(where, text, direct_io, encryption=encryption, unsafe=unsafe)
 
 
 def fit_to_file(where: str, value: object, draft: Draft) -> object:

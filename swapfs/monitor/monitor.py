@@ -109,6 +109,8 @@ class Monitor:
         outcome = Outcome.NEVER_SERVED
         try:
             tier = holdings.open_tier(config, region)
+            for caution in tier.stats().cautions if tier else ():
+                note(self._answer_fd, caution)
             fuse_fd, device = holdings.mount(config)
             outcome = self._watch_mounted(Holdings(region, tier, fuse_fd, lock_fd, device))
         finally:

@@ -107,7 +107,7 @@ class SnapshotMaker:
             config=self._described,
             handover=self._handover,
             kernel=KernelStatus(**opened.as_dict()) if opened else None,
-            limits=(fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else (),
+            limits=self._limits(opened),
             degraded=self._degraded(guards, stored["tiers"]),
         )
 
@@ -192,6 +192,12 @@ class SnapshotMaker:
                 priority=area.priority,
             ),
         }
+
+    def _limits(self, opened: fuse_init.KernelSession | None) -> tuple[str, ...]:
+        """Say what it cannot do here, and what may go wrong because of where it is."""
+        limits = (fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else ()
+        tier = self._layer.tier
+        return (*limits, *(tier.stats().cautions if tier else ()))
 
     def _degraded(
         self, guards: Iterable[GuardStatus], tiers: Iterable[TierStatus]

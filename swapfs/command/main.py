@@ -103,7 +103,11 @@ def status(
     columns = _columns(output)
     names = None if name is None else [values.parse_name("NAME", name)]
     instances = status_of.collect(runtime_dir, names)
-    ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
+    ghosts: list[stale.GhostSwap] = []
+    try:
+        ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
+    except OperationError as error:  # the rest is worth showing
+        _complain(f"whether there is a ghost cannot be seen: {error}")
     if name is not None and not instances:
         raise OperationError(f"no instance {name} in {runtime_dir}")
     if as_json:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe, swap_backing
+from swapfs.errors import OperationError
 from swapfs.host import journal, loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
@@ -178,8 +179,14 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        attached = loop.find(self._backing)
-        area = swap.find(attached.device) if attached else None
+        try:
+            attached = loop.find(self._backing)
+            area = swap.find(attached.device) if attached else None
+        except OperationError as error:  # somebody unmounted sysfs: pages go on
+            self.problems["loop"] = f"whether swap is on cannot be seen: {error}"
+            attached = area = None
+        else:
+            self.problems.pop("loop", None)
         return {
             "loop": str(attached.device) if attached else None,
             "loop_sequence": attached.sequence if attached else None,

@@ -261,3 +261,24 @@ def test_a_file_where_the_runtime_directory_should_be(make_instance: Start) -> N
         assert done.returncode in (1, 2)
         assert len(done.stderr.splitlines()) == 1, done.stderr
     Path(instance.runtime_dir).unlink()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "says"), [("/sys", "/sys/block is not there"), ("/proc", "/proc")]
+)
+def test_up_where_the_kernel_cannot_be_seen_leaves_nothing(
+    make_instance: Start, hidden: str, says: str
+) -> None:
+    """Nothing is swapped on: without sysfs no loop device is ever good enough for that."""
+    instance = make_instance()
+    words = [*instance.command, "up", "--mountpoint", str(instance.mountpoint)]
+    words += ["--name", instance.name, "--runtime-dir", str(instance.runtime_dir)]
+    words += ["--size", "64M", "--pool", "96M", "--unsafe"]
+    hide = f'mount -t tmpfs none {hidden} && exec "$@"'
+    done = run("unshare", "-m", "sh", "-c", hide, "sh", *words)
+    assert done.returncode == 1, done.stdout
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    instance.assert_gone()
+    shown = run("unshare", "-m", "sh", "-c", hide, "sh", *instance.command, "status", instance.name)
+    assert "Traceback" not in shown.stderr

@@ -61,7 +61,7 @@ def _start(
     config: Config, *, background: bool, handover: Handover | None = None
 ) -> subprocess.Popen[bytes]:
     control.make_runtime_dir(config.runtime_dir)
-    _meet_limits(config, new=handover is None)
+    meet_limits(config, new=handover is None)
     log_path = config.runtime_dir / f"{config.name}.log"
     logged_bytes = log_path.stat().st_size if log_path.exists() else 0
     read_end, write_end = os.pipe()
@@ -98,7 +98,7 @@ def _start(
     )
 
 
-def _meet_limits(config: Config, *, new: bool) -> None:
+def meet_limits(config: Config, *, new: bool = True) -> None:
     """Raise the limits that this process was given to what the daemon needs.
 
     :param new: it makes a region; else that has its memory already

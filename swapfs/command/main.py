@@ -132,11 +132,16 @@ def status(
 @instance_options
 def check_config(as_json: bool, **options: Any) -> None:
     """Check options and file against this machine and print what holds; changes nothing."""
+    from swapfs.command import launch
+    from swapfs.tiers import backing_file
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 
     settings = load(options)
     geometry = geometry_for(settings.size_bytes, settings.pool_bytes)
     model.check_room(settings, guaranteed_bytes(geometry, settings.file_bytes))
+    if settings.file:
+        backing_file.look(settings.file.path, settings.file.size_bytes)
+    launch.meet_limits(settings)
     click.echo(model.describe(settings, as_json))
 
 

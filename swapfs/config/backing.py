@@ -58,13 +58,13 @@ def fit_file(
         has, most = values.exact_size(size_bytes), format_size(FILE_BYTES_MAX)
         problem = f"{path}: {has} is too large (most: {most}; write {path}:{most})"
         raise ConfigError(where, problem)
-    if not unsafe:
-        _refuse_unfit_place(where, path)
     if missing_bytes > 0:
         free_bytes = _free_bytes(where, path)
         if missing_bytes > free_bytes:
             wants, has = format_size(missing_bytes), format_size(free_bytes)
             raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
+    if not unsafe:
+        _refuse_unfit_place(where, path)
     return FileTierConfig(path, size_bytes, direct_io, encryption)
 
 

@@ -7,6 +7,7 @@ metrics themselves are listed in ``metric_table.METRICS``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -26,7 +27,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
 from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric
 
 if TYPE_CHECKING:
@@ -224,10 +225,13 @@ def serve(addr: tuple[str, int], snapshot: TakeSnapshot) -> MetricsServer:
     """Start serving *snapshot* on *addr* (host, port) and return when the port is bound.
 
     :param snapshot: called in a metrics thread once per request; must not wait for I/O
-    :raises OperationError: the address is in use, not ours, or does not resolve
+    :raises AddressAbsent: this machine does not have the address, or not yet
+    :raises OperationError: it is in use, or may not be used
     """
     try:
         return MetricsServer(addr, snapshot)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OperationError(f"metrics address {addr[0]}:{addr[1]}: {reason}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        absent = getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        kind = AddressAbsent if absent else OperationError
+        raise kind(f"metrics address {addr[0]}:{addr[1]}: {reason}") from error

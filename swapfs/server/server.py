@@ -25,7 +25,7 @@ import trio
 
 from swapfs import session
 from swapfs.config.model import SWAP_INODE, Config, swap_backing
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
 from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground
 from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
@@ -164,12 +164,14 @@ class Server:
     ) -> None:
         """Start *serve*; in a server that others wait for, go on without it if it fails.
 
+        So does the first one where an address may still come: at boot, swap is there before it.
+
         :raises OperationError: it failed in the first server, which has no pages yet
         """
         try:
             await serve()
         except OperationError as error:
-            if not self._recover:
+            if not self._recover and not isinstance(error, AddressAbsent):
                 raise
             log.error("%s; going on without, and trying again", error)
             self._snapshots.problems[what] = str(error)

@@ -68,22 +68,20 @@ def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool
 
 
 def look(path: Path, size_bytes: int) -> None:
-    """Check that ``open_backing`` would take *path*, as far as that can be said; change nothing.
+    """Check that ``open_backing`` would take what is at *path*; change nothing, take no lock.
 
-    A place that the caller may not read is not looked into.
+    Whether it is in use is not asked, and a place that the caller may not read not looked into.
 
     :raises ConfigError: as ``open_backing``
-    :raises OperationError: likewise
+    :raises OperationError: it cannot be read
     """
-    busy = os.O_EXCL if path.is_block_device() else os.O_NOFOLLOW
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | busy)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, PermissionError):
         return
     except OSError as error:
         raise OperationError(f"cannot open backing file {path}: {error.strerror}") from error
     try:
-        _lock(fd, path)
         _require_ours(fd, path)
         _require_size(fd, path, size_bytes)
     finally:

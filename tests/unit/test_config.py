@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,24 @@ def test_mistakes_in_the_file_name_file_and_key(
     line = problem({}, root, file)
     assert line.startswith(f"{file}: ")
     assert says in line
+
+
+def test_a_byte_order_mark_is_no_mistake(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "windows.toml"
+    file.write_bytes(b"\xef\xbb\xbfpriority = 7\r\n")
+    assert load(BASE, file, root).priority == 7
+
+
+def test_a_directory_too_deep_for_a_socket_is_refused(root: Path, tmp_path: Path) -> None:
+    most = 107 - len("/swapfs.sock")
+    fits = f"{tmp_path}/{'x' * 200}"[:most]
+    fits = fits if fits[-1] != "/" else fits[:-1] + "x"
+    load({**BASE, "runtime-dir": fits}, None, root)
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError):
+        probe.bind(f"{fits}/swapfs.sock")
+    line = problem({"runtime-dir": fits + "y"}, root)
+    says = f"{fits}y is 1 bytes too long to have the socket of the instance in it"
+    assert line == f"--runtime-dir: {says}"
 
 
 def test_unreadable_files(root: Path, tmp_path: Path) -> None:

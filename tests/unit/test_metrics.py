@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
 from swapfs.region.counters import COUNTERS
 from swapfs.server import metrics
 from swapfs.server.metric_table import METRICS, reference
@@ -389,6 +389,14 @@ def test_address_in_use_is_one_line(serve: Serve, snapshot: dict[str, Any]) -> N
 def test_address_that_cannot_be_bound_is_an_operation_error(address: tuple[str, int]) -> None:
     with pytest.raises(OperationError, match="metrics address"):
         metrics.serve(address, lambda: Status.from_dict(make_snapshot()))
+
+
+def test_address_that_may_still_come_is_told_from_a_wrong_one() -> None:
+    late, wrong = ("192.0.2.1", 0), ("127.0.0.1", 70000)
+    for address, kind in ((late, AddressAbsent), (wrong, OperationError)):
+        with pytest.raises(OperationError) as caught:
+            metrics.serve(address, lambda: Status.from_dict(make_snapshot()))
+        assert type(caught.value) is kind
 
 
 def test_ipv6_is_served(snapshot: dict[str, Any]) -> None:

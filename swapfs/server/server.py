@@ -33,6 +33,7 @@ from swapfs.region.layout import Region
 from swapfs.server import metrics
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
+from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import VitalThreads
 from swapfs.session import fuse_init, pyfuse3
@@ -78,7 +79,7 @@ class Server:
         down = parts.lower.writeback if parts.lower else None
         self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, down, handover)
         self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
-        self._metrics: metrics.MetricsServer | None = None
+        self._metrics: HttpServer | None = None
         self._threads = VitalThreads(self._on_thread_death)
         self._serving = threading.Event()
         self._on_failure: Callable[[BaseException], None] = lambda error: None

@@ -32,6 +32,10 @@ class OperationError(SwapfsError):
     """Something outside refused (a mount, a loop device, swapon): one line, exit code 1."""
 
 
+class AddressAbsent(OperationError):
+    """This machine has no such address, as before its network is up; it may come."""
+
+
 class GuardError(OperationError):
     """A guard against deadlock could not be set or did not hold (I8)."""
 
@@ -46,6 +50,10 @@ class TierFull(TierError):
 
 class TierIOError(TierError):
     """The medium failed: read or write error, short transfer, or no answer in time."""
+
+
+class TierNoSpace(TierIOError):
+    """What the tier is on has no room, or sets a limit: the write failed, and nothing is broken."""
 
 
 class BlobCorrupt(TierError):

@@ -65,16 +65,12 @@ class Namespace(pyfuse3.Operations):
     """The directory that holds the swap file.
 
     :param size_bytes: size of the file
-    :param free_bytes: called for statfs: how much may still be written
     :param on_bug: called when a handler raised what it should not
     """
 
-    def __init__(
-        self, size_bytes: int, free_bytes: Callable[[], int], on_bug: Callable[[], None]
-    ) -> None:
+    def __init__(self, size_bytes: int, on_bug: Callable[[], None]) -> None:
         super().__init__()
         self._size_bytes = size_bytes
-        self._free_bytes = free_bytes
         self.on_bug = on_bug
         self._born_ns = time.time_ns()
 
@@ -139,12 +135,15 @@ class Namespace(pyfuse3.Operations):
 
     @never_fatal
     async def statfs(self, ctx: object) -> Any:  # noqa: D102
-        # loop takes the discard granularity from f_bsize: without it there are no discards.
+        # loop takes the discard granularity from f_bsize: without it there are no discards. The
+        # one file has all its blocks, and each may be written at any time: nothing here can run
+        # out, so a monitor of file systems has nothing to alarm of, nor a share to divide by 0.
+        # How full pool and tiers are is in the metrics.
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = PAGE_SIZE
-        answer.f_blocks = self._size_bytes // PAGE_SIZE
-        answer.f_bfree = answer.f_bavail = max(0, self._free_bytes()) // PAGE_SIZE
-        answer.f_files, answer.f_ffree, answer.f_favail = 2, 0, 0
+        blocks = self._size_bytes // PAGE_SIZE
+        answer.f_blocks = answer.f_bfree = answer.f_bavail = blocks
+        answer.f_files = answer.f_ffree = answer.f_favail = 0  # as who has none to count says
         answer.f_namemax = len(SWAP_NAME)
         return answer
 

@@ -6,14 +6,18 @@ or why it cannot; lines before that one are notes on what it waits for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
+from swapfs.host import interpreter, limits
+from swapfs.vlayer.capacity import geometry_for
 from swapfs.wire import control
 from swapfs.wire.handover import Handover
 from swapfs.wire.startup import NOTE, READY, failure
@@ -57,12 +61,14 @@ def _start(
     config: Config, *, background: bool, handover: Handover | None = None
 ) -> subprocess.Popen[bytes]:
     control.make_runtime_dir(config.runtime_dir)
+    meet_limits(config, new=handover is None)
     log_path = config.runtime_dir / f"{config.name}.log"
+    logged_bytes = log_path.stat().st_size if log_path.exists() else 0
     read_end, write_end = os.pipe()
     with log_path.open("ab") if background else open(os.devnull, "ab") as log_file:
         os.fchmod(log_file.fileno(), 0o600) if background else None
         process = subprocess.Popen(
-            [sys.executable, "-m", "swapfs.monitor", str(write_end)],
+            interpreter.command("swapfs.monitor", str(write_end)),
             stdin=subprocess.PIPE,
             stdout=log_file if background else None,
             stderr=log_file if background else None,
@@ -70,11 +76,11 @@ def _start(
             start_new_session=background,
             cwd="/",
             # pymalloc maps and unmaps arenas while serving; malloc's heap can be kept (I5)
-            env={**os.environ, "PYTHONMALLOC": "malloc"},
+            env=interpreter.environment(PYTHONMALLOC="malloc"),
         )
     os.close(write_end)
     assert process.stdin is not None
-    with process.stdin as stdin:
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # it died: told below
         stdin.write(pickle.dumps((config, handover)))
     try:
         answer = _read_answer(read_end)
@@ -86,7 +92,42 @@ def _start(
         return process
     if handover is None:  # else it may live on, and hold the pages
         process.wait()
-    raise failure(answer) or OperationError(f"the daemon died while it started; see {log_path}")
+    raise failure(answer) or OperationError(
+        f"the daemon died while it started ({_last_words(process, log_path, logged_bytes)}); "
+        f"see {log_path}"
+    )
+
+
+def meet_limits(config: Config, *, new: bool = True) -> None:
+    """Raise the limits that this process was given to what the daemon needs.
+
+    :param new: it makes a region; else that has its memory already
+    :raises OperationError: some may not be raised, and the configuration insists
+    """
+    geometry = geometry_for(config.size_bytes, config.pool_bytes)
+    needs = limits.Needs(geometry.total_bytes, config.file_bytes)
+    limits.lift(needs)
+    slowed = limits.slowed()
+    problems = limits.problems(needs) if new else []
+    if problems and not config.unsafe:
+        raise OperationError("; ".join(problems))
+    for line in [*problems, *([slowed] if slowed else [])]:
+        print(f"swapfs: {line}", file=sys.stderr, flush=True)
+
+
+def _last_words(process: subprocess.Popen[bytes], log_path: Path, logged_bytes: int) -> str:
+    """Return why the daemon ended that said nothing: its signal, or the last line of its log."""
+    status = process.poll()
+    if status is not None and status < 0:
+        return limits.explain_death(status)
+    try:
+        with log_path.open("rb") as log_file:
+            log_file.seek(logged_bytes)
+            lines = log_file.read().decode(errors="replace").split("\n")
+    except OSError:
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else f"exit code {status}"
 
 
 def _read_answer(fd: int) -> str:

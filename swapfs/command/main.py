@@ -104,7 +104,11 @@ def status(
     columns = _columns(output)
     names = None if name is None else [values.parse_name("NAME", name)]
     instances = status_of.collect(runtime_dir, names)
-    ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
+    ghosts: list[stale.GhostSwap] = []
+    try:
+        ghosts = stale.ghost_swaps(stale.all_remembered(runtime_dir))
+    except OperationError as error:  # the rest is worth showing
+        _complain(f"whether there is a ghost cannot be seen: {error}")
     if name is not None and not instances:
         raise OperationError(f"no instance {name} in {runtime_dir}")
     if as_json:
@@ -129,11 +133,16 @@ def status(
 @instance_options
 def check_config(as_json: bool, **options: Any) -> None:
     """Check options and file against this machine and print what holds; changes nothing."""
+    from swapfs.command import launch
+    from swapfs.tiers import backing_file
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 
     settings = load(options)
     geometry = geometry_for(settings.size_bytes, settings.pool_bytes)
     model.check_room(settings, guaranteed_bytes(geometry, settings.file_bytes))
+    if settings.file:
+        backing_file.look(settings.file.path, settings.file.size_bytes)
+    launch.meet_limits(settings)
     click.echo(model.describe(settings, as_json))
 
 

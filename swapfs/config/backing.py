@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 from swapfs.config import values
 from swapfs.errors import ConfigError
+from swapfs.host import filesystems
+from swapfs.host.filesystems import Kind
 from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, MiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FILE_BYTES_MIN: Final = 3 * MiB  # one segment, and two that cleaning needs
+_DEVICES: Final = Path("/dev")
+_UNFIT: Final = {
+    Kind.MEMORY: "what is in memory frees none",
+    Kind.REMOTE: "who serves it may need memory to take a page, and wait for swap itself",
+}
 DIRECT_IO: Final = ("auto", "on", "off")
 
 
@@ -32,9 +39,12 @@ class FileTierConfig:
     encryption: bool = True
 
 
-def fit_file(where: str, text: str, direct_io: str, *, encryption: bool) -> FileTierConfig:
+def fit_file(
+    where: str, text: str, direct_io: str, *, encryption: bool, unsafe: bool = False
+) -> FileTierConfig:
     """Return the file tier ``PATH[:SIZE]`` that *text* describes; it fits on this machine.
 
+    :param unsafe: take a place that may deadlock
     :raises ConfigError: it cannot be the backing store, or there is no room for it
     """
     path, size_bytes = _split_file(where, text)
@@ -53,6 +63,8 @@ def fit_file(where: str, text: str, direct_io: str, *, encryption: bool) -> File
         if missing_bytes > free_bytes:
             wants, has = format_size(missing_bytes), format_size(free_bytes)
             raise ConfigError(where, f"{path}: {wants} more needed, its file system has {has} free")
+    if not unsafe:
+        _refuse_unfit_place(where, path)
     return FileTierConfig(path, size_bytes, direct_io, encryption)
 
 
@@ -77,14 +89,12 @@ def _measure(where: str, path: Path, size_bytes: int | None) -> tuple[int, int]:
     try:
         found = path.stat()
     except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise ConfigError(where, f"{path}: there is no directory {path.parent}") from None
-        if size_bytes is None:
-            raise ConfigError(where, f"{path} does not exist: write {path}:SIZE") from None
-        return 0, size_bytes
+        return 0, _size_of_new(where, path, size_bytes)
     except OSError as error:
         raise ConfigError(where, f"{path}: {error.strerror}") from error
     if stat.S_ISREG(found.st_mode):
+        if path.is_symlink():
+            raise ConfigError(where, f"{path} is a link to a file: name {path.resolve()} instead")
         return found.st_size, (size_bytes or found.st_size) - found.st_blocks * 512
     if not stat.S_ISBLK(found.st_mode):
         raise ConfigError(where, f"{path} is neither a file nor a block device")
@@ -93,6 +103,39 @@ def _measure(where: str, path: Path, size_bytes: int | None) -> tuple[int, int]:
         has = format_size(device_bytes)
         raise ConfigError(where, f"{path} has only {has}, {format_size(size_bytes)} asked for")
     return device_bytes, 0
+
+
+def _size_of_new(where: str, path: Path, size_bytes: int | None) -> int:
+    """Return the size of the file that is to be made at *path*.
+
+    :raises ConfigError: there can be none, or its size is not known
+    """
+    if path.is_symlink():
+        raise ConfigError(where, f"{path} is a link to what is not there")
+    if path.is_relative_to(_DEVICES):
+        raise ConfigError(where, f"there is no device {path}")
+    if not path.parent.is_dir():
+        raise ConfigError(where, f"{path}: there is no directory {path.parent}")
+    if size_bytes is None:
+        raise ConfigError(where, f"{path} does not exist: write {path}:SIZE")
+    return size_bytes
+
+
+def _refuse_unfit_place(where: str, path: Path) -> None:
+    """Refuse a file where taking a page may need memory, as there is none when it matters.
+
+    :raises ConfigError: it is in memory, or another program or machine serves it
+    """
+    try:
+        if path.is_block_device():
+            return
+        there = filesystems.of(path if path.exists() else path.parent)
+    except OSError as error:
+        raise ConfigError(where, f"{path}: {error.strerror}") from error
+    problem = _UNFIT.get(there.kind)
+    if problem:
+        what = f"{path} is on {there.name}: {problem}"
+        raise ConfigError(where, f"{what}; name a place on a disk (--unsafe goes on)")
 
 
 def _block_device_bytes(where: str, path: Path) -> int:

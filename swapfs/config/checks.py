@@ -6,6 +6,7 @@ Creates and changes nothing.
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from swapfs.errors import ConfigError
 from swapfs.host import mounts, proc
 from swapfs.units import format_size
 
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""Of sun_path in struct sockaddr_un (include/uapi/linux/un.h), without the terminating zero."""
 MIN_FREE_SHARE_MAX: Final = 4
 """A reserve above one part in so many of the memory would starve the machine at once."""
 
@@ -63,8 +66,15 @@ def fit_runtime_dir(where: str, runtime_dir: Path, draft: Draft) -> Path:
     """Return *runtime_dir* without symbolic links.
 
     The kernel shows real paths, of mounts and of what loop devices stand on.
+
+    :raises ConfigError: a socket could not have its name there
     """
-    return runtime_dir.resolve()
+    found = runtime_dir.resolve()
+    over = len(os.fsencode(found / f"{draft.values['name']}.sock")) - SOCKET_PATH_BYTES_MAX
+    if over > 0:
+        problem = f"{found} is {over} bytes too long to have the socket of the instance in it"
+        raise ConfigError(where, problem)
+    return found
 
 
 def fit_mountpoint(where: str, mountpoint: Path | None, draft: Draft) -> Path:
@@ -98,7 +108,8 @@ def fit_file_tier(where: str, text: str | None, draft: Draft) -> FileTierConfig 
     if text is None:
         return None
     direct_io, encryption = draft.values["file-direct-io"], draft.values["file-encryption"]
-    return fit_file(where, text, direct_io, encryption=encryption)
+    unsafe = draft.values["unsafe"]
+    return fit_file(where, text, direct_io, encryption=encryption, unsafe=unsafe)
 
 
 def fit_to_file(where: str, value: object, draft: Draft) -> object:

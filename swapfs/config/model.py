@@ -144,7 +144,7 @@ def _read_toml(config_file: Path | None) -> dict[str, Any]:
     if config_file is None:
         return {}
     try:
-        return tomllib.loads(config_file.read_text(encoding="utf-8"))
+        return tomllib.loads(config_file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(str(config_file), error.strerror or str(error)) from error
     except RecursionError as error:

@@ -24,6 +24,10 @@ MONITORING: Final = (
         Where the Prometheus endpoint listens: `127.0.0.1:9809`, `[::1]:9809`, or `off`. The host
         is an IP address or `localhost`. There is no password: keep it on the loopback address.
 
+        An address that the machine does not have yet, as at boot before its network is up, keeps
+        no swap from being there: `status` shows it as degraded, and it is tried every 5 s. A port
+        that is taken is an error.
+
         See [metrics.md](metrics.md).
         """,
     ),

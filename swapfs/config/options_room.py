@@ -81,6 +81,17 @@ ROOM: Final = (
 
         - A file is made with mode 0600 and its space is allocated at the start. A symbolic link
           is refused. The file stays when the instance goes down, so that the next start is fast.
+        - Nothing is made in the place of what is missing: a device that is not there, a link to
+          nothing. Whether the right file system is mounted where a file goes, only you know.
+        - Refused, unless `unsafe`: file systems in memory (tmpfs, ramfs), over the network, or
+          served by a program (nfs, cifs, 9p, ceph, FUSE). What they need to take a page is
+          memory, and there is none.
+        - Warned of, by `up` and as *limit* in `status`: overlay, since what is below it cannot be
+          seen, and file systems that write each block to a new place (zfs, bcachefs, nilfs2).
+          There allocated space is no reservation: once the file system is full, writes to the
+          file fail, and go on when there is room again. On btrfs the file is made without copy
+          on write (`chattr +C`), checksums and compression, so its space is kept for it; keep it
+          out of snapshots, which share its blocks until they are written anew.
         - A block device must be unused. Links to it (`/dev/disk/by-id/...`) are fine.
         - A place that holds something else is refused: its first 128 KiB must be zero, or a blob
           of swapfs.

@@ -25,6 +25,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from swapfs.host import interpreter
 from swapfs.host.ring import Ring
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Journal:
             for fd in arguments:
                 os.set_inheritable(fd, True)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            os.execv(sys.executable, [sys.executable, "-m", _WRITER, *map(str, arguments)])
+            os.execv(sys.executable, interpreter.command(_WRITER, *map(str, arguments)))
         finally:
             os._exit(127)
 

@@ -12,6 +12,7 @@ so it is not asked, and the answer comes although the server hangs or is dead (t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -68,9 +69,15 @@ class LoopDevice:
 
 
 def devices(root: Path = ROOT) -> list[LoopDevice]:
-    """Return the attached loop devices in the order of their numbers."""
+    """Return the attached loop devices in the order of their numbers.
+
+    :raises OperationError: they cannot be seen
+    """
     found = []
-    for block in sorted((root / "sys/block").glob("loop*"), key=_number):
+    blocks = root / "sys/block"
+    if not blocks.is_dir():
+        raise OperationError(f"{blocks} is not there, so loop devices cannot be seen: mount sysfs")
+    for block in sorted(blocks.glob("loop*"), key=_number):
         try:
             backing = read_text(block / "loop/backing_file").rstrip("\n")
             found.append(
@@ -189,8 +196,11 @@ def attach(
         "losetup", "--show", "-f", f"--sector-size={sector_size}", f"--direct-io={dio}", backing
     )
     device = Path(shown.strip())
-    loop = next((loop for loop in devices(root) if loop.device == device), None)
-    problem = _problem(loop, sector_size, direct_io)
+    try:
+        loop = next((loop for loop in devices(root) if loop.device == device), None)
+        problem = _problem(loop, sector_size, direct_io)
+    except OperationError as error:
+        loop, problem = None, str(error)
     if loop is None or problem:
         failure = OperationError(f"loop device {device} on {backing}: {problem}")
         try:
@@ -212,8 +222,8 @@ def detach(device: Path, root: Path = ROOT) -> None:
     if swap.find(device, root) is not None:
         raise OperationError(f"losetup -d {device}: swap is on it")
     block = root / "sys/block" / device.name
-    attached, sequence = block / "loop/backing_file", _sequence(block)
-    if not attached.exists():
+    node, sequence = root / str(device).lstrip("/"), _sequence(block)
+    if not _is_attached(block, node):
         return  # somebody asked for it before; its last user was the swap area
     try:
         run("losetup", "-d", device)
@@ -222,11 +232,22 @@ def detach(device: Path, root: Path = ROOT) -> None:
         if attached.exists() and _sequence(block) == sequence:
             raise
     deadline = time.monotonic() + DETACH_WAIT_S
-    while attached.exists() and _sequence(block) == sequence:
+    while _is_attached(block, node) and _sequence(block) == sequence:
         # udev opens a loop device for a moment after each change.
         if time.monotonic() >= deadline:
             raise OperationError(f"losetup -d {device}: another process holds it open")
         time.sleep(0.02)
+
+
+def _is_attached(block: Path, node: Path) -> bool:
+    """Whether the device stands on something: as sysfs says, or the device itself without that."""
+    if block.is_dir():
+        return (block / "loop/backing_file").exists()
+    try:
+        read_backing_id(node)
+    except OSError as error:
+        return error.errno not in (errno.ENXIO, errno.ENOENT)
+    return True
 
 
 def _sequence(block: Path) -> int:

@@ -45,11 +45,16 @@ class SwapEntry:
 
 
 def entries(root: Path = ROOT) -> list[SwapEntry]:
-    """Return the active swap areas; an empty list when the kernel has no swap support."""
+    """Return the active swap areas; an empty list when the kernel has no swap support.
+
+    :raises OperationError: they cannot be seen
+    """
     try:
         lines = read_text(root / "proc/swaps").splitlines()[1:]
-    except OperationError:
-        return []
+    except OperationError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and (root / "proc/self").is_dir():
+            return []
+        raise
     found = []
     for line in lines:
         path, kind, size_kib, used_kib, priority = line.split()[:5]

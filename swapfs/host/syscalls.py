@@ -65,6 +65,7 @@ _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.syscall.argtypes = [ctypes.c_long]  # the others: int, bytes and None as they are
 _libc.syscall.restype = ctypes.c_long
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
 def _raise_if(failed: bool, call: str, path: str | None = None) -> None:
@@ -143,6 +144,16 @@ def umount2(target: str, flags: int = 0) -> None:
     :raises OSError: with *target* as its filename; EBUSY while it is in use
     """
     _raise_if(_libc.umount2(os.fsencode(target), flags) != 0, "umount2", target)
+
+
+def file_system_type(fd: int) -> int:
+    """Return the type of the file system that *fd* is on: f_type of statfs, 32 bits.
+
+    :raises OSError: EIO, or ENOSYS of the file system
+    """
+    answer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type is the first
+    _raise_if(_libc.fstatfs(fd, answer) != 0, "fstatfs")
+    return ctypes.c_ulong.from_buffer(answer).value & 0xFFFFFFFF
 
 
 def detached_mount(fstype: str) -> int:

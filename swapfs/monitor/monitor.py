@@ -21,7 +21,7 @@ from typing import Final
 
 from swapfs.config.model import Config, check_room
 from swapfs.errors import SwapfsError
-from swapfs.host import fusectl, journal, systemd
+from swapfs.host import fusectl, journal, limits, systemd
 from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, NoCollector, OomScore
 from swapfs.monitor import aborted, holdings
@@ -109,6 +109,8 @@ class Monitor:
         outcome = Outcome.NEVER_SERVED
         try:
             tier = holdings.open_tier(config, region)
+            for caution in tier.stats().cautions if tier else ():
+                note(self._answer_fd, caution)
             fuse_fd, device = holdings.mount(config)
             outcome = self._watch_mounted(Holdings(region, tier, fuse_fd, lock_fd, device))
         finally:
@@ -192,6 +194,9 @@ class Monitor:
             if os.waitstatus_to_exitcode(status) == 0 and fusectl.is_closed(held.fuse_fd):
                 return Outcome.UNMOUNTED
             if not self._servers.ever_served:
+                if os.WIFSIGNALED(status):  # else it has said why itself
+                    how = limits.explain_death(os.waitstatus_to_exitcode(status))
+                    announce(self._answer_fd, f"operation: the server was {how}")
                 return Outcome.NEVER_SERVED
             pause_s = self._policy.died(served_s)
             if pause_s is not None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
-from swapfs.host import journal
+from swapfs.host import interpreter, journal
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ class TakeDown:
     def __init__(self, name: str, runtime_dir: Path) -> None:
         self._name = name
         self.command = [
-            *(sys.executable, "-m", "swapfs", "down", name),
+            *interpreter.command("swapfs", "down", name),
             *("--runtime-dir", str(runtime_dir)),
         ]
         self._pid = 0

@@ -150,11 +150,8 @@ def _stored(second: StalledWrites, lower: Lower | None) -> Callable[[], None]:
 
 
 def _namespace(config: Config, layer: VirtualSlotLayer) -> Namespace:
-    def free_bytes() -> int:
-        return layer.table.state_counts()["empty"] * PAGE_SIZE
-
     def count_bug() -> None:
         with layer.lock:
             layer.counters.add("handler_errors")
 
-    return Namespace(config.size_bytes, free_bytes, count_bug)
+    return Namespace(config.size_bytes, count_bug)

@@ -7,16 +7,13 @@ metrics themselves are listed in ``metric_table.METRICS``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
-from socketserver import TCPServer
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.core import (
@@ -26,7 +23,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
+from swapfs.server.http_server import HttpServer, Respond, Response
 from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric
 
 if TYPE_CHECKING:
@@ -38,14 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 2
-"""Requests served at once; more wait in the listen queue. The threads exist from the start."""
-LISTEN_QUEUE: Final = 8
-CLIENT_TIMEOUT_S: Final = 5.0
-"""How long one client may keep a worker waiting for its bytes."""
-
 TakeSnapshot = Callable[[], "Status"]
-Response = tuple[HTTPStatus, str, bytes]
 
 
 class StatusCollector(Collector):
@@ -119,115 +110,40 @@ def write_textfile(path: Path, snapshot: TakeSnapshot) -> None:
         raise OperationError(f"metrics file {path}: {error.strerror or error}") from error
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Listener
-    timeout = CLIENT_TIMEOUT_S
-    server_version = "swapfs"
-    sys_version = ""
+def respond(snapshot: TakeSnapshot) -> Respond:
+    """Return what answers the requests of an HTTP server with *snapshot*."""
+    registry = make_registry(snapshot)
 
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        status, content_type, body = self.server.respond(path, self.headers.get("Accept", ""))
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug("metrics: " + format, *args)  # noqa: G003 (format comes from http.server)
-
-
-class _Listener(TCPServer):
-    allow_reuse_address = True
-    request_queue_size = LISTEN_QUEUE
-
-    def __init__(self, address: tuple[str, int], snapshot: TakeSnapshot) -> None:
-        # the first address that the host name stands for, IPv4 or IPv6
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family = found[0][0]
-        self._snapshot = snapshot
-        self._registry = make_registry(snapshot)
-        super().__init__(address, _Handler)
-
-    def respond(self, path: str, accept: str) -> Response:
+    def answer(path: str, accept: str) -> Response:
         text = "text/plain; charset=utf-8"
         try:
             if path == "/metrics":
                 encode, content_type = exposition.choose_encoder(accept)
-                return HTTPStatus.OK, content_type, encode(self._registry)
+                return HTTPStatus.OK, content_type, encode(registry)
             if path == "/healthz":
-                reasons = self._snapshot().degraded
+                reasons = snapshot().degraded
                 body = "\n".join(reasons or ["ok"]) + "\n"
                 status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
                 return status, text, body.encode()
-        except Exception:  # a scrape must not end its worker, whatever the snapshot raises
+        except Exception:  # a scrape must not end its thread, whatever the snapshot raises
             log.exception("metrics: no snapshot for %s", path)
             return HTTPStatus.INTERNAL_SERVER_ERROR, text, b"no status; see the log of swapfs\n"
         return HTTPStatus.NOT_FOUND, text, b"try /metrics or /healthz\n"
 
-
-class MetricsServer:
-    """Serves ``/metrics`` and ``/healthz`` from a fixed number of daemon threads.
-
-    The socket is bound and the threads exist when the constructor returns; they inherit the
-    creator's IO_FLUSHER and scheduling policy. A fixed number, because a thread per request
-    would map (and under ``mlockall`` populate) a new stack while swap is short.
-
-    :raises OSError: the address cannot be bound
-    """
-
-    def __init__(self, address: tuple[str, int], snapshot: TakeSnapshot) -> None:
-        self._listener = _Listener(address, snapshot)
-        self._closing = threading.Event()
-        self._workers = [
-            threading.Thread(target=self._work, name=f"metrics-{number}", daemon=True)
-            for number in range(WORKERS)
-        ]
-        for worker in self._workers:
-            worker.start()
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The host and port that are really bound, for a configured port of 0."""
-        host, port = self._listener.socket.getsockname()[:2]
-        return str(host), int(port)
-
-    def close(self) -> None:
-        """Stop listening and wait for the requests being served. May be called twice."""
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        self._listener.socket.shutdown(socket.SHUT_RDWR)  # wakes accept() with an error
-        for worker in self._workers:
-            worker.join(CLIENT_TIMEOUT_S)
-        self._listener.server_close()
-
-    def _work(self) -> None:
-        while not self._closing.is_set():
-            try:
-                request, address = self._listener.get_request()
-            except OSError:
-                self._closing.wait(1.0)  # out of descriptors: do not spin, least of all as FIFO
-                continue
-            try:
-                self._listener.process_request(request, address)
-            except OSError as error:  # the client went away
-                log.debug("metrics: request from %s failed: %s", address, error)
-                self._listener.shutdown_request(request)
-            except Exception:  # the worker must outlive whatever one client sends
-                log.exception("metrics: request from %s failed", address)
-                self._listener.shutdown_request(request)
+    return answer
 
 
-def serve(addr: tuple[str, int], snapshot: TakeSnapshot) -> MetricsServer:
+def serve(addr: tuple[str, int], snapshot: TakeSnapshot) -> HttpServer:
     """Start serving *snapshot* on *addr* (host, port) and return when the port is bound.
 
-    :param snapshot: called in a metrics thread once per request; must not wait for I/O
-    :raises OperationError: the address is in use, not ours, or does not resolve
+    :param snapshot: called in the server's thread once per request; must not wait for I/O
+    :raises AddressAbsent: this machine does not have the address, or not yet
+    :raises OperationError: it is in use, or may not be used
     """
     try:
-        return MetricsServer(addr, snapshot)
+        return HttpServer(addr, respond(snapshot))
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OperationError(f"metrics address {addr[0]}:{addr[1]}: {reason}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        absent = getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        kind = AddressAbsent if absent else OperationError
+        raise kind(f"metrics address {addr[0]}:{addr[1]}: {reason}") from error

@@ -25,7 +25,7 @@ import trio
 
 from swapfs import session
 from swapfs.config.model import SWAP_INODE, Config, swap_backing
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
 from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout
 from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
@@ -33,6 +33,7 @@ from swapfs.region.layout import Region
 from swapfs.server import metrics
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
+from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import VitalThreads
 from swapfs.session import fuse_init, pyfuse3
@@ -78,7 +79,7 @@ class Server:
         down = parts.lower.writeback if parts.lower else None
         self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, down, handover)
         self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
-        self._metrics: metrics.MetricsServer | None = None
+        self._metrics: HttpServer | None = None
         self._threads = VitalThreads(self._on_thread_death)
         self._serving = threading.Event()
         self._on_failure: Callable[[BaseException], None] = lambda error: None
@@ -164,12 +165,14 @@ class Server:
     ) -> None:
         """Start *serve*; in a server that others wait for, go on without it if it fails.
 
+        So does the first one where an address may still come: at boot, swap is there before it.
+
         :raises OperationError: it failed in the first server, which has no pages yet
         """
         try:
             await serve()
         except OperationError as error:
-            if not self._recover:
+            if not self._recover and not isinstance(error, AddressAbsent):
                 raise
             log.error("%s; going on without, and trying again", error)
             self._snapshots.problems[what] = str(error)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe, swap_backing
+from swapfs.errors import OperationError
 from swapfs.host import journal, loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
@@ -109,7 +110,7 @@ class SnapshotMaker:
             config=self._described,
             handover=self._handover,
             kernel=KernelStatus(**opened.as_dict()) if opened else None,
-            limits=(fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else (),
+            limits=self._limits(opened),
             degraded=self._degraded(guards, stored["tiers"], attached["swap"]),
         )
 
@@ -180,8 +181,14 @@ class SnapshotMaker:
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
-        attached = loop.find(self._backing)
-        area = swap.find(attached.device) if attached else None
+        try:
+            attached = loop.find(self._backing)
+            area = swap.find(attached.device) if attached else None
+        except OperationError as error:  # somebody unmounted sysfs: pages go on
+            self.problems["loop"] = f"whether swap is on cannot be seen: {error}"
+            attached = area = None
+        else:
+            self.problems.pop("loop", None)
         return {
             "loop": str(attached.device) if attached else None,
             "loop_sequence": attached.sequence if attached else None,
@@ -194,6 +201,12 @@ class SnapshotMaker:
                 priority=area.priority,
             ),
         }
+
+    def _limits(self, opened: fuse_init.KernelSession | None) -> tuple[str, ...]:
+        """Say what it cannot do here, and what may go wrong because of where it is."""
+        limits = (fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else ()
+        tier = self._layer.tier
+        return (*limits, *(tier.stats().cautions if tier else ()))
 
     def _degraded(
         self,

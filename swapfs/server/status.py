@@ -62,7 +62,10 @@ class PoolStatus(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierStatus(Part):
-    """One tier below the pool. ``detail`` says in words what is wrong, and "" if nothing is."""
+    """One tier below the pool. ``detail`` says in words what is wrong, and "" if nothing is.
+
+    ``cautions`` are what may go wrong because of where it is.
+    """
 
     name: str = ""
     path: str = ""
@@ -78,6 +81,7 @@ class TierStatus(Part):
     healthy: bool = True
     state: TierState = TierState.UNKNOWN
     detail: str = ""
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

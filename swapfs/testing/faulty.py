@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from swapfs.errors import TierFull, TierIOError
+from swapfs.errors import TierFull, TierIOError, TierNoSpace
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch
 from swapfs.units import SECTOR_SIZE, PSector
 
 READ_FAULTS: Final = ("read_error", "short_read", "flipped_read")
-WRITE_FAULTS: Final = ("write_error", "lost_write", "flipped_write")
+WRITE_FAULTS: Final = ("write_error", "no_space", "lost_write", "flipped_write")
 FAULTS: Final = (*READ_FAULTS, *WRITE_FAULTS, "full")
 
 
@@ -20,7 +20,7 @@ class FaultyTier(TierWrapper):
     """Fails calls *first* to *last* (from 1) of the operation that *fault*, of FAULTS, is about.
 
     ``read_error`` and ``short_read`` raise, ``flipped_read`` returns damaged bytes,
-    ``write_error`` raises, ``lost_write`` reports success and writes nothing,
+    ``write_error`` and ``no_space`` raise, ``lost_write`` reports success and writes nothing,
     ``flipped_write`` damages what is written, and ``full`` finds no room. ``damaged_slots``
     are those whose blobs were ever lost or damaged by a write.
     """
@@ -77,6 +77,8 @@ class FaultyTier(TierWrapper):
         match fault:
             case "write_error":
                 raise TierIOError("made to fail: write")
+            case "no_space":
+                raise TierNoSpace("made to fail: no space")
             case "lost_write":
                 if batch.sectors < extent.sectors:
                     rest = PSector(extent.sector + batch.sectors)

@@ -41,6 +41,8 @@ class TierStats:
     encrypted: bool
     free_segments: int
     segments: int
+    cautions: tuple[str, ...] = ()
+    """What may go wrong because of where it is, each in one line."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able dict."""
@@ -76,6 +78,7 @@ class LowerTier(ABC):
 
         :raises TierIOError: nothing of the batch may be trusted; the extent stays taken, and
             the caller calls ``mark_bad`` or ``release``
+        :raises TierNoSpace: likewise, but the sectors are good: ``release``
         """
 
     @abstractmethod

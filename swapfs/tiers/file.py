@@ -10,120 +10,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
-from swapfs.errors import ConfigError, OperationError, TierIOError
+from swapfs.errors import ConfigError, TierIOError, TierNoSpace
+from swapfs.tiers.backing_file import block_sectors, cautions, open_backing
 from swapfs.tiers.base import Extent, LowerTier, TierStats
-from swapfs.tiers.blob import MAGIC, Batch
+from swapfs.tiers.blob import Batch
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SegmentMap
-from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, SECTOR_SIZE, KiB, PSector
+from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, SECTOR_SIZE, PSector
 
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
-_LOOKED_AT_BYTES: Final = 128 * KiB  # the superblocks of btrfs (64K) and ISO 9660 (32K) are in it
-
-
-def open_backing(path: Path, size_bytes: int, direct_io: str) -> tuple[int, bool]:
-    """Open *path* for a file tier; return (descriptor, whether direct I/O is on).
-
-    A file is made (0600) or grown to *size_bytes* with its space allocated; a block device
-    must be that large already. On failure nothing that was not there before is left.
-
-    :param direct_io: ``auto``, ``on`` (fail without it) or ``off``
-    :raises ConfigError: holds other data, too small, or not a file or block device
-    :raises OperationError: the system refused to open or allocate it
-    """
-    existed = path.exists()
-    flags = os.O_RDWR | os.O_CLOEXEC
-    # O_EXCL on a block device: refuse one that is mounted or otherwise in use. Its lasting
-    # names (/dev/disk/by-id, LVM) are links; a file's name must not be one.
-    flags |= os.O_EXCL if path.is_block_device() else os.O_CREAT | os.O_NOFOLLOW
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise OperationError(f"cannot open backing file {path}: {error.strerror}") from error
-    try:
-        _lock(fd, path)
-        _require_ours(fd, path)
-        _allocate(fd, path, size_bytes)
-        direct = direct_io != "off" and _set_direct(fd)
-        if direct_io == "on" and not direct:
-            raise OperationError(f"{path}: no direct I/O here; use file-direct-io = 'auto'")
-    except BaseException as error:
-        os.close(fd)
-        if not existed:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OperationError(f"cannot use backing file {path}: {error.strerror}") from error
-        raise
-    return fd, direct
-
-
-def _lock(fd: int, path: Path) -> None:
-    """Refuse a place that another swapfs uses; the kernel lets go when the last server ends."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OperationError(f"{path} is in use by another swapfs") from error
-
-
-def _require_ours(fd: int, path: Path) -> None:
-    kind = os.fstat(fd).st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-        raise ConfigError("file", f"{path} is neither a regular file nor a block device")
-    start = os.pread(fd, _LOOKED_AT_BYTES, 0)
-    if start.strip(b"\0") and not start.startswith(MAGIC):
-        raise ConfigError(
-            "file", f"{path} holds data that is not swapfs's; remove or wipe it, or name another"
-        )
-
-
-def _allocate(fd: int, path: Path, size_bytes: int) -> None:
-    status = os.fstat(fd)
-    if stat.S_ISBLK(status.st_mode):
-        device_bytes = os.lseek(fd, 0, os.SEEK_END)
-        if device_bytes < size_bytes:
-            raise ConfigError("file", f"{path} has {device_bytes} bytes, not {size_bytes}")
-        return
-    os.fchmod(fd, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, size_bytes)
-    except OSError as error:
-        os.ftruncate(fd, status.st_size)
-        raise OperationError(
-            f"cannot allocate {size_bytes} bytes for {path}: {error.strerror}"
-        ) from error
-
-
-def _set_direct(fd: int) -> bool:
-    """Turn direct I/O on; False if the place refuses it, then it is off."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    with mmap.mmap(-1, PAGE_SIZE) as scratch:
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            os.preadv(fd, [scratch], 0)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-            return False
-    return True
-
-
-def _block_sectors(fd: int) -> int:
-    """Return the sectors that a read must be aligned to: 1, or those of a 4 KiB block."""
-    with mmap.mmap(-1, PAGE_SIZE) as scratch:
-        try:
-            os.preadv(fd, [memoryview(scratch)[:SECTOR_SIZE]], SECTOR_SIZE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return _PAGE_SECTORS
-    return 1
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Of the file system, a quota or a limit; the blocks that were written to are as good as before."""
 
 
 class FileTier(LowerTier):
@@ -153,9 +54,10 @@ class FileTier(LowerTier):
             self.fd, self._direct = open_backing(path, size_bytes, direct_io)
         else:
             self.fd, self._direct = fd, bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        self.block_sectors = _block_sectors(self.fd) if self._direct else 1
+        self.block_sectors = block_sectors(self.fd) if self._direct else 1
         self.seal = seal or ChecksumSeal()
         self._path = path
+        self._cautions = cautions(self.fd, path)
         self._map = SegmentMap(segments)
 
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
@@ -169,15 +71,23 @@ class FileTier(LowerTier):
         assert 0 < sectors <= extent.sectors
         size = sectors * SECTOR_SIZE
         batch.view[batch.sectors * SECTOR_SIZE : size] = bytes(size - batch.sectors * SECTOR_SIZE)
-        try:
-            written = os.pwritev(self.fd, [batch.view[:size]], extent.sector * SECTOR_SIZE)
-        except OSError as error:
-            raise TierIOError(f"write at sector {extent.sector}: {error.strerror}") from error
-        if written != size:
-            raise TierIOError(f"write at sector {extent.sector}: {written} of {size} bytes")
+        self._write_all(batch.view[:size], extent.sector)
         if batch.sectors < extent.sectors:
             rest = PSector(extent.sector + batch.sectors)
             self._map.release(rest, extent.sectors - batch.sectors)
+
+    def _write_all(self, view: memoryview, sector: PSector) -> None:
+        offset, written = sector * SECTOR_SIZE, 0
+        while written < len(view):
+            try:
+                # Cut short, it is called again for the rest: that tells why.
+                got = os.pwritev(self.fd, [view[written:]], offset + written)
+            except OSError as error:
+                kind = TierNoSpace if error.errno in _NO_SPACE else TierIOError
+                raise kind(f"write at sector {sector}: {error.strerror}") from error
+            if got <= 0 or (got % SECTOR_SIZE and self._direct):
+                raise TierIOError(f"write at sector {sector}: {written + got} of {len(view)} bytes")
+            written += got
 
     def mark_bad(self, extent: Extent) -> None:  # noqa: D102
         self._map.mark_bad(extent.sector, extent.sectors)
@@ -230,6 +140,7 @@ class FileTier(LowerTier):
             encrypted=self.seal.encrypted,
             free_segments=self._map.free_segments,
             segments=self._map.segments,
+            cautions=self._cautions,
         )
 
     def close(self) -> None:  # noqa: D102

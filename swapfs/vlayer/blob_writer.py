@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from swapfs.errors import TierFull, TierIOError
+from swapfs.errors import TierFull, TierIOError, TierNoSpace
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag, encode_file, file_sector
-from swapfs.vlayer.health import Health
+from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S, Health
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.progress import WAIT_S, Progress
 
@@ -93,8 +93,10 @@ class BlobWriter:
             self._tier.write(extent, batch)
         except TierIOError as error:
             log.error("file tier: %s", error)
-            self._abandon(extent, batch)
-            self.health.failed(str(error), self._clock_s())
+            full = isinstance(error, TierNoSpace)
+            self._abandon(extent, batch, good=full)
+            pause_max_s = NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S
+            self.health.failed(str(error), self._clock_s(), pause_max_s)
             return False
         except BaseException:  # a bug, or no memory: who knows what it wrote
             self._abandon(extent, batch)
@@ -124,10 +126,11 @@ class BlobWriter:
         self.unmark(batch.items)
         self.settle(extent)
 
-    def _abandon(self, extent: Extent, batch: Batch) -> None:
-        """Keep the sectors of a failed write out of use, and only those."""
-        bad = min(extent.sectors, -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS)
-        self._tier.mark_bad(Extent(extent.sector, bad))
+    def _abandon(self, extent: Extent, batch: Batch, *, good: bool = False) -> None:
+        """Keep the sectors of a failed write out of use, and only those, unless they are *good*."""
+        bad = 0 if good else min(extent.sectors, -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS)
+        if bad:
+            self._tier.mark_bad(Extent(extent.sector, bad))
         if bad < extent.sectors:
             self._tier.release(PSector(extent.sector + bad), extent.sectors - bad)
         with self._layer.lock:

@@ -12,6 +12,8 @@ from swapfs.tiers.state import TierState
 
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
+NO_SPACE_PAUSE_MAX_S: Final = 4.0
+"""Where nothing is broken, a try costs little, and room may be made at any time."""
 STUCK_AFTER_S: Final = 5.0
 """A batch that takes longer is reported as stuck."""
 
@@ -34,9 +36,12 @@ class Health:
         """Note that the write of *writer* is over, well or not."""
         self._busy_since_s.pop(writer, None)
 
-    def failed(self, reason: str, now_s: float) -> None:
-        """Note a failed write: the next attempt waits twice as long as the last one did."""
-        self.backoff_s = min(BACKOFF_MAX_S, self.backoff_s * 2 or BACKOFF_FIRST_S)
+    def failed(self, reason: str, now_s: float, pause_max_s: float = BACKOFF_MAX_S) -> None:
+        """Note a failed write: the next attempt waits twice as long as the last one did.
+
+        :param pause_max_s: and no longer than this
+        """
+        self.backoff_s = min(pause_max_s, self.backoff_s * 2 or BACKOFF_FIRST_S)
         self.retry_at_s = now_s + self.backoff_s
         self.reason = reason
 

@@ -39,6 +39,14 @@ def test_statfs_has_the_block_size_that_loop_needs(instance: Instance) -> None:
     assert found.f_bfree == SIZE // PAGE
 
 
+def test_df_sees_nothing_that_could_run_out(instance: Instance) -> None:
+    fd = instance.open()
+    os.pwrite(fd, os.urandom(SIZE // 2), 0)
+    os.close(fd)
+    shown = check("df", "--output=pcent,itotal,iused", instance.mountpoint)
+    assert shown.split()[-3:] == ["0%", "0", "0"]
+
+
 def test_unknown_names_do_not_exist(instance: Instance) -> None:
     for name in ("other", "swap2", "SWAP", "swap.tmp", "x" * 255):
         assert errno_of(os.stat, instance.mountpoint / name) == "ENOENT", name

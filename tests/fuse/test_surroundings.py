@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,6 +103,38 @@ def test_a_later_server_serves_though_its_metrics_address_is_taken(make_instance
             assert swap.read(PAGE) == bytes(PAGE)
     wait_until(lambda: address not in str(instance.status()["degraded"]), "it to be free again")
     socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_metrics_address_may_come_later_than_swap(make_instance: Start) -> None:
+    """In a network of its own, where an address comes later."""
+    instance = make_instance()
+    port = 9809
+    words = instance.mount_command(*SIZES, "--metrics", f"{LATE_ADDRESS}:{port}")
+    python = (sys.executable, "-c", SET_UP)
+    check(
+        "unshare", "-n", "sh", "-c", '"$1" "$2" "$3" && shift 3 && exec "$@"', "", *python, *words
+    )
+    instance._note_pids()
+    status = instance.status()
+    assert any(f"{LATE_ADDRESS}:{port}: Cannot assign" in why for why in status["degraded"])
+    inside = ("nsenter", "-t", status["pid"], "-n", sys.executable, "-c")
+    check(*inside, SET_UP, LATE_ADDRESS)
+    wait_until(lambda: f":{port}" not in str(instance.status()["degraded"]), "it to be served")
+    ask = f"import urllib.request as r; print(r.urlopen('http://{LATE_ADDRESS}:{port}/metrics').status)"
+    assert check(*inside, ask) == "200\n"
+    instance.down()
+
+
+LATE_ADDRESS = "192.0.2.7"
+SET_UP = """
+import fcntl, socket, struct, sys
+IFF_UP, SIOCSIFFLAGS, SIOCSIFADDR = 1, 0x8914, 0x8916
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+    for address in sys.argv[1:]:
+        raw = struct.pack("=H2x4s8x", socket.AF_INET, socket.inet_aton(address))
+        fcntl.ioctl(probe, SIOCSIFADDR, struct.pack("16s16s", b"lo:0", raw))
+"""
 
 
 def _take(port: int) -> socket.socket:
@@ -261,3 +294,24 @@ def test_a_file_where_the_runtime_directory_should_be(make_instance: Start) -> N
         assert done.returncode in (1, 2)
         assert len(done.stderr.splitlines()) == 1, done.stderr
     Path(instance.runtime_dir).unlink()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "says"), [("/sys", "/sys/block is not there"), ("/proc", "/proc")]
+)
+def test_up_where_the_kernel_cannot_be_seen_leaves_nothing(
+    make_instance: Start, hidden: str, says: str
+) -> None:
+    """Nothing is swapped on: without sysfs no loop device is ever good enough for that."""
+    instance = make_instance()
+    words = [*instance.command, "up", "--mountpoint", str(instance.mountpoint)]
+    words += ["--name", instance.name, "--runtime-dir", str(instance.runtime_dir)]
+    words += ["--size", "64M", "--pool", "96M", "--unsafe"]
+    hide = f'mount -t tmpfs none {hidden} && exec "$@"'
+    done = run("unshare", "-m", "sh", "-c", hide, "sh", *words)
+    assert done.returncode == 1, done.stdout
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    instance.assert_gone()
+    shown = run("unshare", "-m", "sh", "-c", hide, "sh", *instance.command, "status", instance.name)
+    assert "Traceback" not in shown.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from swapfs.config.option import Option, Section, as_size, check_keys, fields, s
 from swapfs.config.options import DEFAULTS, OPTIONS
 from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
+from swapfs.host import syscalls
 from swapfs.units import GiB, MiB, TiB
 from swapfs.wire import control
 
@@ -106,13 +109,19 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ("priority", True, "whole number"),
         ("promote", "yes", "neither true nor false"),
         ("file", "/nowhere/swap:1G", "--file: /nowhere/swap: there is no directory /nowhere"),
-        ("file", "/tmp/swapfs-not-there", "write /tmp/swapfs-not-there:SIZE"),
-        ("file", "/tmp/x:big", "'big' is not a size"),
-        ("file", "/tmp/x:4097", "is not a multiple of 4096"),
-        ("file", "/tmp/x:4K", "too small (least: 3M)"),
+        ("file", "/var/tmp/swapfs-not-there", "write /var/tmp/swapfs-not-there:SIZE"),
+        ("file", "/var/tmp/x:big", "'big' is not a size"),
+        ("file", "/var/tmp/x:4097", "is not a multiple of 4096"),
+        ("file", "/var/tmp/x:4K", "too small (least: 3M)"),
+        ("file", "/dev/swapfs-not-there:8M", "--file: there is no device /dev/swapfs-not-there"),
+        ("file", "/dev/disk/by-id/none:8M", "--file: there is no device /dev/disk/by-id/none"),
         ("file", "/dev/null:1M", "neither a file nor a block device"),
-        ("file", "/tmp/swapfs-not-there:3T", "3T is too large (most: 2T; write"),
-        ("file", "/tmp/swapfs-not-there:1024T", "(most: 2T; write /tmp/swapfs-not-there:2T)"),
+        ("file", "/var/tmp/swapfs-not-there:3T", "3T is too large (most: 2T; write"),
+        (
+            "file",
+            "/var/tmp/swapfs-not-there:1024T",
+            "(most: 2T; write /var/tmp/swapfs-not-there:2T)",
+        ),
         ("file", "", "is not a usable path"),
         ("file-direct-io", "on", "there is no file"),
         ("mountpoint", "/nowhere", "mountpoint: /nowhere: No such file"),
@@ -166,12 +175,60 @@ def test_mistakes_in_the_file_name_file_and_key(
     assert says in line
 
 
+def test_a_byte_order_mark_is_no_mistake(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "windows.toml"
+    file.write_bytes(b"\xef\xbb\xbfpriority = 7\r\n")
+    assert load(BASE, file, root).priority == 7
+
+
+def test_a_directory_too_deep_for_a_socket_is_refused(root: Path, tmp_path: Path) -> None:
+    most = 107 - len("/swapfs.sock")
+    fits = f"{tmp_path}/{'x' * 200}"[:most]
+    fits = fits if fits[-1] != "/" else fits[:-1] + "x"
+    load({**BASE, "runtime-dir": fits}, None, root)
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError):
+        probe.bind(f"{fits}/swapfs.sock")
+    line = problem({"runtime-dir": fits + "y"}, root)
+    says = f"{fits}y is 1 bytes too long to have the socket of the instance in it"
+    assert line == f"--runtime-dir: {says}"
+
+
 def test_unreadable_files(root: Path, tmp_path: Path) -> None:
     assert "No such file" in problem({}, root, tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
     assert "not TOML" in problem({}, root, tmp_path / "latin.toml")
     (tmp_path / "deep.toml").write_text("size = " + "[" * 100_000)
     assert "nested too deep" in problem({}, root, tmp_path / "deep.toml")
+
+
+@pytest.mark.parametrize(
+    ("magic", "says"),
+    [
+        (0x01021994, "on tmpfs: what is in memory frees none"),
+        (0x858458F6, "on ramfs: what is in memory"),
+        (0x6969, "on nfs: who serves it may need memory"),
+        (0x65735546, "on fuse: who serves it"),
+    ],
+)
+def test_a_file_where_a_page_may_need_memory_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, says: str
+) -> None:
+    monkeypatch.setattr(syscalls, "file_system_type", lambda fd: magic)
+    (tmp_path / "old").write_bytes(bytes(MiB))
+    for name in ("new", "old"):
+        given: dict[str, object] = {"file": f"{tmp_path}/{name}:8M"}
+        line = problem(given, root)
+        assert f"{tmp_path}/{name} is {says}" in line
+        assert line.endswith("(--unsafe goes on)")
+        assert load({**BASE, **given, "unsafe": True}, None, root).file is not None
+
+
+def test_a_link_that_up_would_refuse_is_refused_before(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "tier")
+    assert "is a link to what is not there" in problem({"file": f"{tmp_path}/link:8M"}, root)
+    (tmp_path / "tier").write_bytes(bytes(8 * MiB))
+    line = problem({"file": f"{tmp_path}/link:8M"}, root)
+    assert line.endswith(f"is a link to a file: name {tmp_path}/tier instead")
 
 
 def test_busy_mount_point(root: Path, tmp_path: Path) -> None:
@@ -335,7 +392,9 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
 
 TEXTS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["64M", "auto", "off", "/tmp/x:1M", "/tmp", "\x00", "[::1]:1", "1e400", "-1"]),
+    st.sampled_from(
+        ["64M", "auto", "off", "/var/tmp/x:1M", "/tmp", "\x00", "[::1]:1", "1e400", "-1"]
+    ),
     st.text(alphabet="/:.KMGT0123456789", max_size=400),
 )
 LEAVES = st.one_of(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from swapfs.errors import ConfigError, OperationError, TierIOError
+from swapfs.errors import ConfigError, OperationError, TierIOError, TierNoSpace
+from swapfs.host import filesystems, syscalls
 from swapfs.testing.pages import page
-from swapfs.tiers import file as file_tier
+from swapfs.tiers import backing_file
 from swapfs.tiers.blob import Batch, check_blob
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal
@@ -149,7 +151,7 @@ def test_places_that_are_no_file_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_direct_io_that_is_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_tier, "_set_direct", lambda fd: False)
+    monkeypatch.setattr(backing_file, "_set_direct", lambda fd: False)
     with pytest.raises(OperationError, match="no direct I/O"):
         FileTier(tmp_path / "back", SIZE, "on")
     assert not (tmp_path / "back").exists()
@@ -166,7 +168,8 @@ def test_short_and_failed_transfers_are_errors(
     os.truncate(tmp_path / "back", 1000)
     with pytest.raises(TierIOError, match="1000 of 4096 bytes"):
         tier.read(PSector(0), 8, _aligned())
-    monkeypatch.setattr(os, "pwritev", lambda *_: 512)
+    answers = iter((512, 0))
+    monkeypatch.setattr(os, "pwritev", lambda *_: next(answers))
     with pytest.raises(TierIOError, match="512 of"):
         tier.write(extent, _batch(1, 5))
 
@@ -183,3 +186,75 @@ def test_short_and_failed_transfers_are_errors(
     tier.mark_bad(extent)
     assert tier.stats().bad_bytes == extent.sectors * SECTOR_SIZE
     tier.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("before", [0, 512])
+def test_no_space_is_told_from_a_broken_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, before: int
+) -> None:
+    """The kernel writes what it has room for, and says why only when asked for the rest."""
+    tier = FileTier(tmp_path / "back", SIZE, "off")
+    extent = tier.allocate(SEGMENT_SECTORS)
+    asked: list[int] = []
+
+    def full(fd: int, views: list[memoryview], offset: int) -> int:
+        asked.append(offset)
+        if before and len(asked) == 1:
+            return before
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwritev", full)
+    with pytest.raises(TierNoSpace, match=os.strerror(number)):
+        tier.write(extent, _batch(1, 5))
+    assert asked == ([0, before] if before else [0])
+    tier.close()
+
+
+def test_a_limit_of_the_caller_is_no_broken_disk(tmp_path: Path) -> None:
+    tier = FileTier(tmp_path / "back", SIZE, "off")
+    extent = tier.allocate(SEGMENT_SECTORS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(TierNoSpace, match="File too large"):
+            tier.write(extent, _batch(1, 5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tier.write(extent, _batch(1, 5))
+    tier.close()
+
+
+def test_a_device_that_is_not_there_becomes_no_file() -> None:
+    missing = Path("/dev/swapfs-not-there")
+    with pytest.raises(ConfigError, match="there is no device /dev/swapfs-not-there"):
+        FileTier(missing, SIZE)
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize(
+    ("magic", "says"),
+    [
+        (0xEF53, None),
+        (0x01021994, "in memory"),
+        (0x6969, "on nfs: who serves that may need memory"),
+        (0x794C7630, "on overlay: what lies below it cannot be seen"),
+        (0x2FC12FC1, "on zfs, which writes each block to a new place"),
+        (0x9123683E, "on btrfs, which writes each block to a new place"),  # no flag on this disk
+    ],
+)
+def test_a_place_that_may_fail_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, says: str | None
+) -> None:
+    monkeypatch.setattr(syscalls, "file_system_type", lambda fd: magic)
+    monkeypatch.setattr(filesystems, "_flags", lambda fd: 0)
+    for _ in range(2):  # made, and found
+        tier = FileTier(tmp_path / "back", SIZE)
+        found = tier.stats().cautions
+        if says is None:
+            assert found == ()
+        else:
+            (caution,) = found
+            assert str(tmp_path / "back") in caution
+            assert says in caution
+        tier.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -394,3 +396,39 @@ def test_the_real_machine_can_be_read() -> None:
     assert mounts.entries()
     swap.entries()
     loop.devices()
+
+
+def test_what_cannot_be_seen_is_not_absent(root: Path) -> None:
+    (root / "proc/swaps").unlink()
+    assert swap.entries(root) == [], "a kernel without swap"
+    shutil.rmtree(root / "proc")
+    with pytest.raises(OperationError, match="proc/swaps"):
+        swap.entries(root)
+    shutil.rmtree(root / "sys")
+    with pytest.raises(OperationError, match="loop devices cannot be seen"):
+        loop.devices(root)
+
+
+def test_a_device_that_cannot_be_seen_is_detached_after_all(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when sysfs is not mounted: losetup works, and nothing shows what it did."""
+    shutil.rmtree(root / "sys")
+    attached = {"/dev/loop7"}
+
+    def losetup(*words: object) -> str:
+        if "-d" in words:
+            attached.discard(str(words[-1]))
+        return "/dev/loop7\n"
+
+    def ask(node: Path) -> FileId:
+        if not attached:
+            raise OSError(errno.ENXIO, "No such device or address")
+        return FileId(1, 2)
+
+    monkeypatch.setattr(loop, "run", losetup)
+    monkeypatch.setattr(loop, "read_backing_id", ask)
+    with pytest.raises(OperationError, match="loop devices cannot be seen") as caught:
+        loop.attach(Path("/mnt/swap"), root=root)
+    assert not hasattr(caught.value, "__notes__")
+    assert not attached

@@ -22,6 +22,7 @@ from swapfs.errors import (
     SwapfsError,
     UsageError,
 )
+from swapfs.host import interpreter, limits
 from swapfs.wire import startup
 
 MIB = 1 << 20
@@ -44,7 +45,7 @@ def config(tmp_path: Path) -> Config:
 def monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that is started in the monitor's place; the test writes it."""
     program, python = tmp_path / "monitor.py", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$3"\n')
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$4"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     return program
@@ -89,9 +90,56 @@ def test_the_daemon_gets_the_configuration(config: Config, monitor: Path) -> Non
 
 def test_a_daemon_that_dies_without_a_word(config: Config, monitor: Path) -> None:
     monitor.write_text(READ_CONFIG + "print('last words', file=sys.stderr); os._exit(3)\n")
-    with pytest.raises(OperationError, match=r"died while it started; see .*unit\.log"):
+    for _ in range(2):
+        with pytest.raises(OperationError, match=r"started \(last words\); see .*unit\.log"):
+            launch.launch(config)
+    monitor.write_text(READ_CONFIG + "os._exit(3)\n")
+    with pytest.raises(OperationError, match=r"died while it started \(exit code 3\)"):
         launch.launch(config)
-    assert "last words" in (config.runtime_dir / "unit.log").read_text()
+
+
+def test_a_daemon_that_cannot_import_says_what(config: Config, monitor: Path) -> None:
+    monitor.write_text("import swapfs.none_such\n")
+    with pytest.raises(OperationError, match=r"\(ModuleNotFoundError: No module named 'swapfs"):
+        launch.launch(config)
+
+
+def test_a_daemon_that_is_killed_says_by_what(config: Config, monitor: Path) -> None:
+    monitor.write_text(READ_CONFIG + "os.kill(os.getpid(), 9)\n")
+    with pytest.raises(OperationError, match=r"\(killed by SIGKILL: out of memory, probably"):
+        launch.launch(config)
+
+
+def test_a_limit_that_is_too_low_is_named_before_anything_is_started(
+    config: Config, monitor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "problems", lambda needs: ["memory.max of cgroup /x is 1M"])
+    with pytest.raises(OperationError, match=r"^memory\.max of cgroup /x is 1M$"):
+        launch.launch(config)
+    assert not (config.runtime_dir / "unit.log").exists()
+
+
+def test_a_directory_named_like_us_is_not_run_for_us(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the working directory of a daemon, which is /; here it is another."""
+    for name in ("swapfs", "trap"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
+    program = "import sys, swapfs.errors; assert 'trap' not in sys.modules"
+    python = [sys.executable, "-P", "-c", program]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f":.:{tmp_path / 'none'}")
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    environment = interpreter.environment(PYTHONMALLOC="malloc")
+    assert interpreter.command("m", "a") == [sys.executable, "-P", "-m", "m", "a"]
+    assert environment["PYTHONPATH"] == str(tmp_path / "none")
+    assert environment["PYTHONMALLOC"] == "malloc"
+    assert "PYTHONINSPECT" not in environment
+    assert subprocess.run(python, env=environment, check=False).returncode == 0
+    # what a child of it starts in the same way is as safe
+    python.remove("-P")
+    assert subprocess.run(python, env=environment, check=False).returncode == 0
 
 
 @pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")

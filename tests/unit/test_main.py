@@ -17,7 +17,7 @@ from swapfs import __version__
 from swapfs.command import lifecycle, main, stale
 from swapfs.config.options import OPTIONS
 from swapfs.errors import GuardError, OperationError
-from swapfs.host import proc
+from swapfs.host import limits, proc
 from swapfs.wire import control
 
 if TYPE_CHECKING:
@@ -229,6 +229,20 @@ def test_check_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'size = "64M"' in capsys.readouterr().out.splitlines()
     assert main.main(["check-config", "--json", *SIZES, "--overcommit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["size"] == 64 << 20
+
+
+def test_check_config_looks_at_the_file_and_the_limits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / "photos"
+    foreign.write_bytes(b"precious" * 1_000_000)
+    words = ["check-config", *SIZES, "--overcommit", "5", "--unsafe"]
+    assert "holds data that is not swapfs's" in fails(capsys, 2, *words, "--file", f"{foreign}:4M")
+    monkeypatch.setattr(limits, "problems", lambda needs: ["pids.max of cgroup /x is 5"])
+    assert main.main(words) == 0
+    assert "pids.max of cgroup /x is 5" in capsys.readouterr().err
+    words.remove("--unsafe")
+    assert "pids.max of cgroup /x is 5" in fails(capsys, 1, *words)
 
 
 def test_check_config_refuses_what_mount_would(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import socket
@@ -19,9 +20,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from swapfs.errors import OperationError
+from swapfs.errors import AddressAbsent, OperationError
 from swapfs.region.counters import COUNTERS
-from swapfs.server import metrics
+from swapfs.server import http_server, metrics
+from swapfs.server.http_server import HttpServer
 from swapfs.server.metric_table import METRICS, reference
 from swapfs.server.status import Status
 from swapfs.vlayer.health import Health
@@ -246,7 +248,7 @@ Serve = Callable[[Callable[[], dict[str, Any]]], str]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    servers: list[metrics.MetricsServer] = []
+    servers: list[HttpServer] = []
 
     def start(take: Callable[[], dict[str, Any]]) -> str:
         server = metrics.serve(("127.0.0.1", 0), lambda: Status.from_dict(take()))
@@ -307,7 +309,7 @@ def test_failing_snapshot_is_a_500_and_the_next_scrape_works(
         return snapshot
 
     url = serve(take)
-    for _ in range(metrics.WORKERS + 1):
+    for _ in range(3):
         assert get(f"{url}/metrics")[0] == 500
     assert "region is gone" in caplog.text
     broken = False
@@ -345,17 +347,91 @@ def test_scrapes_during_updates_never_go_backwards_nor_mix_snapshots(serve: Serv
         writer.join()
 
 
-def test_one_silent_client_does_not_stop_the_scrape(serve: Serve, snapshot: dict[str, Any]) -> None:
+def connect(url: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    client.settimeout(20)
+    return client
+
+
+def test_slow_clients_cost_only_their_own_places(serve: Serve, snapshot: dict[str, Any]) -> None:
     url = serve(lambda: snapshot)
-    port = int(url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)):
+    with contextlib.ExitStack() as slow:
+        clients = [slow.enter_context(connect(url)) for _ in range(http_server.CLIENTS_MAX - 1)]
+        for client in clients:
+            client.sendall(b"GET /met")
         assert get(f"{url}/metrics")[0] == 200
+        for client in clients:
+            client.sendall(b"rics HTTP/1.1\r\n\r\n")
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients), "they were waited for"
+
+
+def test_when_all_places_are_taken_the_oldest_makes_room(
+    serve: Serve, snapshot: dict[str, Any]
+) -> None:
+    url = serve(lambda: snapshot)
+    with contextlib.ExitStack() as slow:
+        clients = [slow.enter_context(connect(url)) for _ in range(http_server.CLIENTS_MAX)]
+        assert get(f"{url}/metrics")[0] == 200
+        assert clients[0].recv(1) == b""
+        clients[1].sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert clients[1].recv(12) == b"HTTP/1.1 200"
+
+
+def test_the_deadline_is_for_the_request_and_not_for_a_byte(snapshot: dict[str, Any]) -> None:
+    now_s = [100.0]
+    answer = metrics.respond(lambda: Status.from_dict(snapshot))
+    server = HttpServer(("127.0.0.1", 0), answer, lambda: now_s[0])
+    url = "http://{}:{}".format(*server.address)
+    with connect(url) as client:
+        client.sendall(b"GET")
+        assert get(f"{url}/metrics")[0] == 200, "so that one is known to have been seen"
+        now_s[0] += http_server.REQUEST_TIMEOUT_S + 1
+        client.sendall(b" ")
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    server.close()
+
+
+def raw(url: str, request: bytes) -> bytes:
+    with connect(url) as client:
+        client.sendall(request)
+        answer = b""
+        while chunk := client.recv(1 << 16):
+            answer += chunk
+        return answer
+
+
+def test_head_is_get_without_the_body(serve: Serve, snapshot: dict[str, Any]) -> None:
+    url = serve(lambda: snapshot)
+    whole = raw(url, b"GET /metrics HTTP/1.1\r\n\r\n")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert raw(url, b"HEAD /metrics HTTP/1.1\r\n\r\n") == head + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\r\n\r\n", b"400"),
+        (b"GET /metrics\r\n\r\n", b"400"),
+        (b"\xff\xfe\x00 \x00 \x00\r\n\r\n", b"400"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", b"405"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000, b"431"),
+        (b"HEAD /nowhere HTTP/1.0\n\n", b"404"),
+    ],
+)
+def test_other_requests_are_answered(
+    serve: Serve, snapshot: dict[str, Any], request_: bytes, status: bytes
+) -> None:
+    url = serve(lambda: snapshot)
+    assert raw(url, request_).split()[1] == status
+    assert get(f"{url}/metrics")[0] == 200
 
 
 def test_client_that_leaves_at_once_does_no_harm(serve: Serve, snapshot: dict[str, Any]) -> None:
     url = serve(lambda: snapshot)
     port = int(url.rpartition(":")[2])
-    for _ in range(2 * metrics.WORKERS):
+    for _ in range(2 * http_server.CLIENTS_MAX):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # close with a reset
@@ -375,7 +451,7 @@ def test_number_of_threads_does_not_grow_with_requests(
     url = serve(take)
     for _ in range(10):
         get(f"{url}/metrics")
-    assert 1 <= len(seen) <= metrics.WORKERS
+    assert len(seen) == 1
 
 
 def test_address_in_use_is_one_line(serve: Serve, snapshot: dict[str, Any]) -> None:
@@ -389,6 +465,14 @@ def test_address_in_use_is_one_line(serve: Serve, snapshot: dict[str, Any]) -> N
 def test_address_that_cannot_be_bound_is_an_operation_error(address: tuple[str, int]) -> None:
     with pytest.raises(OperationError, match="metrics address"):
         metrics.serve(address, lambda: Status.from_dict(make_snapshot()))
+
+
+def test_address_that_may_still_come_is_told_from_a_wrong_one() -> None:
+    late, wrong = ("192.0.2.1", 0), ("127.0.0.1", 70000)
+    for address, kind in ((late, AddressAbsent), (wrong, OperationError)):
+        with pytest.raises(OperationError) as caught:
+            metrics.serve(address, lambda: Status.from_dict(make_snapshot()))
+        assert type(caught.value) is kind
 
 
 def test_ipv6_is_served(snapshot: dict[str, Any]) -> None:

@@ -369,11 +369,12 @@ def test_peers_of_the_metrics_address(said: bytes) -> None:
     server.close()
 
 
-async def test_requests_of_the_namespace() -> None:
+async def test_requests_of_the_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug() -> int:
         raise ZeroDivisionError("planted")
 
-    names = fs.Namespace(1 << 20, bug, lambda: None)
+    monkeypatch.setattr(pyfuse3, "StatvfsData", bug)
+    names = fs.Namespace(1 << 20, lambda: None)
 
     async def fail() -> None:
         for call in (names.lookup(1, b"nobody"), names.statfs(None), names.unlink(1, b"swap")):

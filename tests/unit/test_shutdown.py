@@ -37,7 +37,7 @@ def commands(tmp_path: Path) -> Commands:
 
 def test_command_is_that_of_a_user(tmp_path: Path) -> None:
     command = TakeDown("one", tmp_path).command
-    assert command[1:] == ["-m", "swapfs", "down", "one", "--runtime-dir", str(tmp_path)]
+    assert command[1:] == ["-P", "-m", "swapfs", "down", "one", "--runtime-dir", str(tmp_path)]
 
 
 def test_asking_again_starts_no_second_one(

@@ -23,7 +23,7 @@ from swapfs.tiers.blob import HEADER, Batch
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.entry import MOVING, Tag, file_sector
-from swapfs.vlayer.health import BACKOFF_MAX_S, Health
+from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S, Health
 
 TEXT = [page("text", seed) for seed in range(60)]
 SLOTS = 16 * CLUSTER_SLOTS
@@ -153,6 +153,23 @@ def test_a_failed_write_keeps_the_pages_and_waits_longer_each_time() -> None:
     assert harness.down.health.problem(harness.now_s) == ""
     assert harness.load(0, 60) == b"".join(TEXT)
     memory.map.check()
+    harness.region.close()
+
+
+def test_want_of_space_is_no_damage_and_passes() -> None:
+    memory = MemoryTier(6)
+    tier = FaultyTier(memory, "no_space", 1, 6)
+    harness = Harness(SLOTS, 4 * MiB, tier)
+    harness.store(0, *TEXT)
+    for _ in range(6):
+        assert harness.down.demote_batch() == 0
+        assert "no space" in harness.down.health.problem(harness.now_s)
+        assert memory.map.bad_bytes == memory.map.taken_bytes == harness.counter("bad_sectors") == 0
+        harness.now_s += NO_SPACE_PAUSE_MAX_S
+    assert harness.down.demote_batch() == 60
+    assert harness.down.health.problem(harness.now_s) == ""
+    assert harness.load(0, 60) == b"".join(TEXT)
+    harness.check()
     harness.region.close()
 
 

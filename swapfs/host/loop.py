@@ -229,7 +229,7 @@ def detach(device: Path, root: Path = ROOT) -> None:
         run("losetup", "-d", device)
     except OperationError:
         # Marked before (losetup -D), it goes with its last user, and that has just happened.
-        if attached.exists() and _sequence(block) == sequence:
+        if _is_attached(block, node) and _sequence(block) == sequence:
             raise
     deadline = time.monotonic() + DETACH_WAIT_S
     while _is_attached(block, node) and _sequence(block) == sequence:

@@ -8,6 +8,7 @@ from typing import Final
 
 from swapfs.errors import TierFull
 from swapfs.testing.pages import page
+from swapfs.tiers import sector_ref
 from swapfs.tiers.base import READ_SLACK_BYTES, Extent, LowerTier
 from swapfs.tiers.blob import Batch, check_blob
 from swapfs.units import PAGE_SIZE, PSector
@@ -15,7 +16,6 @@ from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS
 
 SEGMENTS: Final = 8
 _CODEC: Final = 1
-_CHECK_MASK: Final = 0xFFFFFFFF
 _ROUNDS_MAX: Final = 200
 _SOURCE: Final = page("random", 5) + page("random", 6)
 
@@ -125,10 +125,8 @@ class Blobs:
         for slot, place in self.places.items():
             length, checksum, sequence = self._facts[slot]
             view = memoryview(self.read(place))
-            payload, found = check_blob(
-                *(view, slot, length, _CODEC),
-                *(checksum & _CHECK_MASK, _CHECK_MASK, self.tier.seal),
-            )
+            ref = sector_ref.encode(place.sector, length, checksum)
+            payload, found = check_blob(view, slot, _CODEC, ref, self.tier.seal)
             assert found == sequence
             assert payload == _payload(slot, sequence, length)
 

@@ -9,20 +9,22 @@ from itertools import pairwise
 
 from swapfs.region.layout import Geometry, Region
 from swapfs.testing.blobs import aligned
+from swapfs.tiers import sector_ref
 from swapfs.tiers.base import LowerTier
-from swapfs.tiers.blob import blob_sectors
-from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE
+from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer.entry import (
-    KIND_MASK,
+    BACKING_MASK,
+    IN_POOL,
     MOVING,
-    STATE_OF_KIND,
     STATES,
-    TAG_MASK,
-    Tag,
+    Backing,
+    backing,
     blob_length,
-    file_sector,
+    is_below,
     pool_place,
+    ref_of,
+    state_of,
 )
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
@@ -164,9 +166,15 @@ class Harness:
             good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
         return bytes(out[: good * PAGE_SIZE])
 
-    def tag(self, slot: int) -> Tag:
+    def backing(self, slot: int) -> Backing:
         """Return what backs *slot*."""
-        return Tag(self.layer.table.get(slot) & TAG_MASK)
+        return backing(self.layer.table.get(slot))
+
+    def sector(self, slot: int) -> PSector:
+        """Return where the blob of *slot* begins in its tier, which has sectors."""
+        word = self.layer.table.get(slot)
+        assert is_below(word)
+        return sector_ref.sector(ref_of(word))
 
     # ---- what must always hold ----
 
@@ -182,14 +190,15 @@ class Harness:
             assert slot < table.slots
             assert not word & MOVING
             used_clusters.add(slot >> CLUSTER_SHIFT)
-            states[STATES[STATE_OF_KIND[word & KIND_MASK]]] += 1
-            if word & TAG_MASK == Tag.POOL:
+            states[state_of(word)] += 1
+            if word & BACKING_MASK == IN_POOL:
                 assert pool_place(word) not in places, "two words share a place"
                 places[pool_place(word)] = blob_length(word)
                 pool_payload += blob_length(word)
-            elif word & TAG_MASK == Tag.FILE:
-                sectors.append((file_sector(word), blob_sectors(blob_length(word))))
-                file_payload += blob_length(word)
+            elif is_below(word):
+                ref = ref_of(word)
+                sectors.append((sector_ref.sector(ref), sector_ref.sectors(ref)))
+                file_payload += sector_ref.longest(ref)
         states["empty"] = table.slots - states.total()
         assert {s: states[s] for s in STATES} == table.state_counts()
         assert used_clusters == set(table.clusters()), "a cluster without slots has a page"

@@ -17,22 +17,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.seal import TAG_BYTES, Seal
+from swapfs.tiers import sector_ref
+from swapfs.tiers.seal import Seal
+from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX as BLOB_SECTORS_MAX
+from swapfs.tiers.sector_ref import HEADER_BYTES, TAG_BYTES, blob_sectors
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 HEADER: Final = struct.Struct("<4sBxHQQ")
-HEADER_BYTES: Final = HEADER.size
 MAGIC: Final = b"SwBl"
 _CHECK_BYTES: Final = 4
-BLOB_SECTORS_MAX: Final = -(-(HEADER_BYTES + PAGE_SIZE + TAG_BYTES) // SECTOR_SIZE)
-"""Sectors of the largest blob, a raw page."""
 
-assert HEADER_BYTES == 24
-
-
-def blob_sectors(length: int) -> int:
-    """Return the sectors that a blob with *length* bytes of payload takes."""
-    return (HEADER_BYTES + length + TAG_BYTES + SECTOR_SIZE - 1) // SECTOR_SIZE
+assert HEADER.size == HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +103,20 @@ class Batch:
 
 
 def check_blob(
-    view: memoryview, slot: int, length: int, codec: int, check: int, check_mask: int, seal: Seal
+    view: memoryview, slot: int, codec: int, ref: int, seal: Seal
 ) -> tuple[bytes | memoryview, int]:
     """Return the payload and the sequence number of the blob that *view* starts with.
 
-    :param check: the low bits of the tag that the table word keeps
+    :param ref: where the table says that it lies, and what it knows of its length and tag
     :raises BlobCorrupt: not the blob that the table names, or damaged
     """
-    magic, blob_codec, blob_length, sequence, blob_slot = HEADER.unpack_from(view)
-    if (magic, blob_slot, blob_length, blob_codec) != (MAGIC, slot, length, codec):
+    magic, blob_codec, length, sequence, blob_slot = HEADER.unpack_from(view)
+    if (magic, blob_slot, blob_codec) != (MAGIC, slot, codec) or not sector_ref.may_be(ref, length):
         raise BlobCorrupt(f"slot {slot}: another blob lies in its place")
     tag = HEADER_BYTES + length
-    if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & check_mask != check:
+    if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & sector_ref.CHECK_MASK != (
+        sector_ref.check(ref)
+    ):
         raise BlobCorrupt(f"slot {slot}: an older blob lies in its place")
     header = bytes(view[:HEADER_BYTES])
     try:

@@ -15,17 +15,20 @@ from collections.abc import Callable
 from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
+from swapfs.tiers import sector_ref
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch, BatchItem
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag, encode_file, file_sector
+from swapfs.vlayer.entry import HEAT_MASK, MOVING, encode_below, is_below, ref_of
 from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S, Health
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.progress import WAIT_S, Progress
 
 log = logging.getLogger(__name__)
 
+FILE_TIER: Final = 1
+"""The number of the file tier in the table."""
 BATCH_SECTORS: Final = SEGMENT_SECTORS
 BATCH_BYTES: Final = BATCH_SECTORS * SECTOR_SIZE
 _PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
@@ -143,9 +146,9 @@ class BlobWriter:
         """
         layer = self._layer
         sector = extent.sector + item.start_sector
-        word = encode_file(sector, item.length, item.codec, item.checksum)
-        old = layer.table.exchange(item.slot, word, cause)
-        layer.file_payload_bytes += item.length
+        ref = sector_ref.encode(sector, item.length, item.checksum)
+        old = layer.table.exchange(item.slot, encode_below(FILE_TIER, item.codec, ref), cause)
+        layer.file_payload_bytes += sector_ref.longest(ref)
         layer.free(old)
 
     def commit(self, extent: Extent, batch: Batch, cause: str) -> list[BatchItem]:
@@ -182,7 +185,7 @@ class BlobWriter:
         for item in items:
             word = self._layer.table.get(item.slot)
             sector = extent.sector + item.start_sector
-            if word & TAG_MASK != Tag.FILE or file_sector(word) != sector:
+            if not is_below(word) or sector_ref.sector(ref_of(word)) != sector:
                 self.release(extent, item)
 
     def _commit_one(self, extent: Extent, item: BatchItem, cause: str) -> bool:
@@ -190,7 +193,7 @@ class BlobWriter:
         current = table.get(item.slot)
         if current != item.expected | MOVING:
             # Rewritten or discarded; or read, which makes it warm: then it stays in memory.
-            if current & ~REFERENCED == item.expected | MOVING:
+            if current & ~HEAT_MASK == item.expected | MOVING:
                 table.mark(item.slot, MOVING, on=False)
             self.release(extent, item)
             return False
@@ -207,5 +210,5 @@ class BlobWriter:
         with lock:
             for item in items:
                 lock.resched()
-                if table.get(item.slot) & ~REFERENCED == item.expected | MOVING:
+                if table.get(item.slot) & ~HEAT_MASK == item.expected | MOVING:
                     table.mark(item.slot, MOVING, on=False)

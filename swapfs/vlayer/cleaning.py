@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from swapfs.errors import BlobCorrupt, TierFull, TierIOError
+from swapfs.tiers import sector_ref
 from swapfs.tiers.base import Extent, LowerTier
-from swapfs.tiers.blob import Batch, blob_sectors, check_blob, peek
+from swapfs.tiers.blob import Batch, check_blob, peek
 from swapfs.units import SECTOR_SIZE
 from swapfs.vlayer.blob_writer import BATCH_SECTORS, BlobWriter
 from swapfs.vlayer.entry import (
-    CHECK_MASK,
     MOVING,
-    TAG_MASK,
-    Tag,
     blob_codec,
-    blob_length,
-    file_check,
-    file_sector,
+    is_below,
+    ref_of,
 )
 from swapfs.vlayer.layer import VirtualSlotLayer
 
@@ -121,13 +118,11 @@ class Cleaner:
             self._read_again_s = self._read_again_s or self._clock_s() + READ_AGAIN_S
             return True
         for slot, word, blob in self._live_blobs(source, view):
-            length, codec = blob_length(word), blob_codec(word)
-            if not self._batch.fits(length):
+            codec = blob_codec(word)
+            if not self._batch.fits(sector_ref.longest(ref_of(word))):
                 return False
             try:
-                payload, _ = check_blob(
-                    blob, slot, length, codec, file_check(word), CHECK_MASK, self._tier.seal
-                )
+                payload, _ = check_blob(blob, slot, codec, ref_of(word), self._tier.seal)
             except BlobCorrupt:
                 continue  # its reader will be told; moving it would hide the damage
             self._writer.add(self._batch, slot, payload, codec, expected=word)
@@ -149,10 +144,9 @@ class Cleaner:
                 slot, sectors = found
                 with self._layer.lock:
                     word = self._layer.table.get(slot)
-                here = word & TAG_MASK == Tag.FILE and (
-                    file_sector(word) == segment.sector + position
-                )
-                if here and not word & MOVING and sectors == blob_sectors(blob_length(word)):
+                ref = ref_of(word)
+                here = is_below(word) and sector_ref.sector(ref) == segment.sector + position
+                if here and not word & MOVING and sectors == sector_ref.sectors(ref):
                     yield slot, word, view[position * SECTOR_SIZE :][: sectors * SECTOR_SIZE]
                     step = sectors
             position += step

@@ -13,22 +13,19 @@ from collections.abc import Callable
 from typing import Final
 
 from swapfs.errors import BlobCorrupt, TierError, TierIOError
+from swapfs.tiers import sector_ref
 from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
-from swapfs.tiers.blob import blob_sectors, check_blob
+from swapfs.tiers.blob import check_blob
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
-    CHECK_MASK,
     FLAGS,
-    REFERENCED,
-    TAG_MASK,
-    Tag,
+    HEAT_ONE,
     blob_codec,
-    blob_length,
     encode_pool,
-    file_check,
-    file_sector,
+    is_below,
+    ref_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
 from swapfs.vlayer.single_flight import GIVEN_UP, Failure, Flight, Run, SingleFlight
@@ -106,7 +103,7 @@ class Fetcher:
         with self._layer.lock:
             words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
         for index, word in enumerate(words):
-            if word & TAG_MASK != Tag.FILE:
+            if not is_below(word):
                 return words[:index]
         return words
 
@@ -134,7 +131,7 @@ class Fetcher:
         """Note in each flight of *run* its bytes, in *scratch*, or why there are none."""
         flights = run.flights
         try:
-            view = self._read(file_sector(flights[0].word), run.sectors, scratch)
+            view = self._read(_sector(flights[0].word), run.sectors, scratch)
         except TierIOError as error:
             if len(flights) > 1:
                 self._read_one_by_one(run, scratch)
@@ -151,9 +148,9 @@ class Fetcher:
         delivered anyway, and whoever follows one of those reads it himself.
         """
         for index, flight in enumerate(run.flights):
-            sectors = blob_sectors(blob_length(flight.word))
+            sectors = sector_ref.sectors(ref_of(flight.word))
             try:
-                view = self._read(file_sector(flight.word), sectors, scratch)
+                view = self._read(_sector(flight.word), sectors, scratch)
             except TierIOError as error:
                 flight.failure = Failure.of(error)
                 run.give_up(index + 1)
@@ -170,20 +167,14 @@ class Fetcher:
     def _check(self, view: memoryview, slot: int, flight: Flight) -> memoryview:
         """Note in *flight* what *view* starts with; return what follows it."""
         word = flight.word
-        length = blob_length(word)
+        ref = ref_of(word)
         try:
             flight.payload, flight.sequence = check_blob(
-                view,
-                slot,
-                length,
-                blob_codec(word),
-                file_check(word),
-                CHECK_MASK,
-                self._tier.seal,
+                view, slot, blob_codec(word), ref, self._tier.seal
             )
         except BlobCorrupt as error:
             flight.failure = Failure.of(error)
-        return view[blob_sectors(length) * SECTOR_SIZE :]
+        return view[sector_ref.sectors(ref) * SECTOR_SIZE :]
 
     # ---- what becomes of it ----
 
@@ -226,12 +217,12 @@ class Fetcher:
         layer = self._layer
         if (layer.table.get(slot) ^ word) & ~FLAGS:
             return
-        length = blob_length(word)
+        length = len(payload)
         place = layer.pool.allocate(length)
         if place == NO_PLACE:
             return
         layer.put(place, payload)
-        new = encode_pool(place, length, blob_codec(word)) | REFERENCED
+        new = encode_pool(place, length, blob_codec(word)) | HEAT_ONE
         layer.free(layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
 
@@ -248,5 +239,9 @@ class Fetcher:
                 return 0
             corrupt = failure.kind is BlobCorrupt
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")
-        log.error("slot %d at sector %d: %s", slot, file_sector(word), failure.reason)
+        log.error("slot %d at sector %d: %s", slot, _sector(word), failure.reason)
         raise failure.kind(failure.reason)  # a new one, which no frame of its traceback holds
+
+
+def _sector(word: int) -> PSector:
+    return sector_ref.sector(ref_of(word))

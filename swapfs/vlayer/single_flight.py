@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from swapfs.errors import TierError, TierIOError
-from swapfs.tiers.blob import blob_sectors
+from swapfs.tiers import sector_ref
 from swapfs.units import SECTOR_SIZE
-from swapfs.vlayer.entry import FLAGS, blob_length, file_sector
+from swapfs.vlayer.entry import FLAGS, ref_of
 
 
 class Failure(NamedTuple):
@@ -115,11 +115,12 @@ class SingleFlight:
 
     def _register(self, run: Run, words: Sequence[int]) -> None:
         """Add to *run* what lies side by side, or else the one flight to follow."""
-        first = file_sector(words[0])
+        first = sector_ref.sector(ref_of(words[0]))
         for index, word in enumerate(words):
-            sectors = blob_sectors(blob_length(word))
+            ref = ref_of(word)
+            sectors = sector_ref.sectors(ref)
             if run.flights and (
-                file_sector(word) != first + run.sectors
+                sector_ref.sector(ref) != first + run.sectors
                 or (run.sectors + sectors) * SECTOR_SIZE > self._window_bytes
             ):
                 return

@@ -18,7 +18,7 @@ from swapfs.testing.slow import SlowTier
 from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.segments import CLEANING_RESERVE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
-from swapfs.vlayer.entry import Tag
+from swapfs.vlayer.entry import Backing
 
 SLOTS = 16 * CLUSTER_SLOTS
 TEXT = [page("text", seed) for seed in range(20)]
@@ -55,7 +55,7 @@ def test_pages_go_straight_down_and_the_request_is_answered_once() -> None:
     harness.direct.run()
     assert ticket.results == [99]
     assert harness.load(1000, 20) == b"".join(TEXT)
-    assert {harness.tag(slot) for slot in range(1000, 1020)} == {Tag.FILE}
+    assert {harness.backing(slot) for slot in range(1000, 1020)} == {Backing.BELOW}
     assert harness.counter("write_direct_pages") == 20
     harness.check()
     assert harness.load(0, stored) == b"".join(RANDOM[slot % 300] for slot in range(stored))

@@ -13,8 +13,7 @@ keeps the low bits of the tag, and no two blobs share a sequence number.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers import sector_ref
@@ -30,13 +29,8 @@ _CHECK_BYTES: Final = 4
 assert HEADER.size == HEADER_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class BatchItem:
-    """One blob of a batch: whose it is, and where in the batch it lies.
-
-    ``expected`` is the table word that the blob was copied from; what it means is the
-    caller's business.
-    """
+class BatchItem(NamedTuple):
+    """One blob of a batch: whose it is, and where in the batch it lies."""
 
     slot: int
     start_sector: int
@@ -44,7 +38,6 @@ class BatchItem:
     length: int
     codec: int
     checksum: int
-    expected: int
 
 
 class Batch:
@@ -80,8 +73,6 @@ class Batch:
         payload: bytes | memoryview,
         codec: int,
         sequence: int,
-        *,
-        expected: int = 0,
     ) -> BatchItem:
         """Append a blob; the caller has asked ``fits``. The payload is copied."""
         length = len(payload)
@@ -96,7 +87,7 @@ class Batch:
         self.view[body:stop] = sealed
         self.view[stop:end] = bytes(end - stop)  # no stale memory on disk
         checksum = int.from_bytes(sealed[-TAG_BYTES:][:_CHECK_BYTES], "little")
-        item = BatchItem(slot, self.sectors, sectors, length, codec, checksum, expected)
+        item = BatchItem(slot, self.sectors, sectors, length, codec, checksum)
         self.items.append(item)
         self.sectors += sectors
         return item
@@ -126,11 +117,16 @@ def check_blob(
     return payload, sequence
 
 
-def peek(view: memoryview) -> tuple[int, int] | None:
-    """Return (slot, sectors) as the header that *view* starts with claims; None: no header."""
+def blob_ref(view: memoryview, sector: int) -> tuple[int, int, int] | None:
+    """Return (slot, reference, codec) of the blob that *view*, of *sector*, claims to start with.
+
+    None: there is no header, or less than a blob.
+    """
     if len(view) < HEADER_BYTES:
         return None
-    magic, _, length, _, slot = HEADER.unpack_from(view)
-    if magic != MAGIC or not 1 <= length <= PAGE_SIZE:
+    magic, codec, length, _, slot = HEADER.unpack_from(view)
+    tag = HEADER_BYTES + length
+    if magic != MAGIC or not 1 <= length <= PAGE_SIZE or len(view) < tag + TAG_BYTES:
         return None
-    return slot, blob_sectors(length)
+    checksum = int.from_bytes(view[tag : tag + _CHECK_BYTES], "little")
+    return slot, sector_ref.encode(sector, length, checksum), codec

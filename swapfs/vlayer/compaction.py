@@ -221,6 +221,6 @@ class Compactor:
         if place == NO_PLACE:
             return False
         layer.put(place, layer.blob(word))
-        layer.free(layer.table.exchange(slot, move_pool(word, place), "compact"))
+        layer.free(slot, layer.table.exchange(slot, move_pool(word, place), "compact"))
         layer.counters.add("compacted_pages")
         return True

@@ -1,6 +1,6 @@
-"""Reading slots whose blobs lie in the file tier; runs in worker threads, never in the loop.
+"""Reading slots whose blobs are in a tier below; runs in worker threads, never in the loop.
 
-Blobs that lie side by side are read in one go, and reads of one blob share one disk read
+Blobs that a tier has side by side are read in one go, and reads of one blob share one read
 (``single_flight``). A read never trusts a place after it let the lock go: the header and
 checksum tell whether the bytes are the blob that the word named, and if they are not, the word
 is looked at again before anything is called damaged.
@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final
 
-from swapfs.errors import BlobCorrupt, TierError, TierIOError
-from swapfs.tiers import sector_ref
-from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
-from swapfs.tiers.blob import check_blob
+from swapfs.errors import BlobCorrupt, TierError
+from swapfs.tiers.base import Failure, Wanted
 from swapfs.tiers.pool import NO_PLACE
-from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.tiers.sectors import READ_SLACK_BYTES
+from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
+    BACKING_MASK,
     FLAGS,
     HEAT_ONE,
     blob_codec,
     encode_pool,
     is_below,
     ref_of,
+    tier_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
-from swapfs.vlayer.single_flight import GIVEN_UP, Failure, Flight, Run, SingleFlight
+from swapfs.vlayer.single_flight import GIVEN_UP, Run, SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ WINDOW_BYTES: Final = 256 * 1024
 SCRATCH_BYTES: Final = WINDOW_BYTES + READ_SLACK_BYTES
 """Scratch that each worker brings, page aligned."""
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
+_NO_TIER: Final = Failure(BlobCorrupt, "the tier that had it is gone")
 _NO_PAGE: Final = Failure(BlobCorrupt, "its blob does not decompress to a page")
 
 
@@ -51,17 +54,15 @@ class Fetcher:
     def __init__(
         self,
         layer: VirtualSlotLayer,
-        tier: LowerTier,
         *,
         promote: Callable[[], bool] | None = None,
         newest_sequence: Callable[[], int] = lambda: 0,
     ) -> None:
         self._layer = layer
-        self._tier = tier
         self._promote = promote
         self._newest_sequence = newest_sequence
         self._recent_blobs = layer.pool.limit_bytes // PAGE_SIZE
-        self._reads = SingleFlight(WINDOW_BYTES)
+        self._reads = SingleFlight()
 
     @property
     def followers(self) -> int:
@@ -89,7 +90,7 @@ class Fetcher:
         while done < count:
             try:
                 done += self._layer.load_run(slot + done, count - done, out, done << PAGE_SHIFT)
-                if done < count and (words := self._file_words(slot + done, count - done)):
+                if done < count and (words := self._words_below(slot + done, count - done)):
                     on_disk()
                     done += self._load_run(slot + done, words, out[done << PAGE_SHIFT :], scratch)
             except (TierError, SlotDamaged):
@@ -98,14 +99,16 @@ class Fetcher:
                 return done
         return done
 
-    def _file_words(self, slot: int, count: int) -> list[int]:
-        """Return the words of *slot* and those after it, up to the first not in the file."""
+    def _words_below(self, slot: int, count: int) -> list[int]:
+        """Return the words of *slot* and those after it that are best read at once."""
         with self._layer.lock:
             words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
-        for index, word in enumerate(words):
-            if not is_below(word):
-                return words[:index]
-        return words
+        first = words[0] & BACKING_MASK
+        if not is_below(first):
+            return []
+        level = self._layer.stack.get(tier_of(first))
+        refs = [ref_of(word) for word in takewhile(lambda w: w & BACKING_MASK == first, words)]
+        return words[: level.tier.span(refs, WINDOW_BYTES) if level is not None else 1]
 
     # ---- one disk read ----
 
@@ -130,51 +133,25 @@ class Fetcher:
     def _read_run(self, run: Run, scratch: memoryview) -> None:
         """Note in each flight of *run* its bytes, in *scratch*, or why there are none."""
         flights = run.flights
-        try:
-            view = self._read(_sector(flights[0].word), run.sectors, scratch)
-        except TierIOError as error:
-            if len(flights) > 1:
-                self._read_one_by_one(run, scratch)
-            else:
-                flights[0].failure = Failure.of(error)
+        level = self._layer.stack.get(tier_of(flights[0].word))
+        if level is None:
+            flights[0].failure = _NO_TIER
+            run.give_up(1)
             return
-        for index, flight in enumerate(flights):
-            view = self._check(view, run.slot + index, flight)
-
-    def _read_one_by_one(self, run: Run, scratch: memoryview) -> None:
-        """Find out whose sector is bad (I4): it failed the whole read.
-
-        Ends at the first that is, as a disk may take long to fail; what comes after it is not
-        delivered anyway, and whoever follows one of those reads it himself.
-        """
-        for index, flight in enumerate(run.flights):
-            sectors = sector_ref.sectors(ref_of(flight.word))
-            try:
-                view = self._read(_sector(flight.word), sectors, scratch)
-            except TierIOError as error:
-                flight.failure = Failure.of(error)
-                run.give_up(index + 1)
-                return
-            self._check(view, run.slot + index, flight)
-            flight.payload = bytes(flight.payload)  # the next one needs the scratch
-
-    def _read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
+        wanted = [
+            Wanted(run.slot + index, ref_of(flight.word), blob_codec(flight.word))
+            for index, flight in enumerate(flights)
+        ]
+        loaded = level.tier.load(wanted, scratch)
+        for flight, found in zip(flights, loaded.blobs, strict=False):
+            if isinstance(found, Failure):
+                flight.failure = found
+            else:
+                flight.payload, flight.sequence = found
+        run.give_up(len(loaded.blobs))  # whoever follows one of those reads it himself
         with self._layer.lock:
-            self._layer.counters.add("file_read_ops")
-            self._layer.counters.add("file_read_bytes", sectors * SECTOR_SIZE)
-        return self._tier.read(sector, sectors, scratch)
-
-    def _check(self, view: memoryview, slot: int, flight: Flight) -> memoryview:
-        """Note in *flight* what *view* starts with; return what follows it."""
-        word = flight.word
-        ref = ref_of(word)
-        try:
-            flight.payload, flight.sequence = check_blob(
-                view, slot, blob_codec(word), ref, self._tier.seal
-            )
-        except BlobCorrupt as error:
-            flight.failure = Failure.of(error)
-        return view[sector_ref.sectors(ref) * SECTOR_SIZE :]
+            self._layer.counters.add("file_read_ops", loaded.reads)
+            self._layer.counters.add("file_read_bytes", loaded.read_bytes)
 
     # ---- what becomes of it ----
 
@@ -223,7 +200,7 @@ class Fetcher:
             return
         layer.put(place, payload)
         new = encode_pool(place, length, blob_codec(word)) | HEAT_ONE
-        layer.free(layer.table.exchange(slot, new, "promote"))
+        layer.free(slot, layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
 
     def _verdict(self, slot: int, word: int, failure: Failure) -> int:
@@ -239,9 +216,5 @@ class Fetcher:
                 return 0
             corrupt = failure.kind is BlobCorrupt
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")
-        log.error("slot %d at sector %d: %s", slot, _sector(word), failure.reason)
+        log.error("slot %d in tier %d: %s", slot, tier_of(word), failure.reason)
         raise failure.kind(failure.reason)  # a new one, which no frame of its traceback holds
-
-
-def _sector(word: int) -> PSector:
-    return sector_ref.sector(ref_of(word))

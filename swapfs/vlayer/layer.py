@@ -1,7 +1,7 @@
 """The virtual slot layer: pages in and out of slots, whatever backs them.
 
 Everything here is synchronous, in memory, and done under ``lock``; nothing waits for a disk.
-A slot whose blob lies in the file tier stops a load or a patch, and the caller takes it to
+A slot whose blob is in a tier below stops a load or a patch, and the caller takes it to
 ``fetch``; a store that finds the pool full stops too, and the caller takes it to ``writeback``.
 
 Order of every change (I3): the new bytes are in place, then the word is published with one
@@ -17,8 +17,6 @@ from swapfs.core._core import Lock, Reader, Writer
 from swapfs.errors import TierFull
 from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
-from swapfs.tiers import sector_ref
-from swapfs.tiers.base import LowerTier
 from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
@@ -35,8 +33,10 @@ from swapfs.vlayer.entry import (
     move_pool,
     pool_place,
     ref_of,
+    tier_of,
 )
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.swap_table import SwapTable
 
 _DISCARD_STEP: Final = 64
@@ -63,18 +63,17 @@ class SlotDamaged(Exception):
 class VirtualSlotLayer:
     """What the slots of one region hold.
 
-    :param tier: where demoted blobs are released when their slot changes; None: memory only
+    :param stack: the tiers below the pool, where blobs are released when their slot changes
     """
 
-    def __init__(self, region: Region, tier: LowerTier | None) -> None:
+    def __init__(self, region: Region, stack: Stack | None = None) -> None:
         self.lock = Lock()
         self.pool = Pool(region)
         self.table = SwapTable(region, self.pool)
-        self.tier = tier
+        self.stack = stack or Stack()
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
         self._counter_words = region.counter_words
-        self.file_payload_bytes = 0
         self._packer = Packer(1)
         self._region = region
         self._reader = self.reader(region.geometry.size_bytes)
@@ -97,18 +96,24 @@ class VirtualSlotLayer:
         """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
         rebuild = PoolRebuild(self._region, self.pool)
-        if self.tier is not None:
-            self.tier.begin_rebuild()
-        self.file_payload_bytes = 0
-        for place in self.table.table_places():
-            for _, word in rebuild.mark_table(place):
-                if self.tier is not None:
-                    ref = ref_of(word)
-                    self.tier.mark(sector_ref.sector(ref), sector_ref.sectors(ref))
-                    self.file_payload_bytes += sector_ref.longest(ref)
+        for level in self.stack:
+            level.tier.begin_rebuild()
+            level.payload_bytes = 0
+        for cluster, place in self.table.table_places():
+            first = cluster << CLUSTER_SHIFT
+            for number, word in rebuild.mark_table(place):
+                self._mark_below(first + number, word)
+        for level in self.stack:
+            level.tier.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()
         self._writer = self._make_writer()
+
+    def _mark_below(self, slot: int, word: int) -> None:
+        level, ref = self.stack.get(tier_of(word)), ref_of(word)
+        if level is not None:  # else the tier was taken away with pages in it, and they are lost
+            level.tier.mark(slot, ref)
+            level.payload_bytes += level.tier.payload_bytes(ref)
 
     def reader(self, size_bytes: int) -> Reader:
         """Return what reads pages in memory without the GIL; it holds views of the region."""
@@ -163,7 +168,7 @@ class VirtualSlotLayer:
             self.put(place, blob)
             counter = _WRITE_RAW if blob_codec(word) == _RAW else _WRITE_COMPRESSED
             word = move_pool(word, place)
-        self.free(self.table.exchange(slot, word, "write"))
+        self.free(slot, self.table.exchange(slot, word, "write"))
         self._counter_words[counter] += 1
         return True
 
@@ -172,15 +177,15 @@ class VirtualSlotLayer:
         self._packer.pack(page, 0, 1)
         return self._store(slot, self._packer, 0, page, 0)
 
-    def free(self, old: int) -> None:
-        """Free the place that the unpublished word *old* names; the caller holds the lock."""
+    def free(self, slot: int, old: int) -> None:
+        """Free the place that the word *old* named for *slot*; the caller holds the lock."""
         if old & BACKING_MASK == IN_POOL:
             self.pool.free(pool_place(old), blob_length(old))
         elif is_below(old):
-            assert self.tier is not None
-            ref = ref_of(old)
-            self.file_payload_bytes -= sector_ref.longest(ref)
-            self.tier.release(sector_ref.sector(ref), sector_ref.sectors(ref))
+            level, ref = self.stack.get(tier_of(old)), ref_of(old)
+            if level is not None:
+                level.payload_bytes -= level.tier.payload_bytes(ref)
+                level.tier.release(slot, ref)
 
     def put(self, place: int, blob: bytes | memoryview) -> None:
         """Copy *blob* to its *place* in the arena; the caller holds the lock."""
@@ -308,6 +313,6 @@ class VirtualSlotLayer:
         freed = 0
         for index, word in enumerate(self.table.run(slot, count)):
             if word:
-                self.free(self.table.exchange(slot + index, 0, "discard"))
+                self.free(slot + index, self.table.exchange(slot + index, 0, "discard"))
                 freed += 1
         return freed

@@ -234,7 +234,7 @@ class SwapTable:
                 directory[cluster] = 0  # the server died between two steps
         self._ring, self.occupied, self.counts = ring, occupied, counts
 
-    def table_places(self) -> Iterator[int]:
-        """Yield the place in the pool of every table page."""
+    def table_places(self) -> Iterator[tuple[int, int]]:
+        """Yield each live cluster, and the place in the pool of its table page."""
         for cluster in self.clusters():
-            yield (self._directory[cluster] - 1) << PAGE_SHIFT
+            yield cluster, (self._directory[cluster] - 1) << PAGE_SHIFT

@@ -15,8 +15,8 @@ from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers import sector_ref
-from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.entry import is_below, ref_of
 from tests.property.tape import Tape

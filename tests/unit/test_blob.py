@@ -7,7 +7,7 @@ import pytest
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers import sector_ref
 from swapfs.tiers.aead import AeadSeal
-from swapfs.tiers.blob import Batch, BatchItem, check_blob, peek
+from swapfs.tiers.blob import Batch, BatchItem, blob_ref, check_blob
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX, HEADER_BYTES, TAG_BYTES, blob_sectors
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
@@ -48,16 +48,16 @@ def _batch(sectors: int = 64, seal: Seal = SEALS[0]) -> Batch:
 def test_a_batch_packs_blobs_at_sectors_and_leaks_no_memory(seal: Seal) -> None:
     batch = _batch(seal=seal)
     first = batch.add(5, b"x" * 100, 1, 10)
-    second = batch.add(6, memoryview(b"y" * PAGE_SIZE), 0, 11, expected=99)
+    second = batch.add(6, memoryview(b"y" * PAGE_SIZE), 0, 11)
     assert (first.start_sector, first.sectors) == (0, 1)
-    assert (second.start_sector, second.sectors, second.expected) == (1, 9, 99)
+    assert (second.start_sector, second.sectors) == (1, 9)
     assert batch.sectors == 10
     assert bytes(batch.view[HEADER_BYTES + 116 : SECTOR_SIZE]) == bytes(SECTOR_SIZE - 140)
     for item, data, sequence in ((first, b"x" * 100, 10), (second, b"y" * PAGE_SIZE, 11)):
         view = batch.view[item.start_sector * SECTOR_SIZE :]
         payload, found = check_blob(view, item.slot, item.codec, _ref(item), seal)
         assert (bytes(payload), found) == (data, sequence)
-        assert peek(view) == (item.slot, item.sectors)
+        assert blob_ref(view, 0) == (item.slot, _ref(item), item.codec)
 
 
 def test_fits_is_exact() -> None:
@@ -115,10 +115,10 @@ def test_another_key_opens_nothing() -> None:
         check_blob(batch.view, 3, 1, _ref(item), other)
 
 
-def test_peek_sees_no_blob_in_anything_else() -> None:
-    assert peek(memoryview(bytes(SECTOR_SIZE))) is None
-    assert peek(memoryview(b"SwBl")) is None
+def test_no_blob_is_seen_in_anything_else() -> None:
+    assert blob_ref(memoryview(bytes(SECTOR_SIZE)), 0) is None
+    assert blob_ref(memoryview(b"SwBl"), 0) is None
     batch = _batch(1)
     batch.add(3, b"x", 1, 1)
     batch.view[6:8] = (5000).to_bytes(2, "little")
-    assert peek(batch.view) is None
+    assert blob_ref(batch.view, 0) is None

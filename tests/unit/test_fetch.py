@@ -15,7 +15,7 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import LowerTier
+from swapfs.tiers.sectors import SectorStore
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB, PSector
 from swapfs.vlayer import single_flight
 from swapfs.vlayer.entry import Backing
@@ -25,7 +25,7 @@ from swapfs.vlayer.single_flight import Flight
 TEXT = [page("text", seed) for seed in range(40)]
 
 
-def _demoted(tier: LowerTier, pages: list[bytes], *, promote: bool = False) -> Harness:
+def _demoted(tier: SectorStore, pages: list[bytes], *, promote: bool = False) -> Harness:
     harness = Harness(4 * CLUSTER_SLOTS, 4 * MiB, tier, promote=promote)
     harness.store(0, *pages)
     assert harness.down.demote(len(pages))

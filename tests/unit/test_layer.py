@@ -366,7 +366,7 @@ def test_a_lost_slot_is_an_error_until_it_is_written_or_discarded() -> None:
     for slot in (5, 6, 7):
         harness.store(slot, page("text", slot))
         with harness.layer.lock:
-            harness.layer.free(harness.layer.table.exchange(slot, Kind.LOST, "lose"))
+            harness.layer.free(slot, harness.layer.table.exchange(slot, Kind.LOST, "lose"))
     harness.check()
     harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4), region=harness.region)
     assert harness.layer.table.state_counts()["lost"] == 3

@@ -18,8 +18,8 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import HEADER, Batch
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.entry import MOVING, Backing
@@ -58,7 +58,7 @@ def test_batches_are_long_and_contiguous() -> None:
     moved = harness.down.demote(600)
     assert moved == 600 - harness.layer.table.state_counts()["same"]
     assert harness.counter("file_written_bytes") / memory.writes >= 256 * 1024
-    known = harness.layer.file_payload_bytes  # to 16 bytes a blob
+    known = harness.stack[1].payload_bytes  # to 16 bytes a blob
     assert known - 15 * moved <= harness.counter("demoted_payload_bytes") <= known
     harness.check()
     harness.region.close()
@@ -141,8 +141,8 @@ def test_a_failed_write_keeps_the_pages_and_waits_longer_each_time() -> None:
     for number in range(1, 4):
         assert harness.down.demote_batch() == 0
         assert harness.counter("failed_demotions") == number
-        pauses.append(harness.down.health.retry_at_s - harness.now_s)
-        assert "made to fail" in harness.down.health.problem(harness.now_s)
+        pauses.append(harness.health.retry_at_s - harness.now_s)
+        assert "made to fail" in harness.health.problem(harness.now_s)
         assert harness.down.demote_batch() == 0, "not before the pause is over"
         assert tier.failures == number
         harness.check()
@@ -151,7 +151,7 @@ def test_a_failed_write_keeps_the_pages_and_waits_longer_each_time() -> None:
     assert pauses == [1.0, 2.0, 4.0]
     assert memory.map.bad_bytes == harness.counter("bad_sectors") * SECTOR_SIZE > 0
     assert harness.down.demote_batch() == 60
-    assert harness.down.health.problem(harness.now_s) == ""
+    assert harness.health.problem(harness.now_s) == ""
     assert harness.load(0, 60) == b"".join(TEXT)
     memory.map.check()
     harness.region.close()
@@ -164,11 +164,11 @@ def test_want_of_space_is_no_damage_and_passes() -> None:
     harness.store(0, *TEXT)
     for _ in range(6):
         assert harness.down.demote_batch() == 0
-        assert "no space" in harness.down.health.problem(harness.now_s)
+        assert "no space" in harness.health.problem(harness.now_s)
         assert memory.map.bad_bytes == memory.map.taken_bytes == harness.counter("bad_sectors") == 0
         harness.now_s += NO_SPACE_PAUSE_MAX_S
     assert harness.down.demote_batch() == 60
-    assert harness.down.health.problem(harness.now_s) == ""
+    assert harness.health.problem(harness.now_s) == ""
     assert harness.load(0, 60) == b"".join(TEXT)
     harness.check()
     harness.region.close()
@@ -237,12 +237,12 @@ def test_a_full_tier_stops_demotion_and_says_so() -> None:
     harness.store(0, *pages)
     moved = harness.down.demote(400)
     assert 213 <= moved < 400
-    assert harness.down.health.problem(harness.now_s) == "full"
+    assert harness.health.problem(harness.now_s) == "full"
     assert harness.load(0, 400) == b"".join(pages)
     harness.layer.discard_run(0, 400)
     harness.store(0, *TEXT)
     assert harness.down.demote(10) == 10
-    assert harness.down.health.problem(harness.now_s) == ""
+    assert harness.health.problem(harness.now_s) == ""
     harness.check()
     harness.region.close()
 
@@ -269,7 +269,9 @@ def test_health() -> None:
 # ---- cleaning ----
 
 
-def _sparse(tier: LowerTier, keep_every: int, *, promote: bool = False) -> tuple[Harness, set[int]]:
+def _sparse(
+    tier: SectorStore, keep_every: int, *, promote: bool = False
+) -> tuple[Harness, set[int]]:
     """Return a harness whose file has no free segment to give, and every n-th slot still in use."""
     harness = Harness(SLOTS, 4 * MiB, tier, promote=promote)
     slot = 0
@@ -508,9 +510,9 @@ def test_a_request_is_served_though_the_tier_rests_for_long() -> None:
     tier = FaultyTier(MemoryTier(4), "write_error", 1, 1 << 30)
     harness = Harness(SLOTS, 4 * MiB, tier)
     harness.store(0, *TEXT)
-    while harness.down.health.backoff_s < BACKOFF_MAX_S:
+    while harness.health.backoff_s < BACKOFF_MAX_S:
         assert harness.down.demote(5) == 0
-        harness.now_s = harness.down.health.retry_at_s
+        harness.now_s = harness.health.retry_at_s
     assert harness.down.demote(5) == 0
     thread = threading.Thread(target=harness.down.run, daemon=True)
     thread.start()
@@ -526,7 +528,7 @@ def test_a_request_is_served_though_the_tier_rests_for_long() -> None:
 class Numbers(TierWrapper):
     """Collects the sequence number of every blob that is written."""
 
-    def __init__(self, inner: LowerTier) -> None:
+    def __init__(self, inner: SectorStore) -> None:
         super().__init__(inner)
         self.seen: list[int] = []
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from swapfs.errors import BlobCorrupt, TierFull, TierIOError
-from swapfs.tiers.base import Blob, Failure, Loaded, Room, Staging, Stored, Tier, TierStats, Wanted
+from swapfs.tiers.base import Failure, Room, Staging, Stored, Tier, TierStats, Traffic, Wanted
 from swapfs.units import PAGE_SIZE
 
 
@@ -68,17 +68,16 @@ class BlobTier(Tier):
             self._taken -= room.size - len(refs)
         return Stored(refs, sum(item.length for item in staging.items))
 
-    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Loaded:  # noqa: D102
-        blobs = [self._find(each) for each in wanted]
-        return Loaded(blobs, 1, sum(len(b.payload) for b in blobs if isinstance(b, Blob)))
-
-    def _find(self, wanted: Wanted) -> Blob | Failure:
-        kept = self.medium.get(wanted.ref)
-        if kept is None:
-            return Failure(TierIOError, f"slot {wanted.slot}: there is no blob {wanted.ref}")
-        if (kept.slot, kept.codec) != (wanted.slot, wanted.codec):
-            return Failure(BlobCorrupt, f"slot {wanted.slot}: {wanted.ref} is another's blob")
-        return Blob(kept.payload, kept.sequence)
+    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Traffic:  # noqa: D102
+        for each in wanted:
+            kept = self.medium.get(each.ref)
+            if kept is None:
+                each.failure = Failure(TierIOError, f"slot {each.slot}: nothing is at {each.ref}")
+            elif (kept.slot, kept.codec) != (each.slot, each.codec):
+                each.failure = Failure(BlobCorrupt, f"slot {each.slot}: {each.ref} is another's")
+            else:
+                each.payload, each.sequence, each.failure = kept.payload, kept.sequence, None
+        return Traffic(1, sum(len(each.payload) for each in wanted))
 
     def release(self, slot: int, ref: int) -> None:  # noqa: D102
         with self._lock:

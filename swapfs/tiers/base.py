@@ -16,9 +16,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
-from swapfs.errors import TierError
+from swapfs.errors import TierError, TierIOError
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +130,6 @@ class Stored(NamedTuple):
 # ---- up ----
 
 
-class Wanted(NamedTuple):
-    """A blob that is to be read."""
-
-    slot: int
-    ref: int
-    codec: int
-
-
-class Blob(NamedTuple):
-    """A blob that was read and verified; ``payload`` may lie in the reader's scratch."""
-
-    payload: bytes | memoryview
-    sequence: int
-
-
 class Failure(NamedTuple):
     """Why there are no bytes: the class of the error, and what it said.
 
@@ -161,10 +146,28 @@ class Failure(NamedTuple):
         return cls(type(error), str(error))
 
 
-class Loaded(NamedTuple):
-    """What was read, in order, at least one; and what reading it took."""
+NOT_READ: Final = Failure(TierIOError, "nobody has read it")
+"""The reader did not come to this blob."""
 
-    blobs: list[Blob | Failure]
+
+@dataclass(slots=True)
+class Wanted:
+    """A blob that is to be read; the tier notes what comes of it.
+
+    ``failure`` is None when there is a verified ``payload``, which may lie in the reader's scratch.
+    """
+
+    slot: int
+    ref: int
+    codec: int
+    payload: bytes | memoryview = b""
+    sequence: int = 0
+    failure: Failure | None = NOT_READ
+
+
+class Traffic(NamedTuple):
+    """What reading took."""
+
     reads: int
     read_bytes: int
 
@@ -240,10 +243,10 @@ class Tier(ABC):
         """End what *room* was taken for: each blob in it is named by the table or released."""
 
     @abstractmethod
-    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Loaded:
+    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Traffic:
         """Read blobs; each is verified to be that of its slot and reference (I4).
 
-        May end after the first failure.
+        Those after the first failure may be left unread.
         """
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:

@@ -11,6 +11,7 @@ is therefore exact; its length is known to 16 bytes, and to the byte from its he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
@@ -45,7 +46,9 @@ _LENGTHS: Final = tuple(
 )
 _SECTORS: Final = bytes(blob_sectors(length) for length in _LENGTHS)
 
-assert _grains(PAGE_SIZE) == _GRAINS_MASK
+_GRAINS: Final = bytes(_grains(length) for length in range(PAGE_SIZE + 1))
+
+assert _GRAINS[PAGE_SIZE] == _GRAINS_MASK
 
 
 def encode(sector: int, length: int, checksum: int) -> int:
@@ -53,7 +56,7 @@ def encode(sector: int, length: int, checksum: int) -> int:
 
     :param length: bytes of payload, 1..4096
     """
-    return _grains(length) | (checksum & CHECK_MASK) << _CHECK_SHIFT | sector << _SECTOR_SHIFT
+    return _GRAINS[length] | (checksum & CHECK_MASK) << _CHECK_SHIFT | sector << _SECTOR_SHIFT
 
 
 def sector(ref: int) -> PSector:
@@ -76,6 +79,19 @@ def longest(ref: int) -> int:
     return _LENGTHS[ref & _GRAINS_MASK]
 
 
+def count_adjacent(refs: Sequence[int], sectors_max: int) -> int:
+    """Return how many blobs, from the first on, lie side by side in at most *sectors_max*."""
+    after, left, count = refs[0] >> _SECTOR_SHIFT, sectors_max, 0
+    for ref in refs:
+        taken = _SECTORS[ref & _GRAINS_MASK]
+        left -= taken
+        if count and (ref >> _SECTOR_SHIFT != after or left < 0):
+            break
+        after += taken
+        count += 1
+    return count
+
+
 def may_be(ref: int, length: int) -> bool:
     """Whether the blob may have *length* bytes of payload."""
-    return _grains(length) == ref & _GRAINS_MASK
+    return length <= PAGE_SIZE and _GRAINS[length] == ref & _GRAINS_MASK

@@ -15,16 +15,15 @@ from typing import Final
 from swapfs.errors import BlobCorrupt, TierIOError, TierNoSpace
 from swapfs.tiers import sector_ref
 from swapfs.tiers.base import (
-    Blob,
     Cleaning,
     Failure,
-    Loaded,
     Move,
     Room,
     Staging,
     Stored,
     Tier,
     TierStats,
+    Traffic,
     Wanted,
 )
 from swapfs.tiers.blob import Batch, blob_ref, check_blob
@@ -133,40 +132,31 @@ class SectorTier(Tier):
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Count those that lie side by side."""
-        after, left = sector_ref.sector(refs[0]), limit_bytes // SECTOR_SIZE
-        for count, ref in enumerate(refs):
-            sectors = sector_ref.sectors(ref)
-            left -= sectors
-            if count and (sector_ref.sector(ref) != after or left < 0):
-                return count
-            after = PSector(after + sectors)
-        return len(refs)
+        return sector_ref.count_adjacent(refs, limit_bytes // SECTOR_SIZE)
 
-    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Loaded:
+    def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Traffic:
         """Read blobs that lie side by side, as ``span`` says, in one go."""
-        first, last = wanted[0].ref, wanted[-1].ref
-        start = sector_ref.sector(first)
+        start, last = sector_ref.sector(wanted[0].ref), wanted[-1].ref
         sectors = sector_ref.sector(last) + sector_ref.sectors(last) - start
         try:
             view = self.sectors.read(start, sectors, scratch)
         except TierIOError as error:
             if len(wanted) > 1:
                 return self._load_one_by_one(wanted, scratch, sectors)
-            return Loaded([Failure.of(error)], 1, sectors * SECTOR_SIZE)
-        blobs = []
-        for each in wanted:
-            blobs.append(self._check(view, each))
-            view = view[sector_ref.sectors(each.ref) * SECTOR_SIZE :]
-        return Loaded(blobs, 1, sectors * SECTOR_SIZE)
+            wanted[0].failure = Failure.of(error)
+        else:
+            for each in wanted:
+                self._check(view, each)
+                view = view[sector_ref.sectors(each.ref) * SECTOR_SIZE :]
+        return Traffic(1, sectors * SECTOR_SIZE)
 
     def _load_one_by_one(
         self, wanted: Sequence[Wanted], scratch: memoryview, tried_sectors: int
-    ) -> Loaded:
+    ) -> Traffic:
         """Find out whose sector is bad (I4): it failed the whole read.
 
         Ends at the first that is, as a disk may take long to fail.
         """
-        blobs: list[Blob | Failure] = []
         reads, read_sectors = 1, tried_sectors
         for each in wanted:
             sectors = sector_ref.sectors(each.ref)
@@ -174,19 +164,20 @@ class SectorTier(Tier):
             try:
                 view = self.sectors.read(sector_ref.sector(each.ref), sectors, scratch)
             except TierIOError as error:
-                blobs.append(Failure.of(error))
+                each.failure = Failure.of(error)
                 break
-            found = self._check(view, each)
-            if isinstance(found, Blob):
-                found = Blob(bytes(found.payload), found.sequence)  # the next needs the scratch
-            blobs.append(found)
-        return Loaded(blobs, reads, read_sectors * SECTOR_SIZE)
+            self._check(view, each)
+            each.payload = bytes(each.payload)  # the next one needs the scratch
+        return Traffic(reads, read_sectors * SECTOR_SIZE)
 
-    def _check(self, view: memoryview, wanted: Wanted) -> Blob | Failure:
+    def _check(self, view: memoryview, each: Wanted) -> None:
         try:
-            return Blob(*check_blob(view, wanted.slot, wanted.codec, wanted.ref, self.sectors.seal))
+            each.payload, each.sequence = check_blob(
+                view, each.slot, each.codec, each.ref, self.sectors.seal
+            )
+            each.failure = None
         except BlobCorrupt as error:
-            return Failure(BlobCorrupt, f"{error} (sector {sector_ref.sector(wanted.ref)})")
+            each.failure = Failure.of(error)
 
     # ---- the rest ----
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.base import Blob, Failure, Wanted
+from swapfs.tiers.base import NOT_READ, Failure, Traffic, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -158,17 +158,21 @@ class Drain:
             Wanted(slot + index, ref_of(word), blob_codec(word)) for index, word in enumerate(words)
         ]
         while wanted:
-            loaded = self.source.tier.load(wanted, self._scratch)
-            self._count(loaded.reads, loaded.read_bytes)
-            for each, found in zip(wanted, loaded.blobs, strict=False):
+            traffic = self.source.tier.load(wanted, self._scratch)
+            self._count(traffic)
+            for done, each in enumerate(wanted):
                 word = words[each.slot - slot]
-                if isinstance(found, Blob):
-                    if self._is_enough() or not self._mover.fits(len(found.payload)):
-                        return False
-                    self._mover.copy_if_still(each.slot, word, each.codec, found.payload)
+                if each.failure is NOT_READ:
+                    wanted = wanted[done:]
+                    break
+                if each.failure is not None:
+                    self._fail(each.slot, word, each.failure)
+                elif self._is_enough() or not self._mover.fits(len(each.payload)):
+                    return False
                 else:
-                    self._fail(each.slot, word, found)
-            wanted = wanted[len(loaded.blobs) :]
+                    self._mover.copy_if_still(each.slot, word, each.codec, each.payload)
+            else:
+                return True
         return True
 
     def _is_enough(self) -> bool:
@@ -176,10 +180,10 @@ class Drain:
             self._pages is not None and len(self._mover.items) + self.progress.moved >= self._pages
         )
 
-    def _count(self, reads: int, read_bytes: int) -> None:
+    def _count(self, traffic: Traffic) -> None:
         with self._layer.lock:
-            self._layer.counters.add("file_read_ops", reads)
-            self._layer.counters.add("file_read_bytes", read_bytes)
+            self._layer.counters.add("file_read_ops", traffic.reads)
+            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
 
     def _fail(self, slot: int, word: int, failure: Failure) -> None:
         layer = self._layer

@@ -55,6 +55,7 @@ __all__ = [
     "MOVING",
     "POOL_ZSPAGE_SHIFT",
     "REF_BITS",
+    "REF_SHIFT",
     "STATES",
     "STATE_MASK",
     "STATE_OF_WORD",

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Final
 
 from swapfs.errors import BlobCorrupt, TierError
-from swapfs.tiers.base import Failure, Wanted
+from swapfs.tiers.base import Failure
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.tiers.sectors import READ_SLACK_BYTES
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
@@ -23,10 +22,10 @@ from swapfs.vlayer.entry import (
     BACKING_MASK,
     FLAGS,
     HEAT_ONE,
+    REF_SHIFT,
     blob_codec,
     encode_pool,
     is_below,
-    ref_of,
     tier_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
@@ -103,11 +102,16 @@ class Fetcher:
         """Return the words of *slot* and those after it that are best read at once."""
         with self._layer.lock:
             words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
-        first = words[0] & BACKING_MASK
-        if not is_below(first):
+        if not is_below(words[0]):
             return []
+        if len(words) == 1:
+            return words
+        first, refs = words[0] & BACKING_MASK, []
+        for word in words:
+            if word & BACKING_MASK != first:
+                break
+            refs.append(word >> REF_SHIFT)
         level = self._layer.stack.get(tier_of(first))
-        refs = [ref_of(word) for word in takewhile(lambda w: w & BACKING_MASK == first, words)]
         return words[: level.tier.span(refs, WINDOW_BYTES) if level is not None else 1]
 
     # ---- one disk read ----
@@ -136,22 +140,11 @@ class Fetcher:
         level = self._layer.stack.get(tier_of(flights[0].word))
         if level is None:
             flights[0].failure = _NO_TIER
-            run.give_up(1)
             return
-        wanted = [
-            Wanted(run.slot + index, ref_of(flight.word), blob_codec(flight.word))
-            for index, flight in enumerate(flights)
-        ]
-        loaded = level.tier.load(wanted, scratch)
-        for flight, found in zip(flights, loaded.blobs, strict=False):
-            if isinstance(found, Failure):
-                flight.failure = found
-            else:
-                flight.payload, flight.sequence = found
-        run.give_up(len(loaded.blobs))  # whoever follows one of those reads it himself
+        traffic = level.tier.load(flights, scratch)
         with self._layer.lock:
-            self._layer.counters.add("file_read_ops", loaded.reads)
-            self._layer.counters.add("file_read_bytes", loaded.read_bytes)
+            self._layer.counters.add("file_read_ops", traffic.reads)
+            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
 
     # ---- what becomes of it ----
 

@@ -14,26 +14,23 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swapfs.errors import TierIOError
-from swapfs.tiers.base import Failure
-from swapfs.vlayer.entry import FLAGS
+from swapfs.tiers.base import NOT_READ, Failure, Wanted
+from swapfs.vlayer.entry import CODEC_MASK, CODEC_SHIFT, FLAGS, REF_SHIFT
 
-GIVEN_UP: Final = Failure(TierIOError, "nobody has read it")
+GIVEN_UP: Final = NOT_READ
 """The leader did not come to this blob: whoever wants it looks again."""
 _NO_COPY: Final = Failure(TierIOError, "no memory for a copy")
 
 
 @dataclass(slots=True)
-class Flight:
-    """One blob that is being read; its leader fills in the outcome.
+class Flight(Wanted):
+    """One blob that is being read; its leader has the outcome filled in.
 
-    ``payload`` is the leader's, and lies in its scratch; ``shared`` is a copy, made if anybody
+    ``payload`` is the leader's, and may lie in its scratch; ``shared`` is a copy, made if anybody
     follows.
     """
 
-    word: int
-    payload: bytes | memoryview = b""
-    sequence: int = 0
-    failure: Failure | None = None
+    word: int = 0
     followers: int = 0
     landed: bool = False
     shared: bytes | None = None
@@ -101,7 +98,8 @@ class SingleFlight:
                     run.flights.append(flight)
                     run.follows = True
                 return
-            flight = Flight(word)
+            codec = word >> CODEC_SHIFT & CODEC_MASK
+            flight = Flight(run.slot + index, word >> REF_SHIFT, codec, word=word)
             run.flights.append(flight)
             self._flights[run.slot + index, word & ~FLAGS] = flight
 

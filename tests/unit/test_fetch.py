@@ -286,12 +286,12 @@ def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.Monk
     harness = _demoted(MemoryTier(4), TEXT)
     made = 0
 
-    def make(word: int) -> Flight:
+    def make(slot: int, ref: int, codec: int, *, word: int) -> Flight:
         nonlocal made
         made += 1
         if made == 3:
             raise MemoryError
-        return Flight(word)
+        return Flight(slot, ref, codec, word=word)
 
     with monkeypatch.context() as patch:
         patch.setattr(single_flight, "Flight", make)

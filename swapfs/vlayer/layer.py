@@ -32,8 +32,6 @@ from swapfs.vlayer.entry import (
     is_below,
     move_pool,
     pool_place,
-    ref_of,
-    tier_of,
 )
 from swapfs.vlayer.packing import Packer
 from swapfs.vlayer.stack import Stack
@@ -96,24 +94,15 @@ class VirtualSlotLayer:
         """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
         rebuild = PoolRebuild(self._region, self.pool)
-        for level in self.stack:
-            level.tier.begin_rebuild()
-            level.payload_bytes = 0
+        self.stack.begin_rebuild()
         for cluster, place in self.table.table_places():
             first = cluster << CLUSTER_SHIFT
             for number, word in rebuild.mark_table(place):
-                self._mark_below(first + number, word)
-        for level in self.stack:
-            level.tier.end_rebuild()
+                self.stack.mark(first + number, word)
+        self.stack.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()
         self._writer = self._make_writer()
-
-    def _mark_below(self, slot: int, word: int) -> None:
-        level, ref = self.stack.get(tier_of(word)), ref_of(word)
-        if level is not None:  # else the tier was taken away with pages in it, and they are lost
-            level.tier.mark(slot, ref)
-            level.payload_bytes += level.tier.payload_bytes(ref)
 
     def reader(self, size_bytes: int) -> Reader:
         """Return what reads pages in memory without the GIL; it holds views of the region."""
@@ -182,10 +171,7 @@ class VirtualSlotLayer:
         if old & BACKING_MASK == IN_POOL:
             self.pool.free(pool_place(old), blob_length(old))
         elif is_below(old):
-            level, ref = self.stack.get(tier_of(old)), ref_of(old)
-            if level is not None:
-                level.payload_bytes -= level.tier.payload_bytes(ref)
-                level.tier.release(slot, ref)
+            self.stack.release(slot, old)
 
     def put(self, place: int, blob: bytes | memoryview) -> None:
         """Copy *blob* to its *place* in the arena; the caller holds the lock."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from swapfs.tiers.base import Tier
-from swapfs.vlayer.entry import TIERS_MAX
+from swapfs.vlayer.entry import TIERS_MAX, ref_of, tier_of
 from swapfs.vlayer.health import Health
 
 
@@ -92,6 +92,33 @@ class Stack:
     def below(self, level: Level) -> tuple[Level, ...]:
         """Return the levels where pages go after *level*."""
         return self._in_order[self._in_order.index(level) + 1 :]
+
+    # ---- what words name; the layer's lock is held ----
+
+    def release(self, slot: int, word: int) -> None:
+        """Take the place back that *word* named for *slot*."""
+        level, ref = self._levels[tier_of(word)], ref_of(word)
+        if level is not None:  # else it was taken away with the page in it
+            level.payload_bytes -= level.tier.payload_bytes(ref)
+            level.tier.release(slot, ref)
+
+    def begin_rebuild(self) -> None:
+        """Forget every blob; each that the table names is then given to ``mark``."""
+        for level in self:
+            level.tier.begin_rebuild()
+            level.payload_bytes = 0
+
+    def mark(self, slot: int, word: int) -> None:
+        """Declare in use what *word* names for *slot*."""
+        level, ref = self._levels[tier_of(word)], ref_of(word)
+        if level is not None:
+            level.tier.mark(slot, ref)
+            level.payload_bytes += level.tier.payload_bytes(ref)
+
+    def end_rebuild(self) -> None:
+        """Forget what was not marked."""
+        for level in self:
+            level.tier.end_rebuild()
 
     def prepare(self) -> None:
         """Reserve the memory that the tiers need to serve."""

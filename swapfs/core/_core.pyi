@@ -7,18 +7,24 @@ from typing_extensions import Buffer
 # word.h
 PAGE_BYTES: Final[int]
 CLUSTER_SLOTS: Final[int]
-TAG_EMPTY: Final[int]
-TAG_SAME: Final[int]
-TAG_POOL: Final[int]
-TAG_FILE: Final[int]
-TAG_MASK: Final[int]
+KIND_EMPTY: Final[int]
+KIND_SAME: Final[int]
+KIND_BLOB: Final[int]
+KIND_LOST: Final[int]
+KIND_MASK: Final[int]
 CODEC_RAW: Final[int]
 CODEC_LZ4: Final[int]
-REFERENCED: Final[int]
 MOVING: Final[int]
-KIND_MASK: Final[int]
+HEAT_ONE: Final[int]
+HEAT_MASK: Final[int]
+TIER_SHIFT: Final[int]
+TIER_MASK: Final[int]
 CODEC_SHIFT: Final[int]
 CODEC_MASK: Final[int]
+STATE_MASK: Final[int]
+REF_SHIFT: Final[int]
+BACKING_MASK: Final[int]
+IN_POOL: Final[int]
 LENGTH_SHIFT: Final[int]
 LENGTH_MASK: Final[int]
 PLACE_SHIFT: Final[int]
@@ -103,7 +109,7 @@ class Writer:
         sizes: Buffer,
         capacities: Buffer,
         class_of_grains: Buffer,
-        state_of_kind: Buffer,
+        state_of_word: Buffer,
     ) -> Writer: ...
     def publish(
         self,
@@ -118,7 +124,7 @@ class Writer:
     ) -> int: ...
 
 def count_states(
-    arena: Buffer, state_counts: Buffer, state_of_kind: Buffer, index: int, /
+    arena: Buffer, state_counts: Buffer, state_of_word: Buffer, index: int, /
 ) -> int: ...
 
 @final
@@ -135,5 +141,5 @@ class Marker:
     ) -> Marker: ...
     def mark(self, place: int, length: int, /) -> None: ...
     def mark_page(self, place: int, /) -> None: ...
-    def mark_words(self, index: int, /) -> list[int]: ...
+    def mark_words(self, index: int, /) -> list[tuple[int, int]]: ...
     def relink(self, zspage: int, /) -> int: ...

@@ -37,7 +37,7 @@ static bool unpack(const char *blob, uint64_t length, unsigned codec, char *to)
     return true;
 }
 
-/* Likewise the page of a POOL *word*. */
+/* Likewise the page of a *word* whose blob is in the pool. */
 static bool unpack_word(uint64_t word, const Py_buffer *arena, char *to)
 {
     uint64_t place = pool_place(word), length = blob_length(word);
@@ -70,7 +70,7 @@ PyMethodDef load_functions[] = {
 
 /* ---- Reader ---- */
 
-enum { IN_MEMORY = TAG_POOL + 1 }; /* tags whose pages are: EMPTY, SAME and POOL */
+enum { READ_KINDS = KIND_BLOB + 1 }; /* whose reads are counted: EMPTY, SAME, and BLOB in the pool */
 
 typedef struct {
     PyObject_HEAD
@@ -78,7 +78,7 @@ typedef struct {
     Lock *lock;
     Py_buffer directory, arena, counters;
     uint64_t size_bytes;
-    Py_ssize_t pages_read[IN_MEMORY], bytes_read; /* indexes among the counters */
+    Py_ssize_t pages_read[READ_KINDS], bytes_read; /* indexes among the counters */
 } Reader;
 
 /* Fills pages from *words on; stops at the first that is not in memory, or damaged. */
@@ -88,22 +88,22 @@ static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer 
     Py_ssize_t done = 0;
     for (; done < count; done++, to += PAGE_BYTES) {
         uint64_t word = words[done];
-        unsigned tag = word & TAG_MASK;
-        if (tag == TAG_POOL) {
+        unsigned kind = word & KIND_MASK;
+        if (in_pool(word)) {
             if (!unpack_word(word, arena, to))
                 break;
-            if (!(word & REFERENCED))
-                words[done] = word | REFERENCED;
-        } else if (tag == TAG_EMPTY) {
+            if ((word & HEAT_MASK) != HEAT_MASK)
+                words[done] = word + HEAT_ONE;
+        } else if (word == 0) { /* EMPTY; with other bits set it is damaged */
             memset(to, 0, PAGE_BYTES);
-        } else if (tag == TAG_SAME) {
+        } else if (kind == KIND_SAME) {
             uint64_t value = same_value(word);
             for (size_t at = 0; at < PAGE_BYTES; at += sizeof(value))
                 memcpy(to + at, &value, sizeof(value));
         } else {
             break;
         }
-        reads[tag]++;
+        reads[kind]++;
     }
     return done;
 }
@@ -125,7 +125,7 @@ static uint64_t *words_of(const Reader *self, uint64_t slot, Py_ssize_t count, P
     return (uint64_t *)self->arena.buf + index;
 }
 
-/* Whether a page of the run is in a tier below memory: worth a look at the tags first, as pages
+/* Whether a page of the run is in a tier below memory: worth a look at the words first, as pages
  * that are loaded in front of it would be loaded again with it. */
 static bool any_below(const Reader *self, uint64_t slot, Py_ssize_t count)
 {
@@ -134,14 +134,14 @@ static bool any_below(const Reader *self, uint64_t slot, Py_ssize_t count)
         if (run == 0)
             return false;
         for (Py_ssize_t i = 0; words != NULL && i < run; i++)
-            if ((words[i] & TAG_MASK) >= IN_MEMORY)
+            if (is_below(words[i]))
                 return true;
     }
     return false;
 }
 
 /* Fills the pages of a run of slots, under the lock, up to the first that cannot be had; how many
- * those were. Adds to *reads*, by tag. */
+ * those were. Adds to *reads*, by kind. */
 static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, char *out,
                            uint64_t *reads)
 {
@@ -151,7 +151,7 @@ static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, 
         got = run;
         if (words == NULL) {
             memset(to, 0, (size_t)run << PAGE_SHIFT);
-            reads[TAG_EMPTY] += (uint64_t)run;
+            reads[KIND_EMPTY] += (uint64_t)run;
         } else {
             got = load_words(words, run, &self->arena, to, reads);
         }
@@ -164,8 +164,8 @@ static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, 
 static void count_reads(const Reader *self, const uint64_t *reads)
 {
     uint64_t *counters = self->counters.buf;
-    for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
-        counters[self->pages_read[tag]] += reads[tag];
+    for (int kind = KIND_EMPTY; kind < READ_KINDS; kind++)
+        counters[self->pages_read[kind]] += reads[kind];
 }
 
 static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nargs)
@@ -188,7 +188,7 @@ static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nar
     else if (whole && any_below(self, (uint64_t)slot, count))
         result = PyLong_FromLong(-1);
     else {
-        uint64_t reads[IN_MEMORY] = {0};
+        uint64_t reads[READ_KINDS] = {0};
         result = PyLong_FromSsize_t(
             load_run(self, (uint64_t)slot, count, (char *)out.buf + position, reads));
         count_reads(self, reads);
@@ -207,7 +207,7 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
         return -1;
     atomic_fetch_add_explicit(&self->lock->reads, 1, memory_order_relaxed);
     Py_ssize_t count = (Py_ssize_t)(size >> PAGE_SHIFT);
-    uint64_t slot = offset >> PAGE_SHIFT, reads[IN_MEMORY] = {0};
+    uint64_t slot = offset >> PAGE_SHIFT, reads[READ_KINDS] = {0};
     bool done = !any_below(self, slot, count) && load_run(self, slot, count, out, reads) == count;
     if (done) { /* else Python counts */
         count_reads(self, reads);
@@ -236,8 +236,8 @@ static PyObject *reader_try(Reader *self, PyObject *args)
 static bool are_counters(const Reader *self)
 {
     bool good = has_words(&self->counters, self->bytes_read, 1);
-    for (int tag = TAG_EMPTY; tag < IN_MEMORY; tag++)
-        good = good && has_words(&self->counters, self->pages_read[tag], 1);
+    for (int kind = KIND_EMPTY; kind < READ_KINDS; kind++)
+        good = good && has_words(&self->counters, self->pages_read[kind], 1);
     return good;
 }
 
@@ -245,9 +245,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 {
     PyObject *lock, *views[3];
     unsigned long long size_bytes;
-    Py_ssize_t reads[IN_MEMORY], bytes_read;
+    Py_ssize_t reads[READ_KINDS], bytes_read;
     if (!PyArg_ParseTuple(args, "O!OOO(nnnn)K", &LockType, &lock, &views[0], &views[1], &views[2],
-                          &reads[TAG_EMPTY], &reads[TAG_SAME], &reads[TAG_POOL], &bytes_read,
+                          &reads[KIND_EMPTY], &reads[KIND_SAME], &reads[KIND_BLOB], &bytes_read,
                           &size_bytes))
         return NULL;
     Reader *self = (Reader *)type->tp_alloc(type, 0);
@@ -293,8 +293,8 @@ static PyMethodDef reader_methods[] = {
     {"load", FASTCALL(reader_load), METH_FASTCALL,
      "load(slot, count, out, position, whole) -> pages filled\n\n"
      "Fill out from byte position on with the pages of count slots; the caller holds the lock.\n"
-     "Ends early at a slot that is not in memory, or damaged. whole: load nothing and return -1\n"
-     "if one of them is not in memory. Words that were read become REFERENCED."},
+     "Ends early at a slot that is not in memory, damaged or lost. whole: load nothing and return\n"
+     "-1 if a tier below has one of them. Words that were read become hotter."},
     {"read", (PyCFunction)reader_try, METH_VARARGS,
      "read(offset, size, out) -> bytes read, or -1 for what is not whole pages in memory."},
     {NULL}};
@@ -304,8 +304,8 @@ PyTypeObject ReaderType = {
     .tp_basicsize = sizeof(Reader),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "Reader(lock, directory, arena, counters, counts, size_bytes)\n\n"
-              "Reads pages that are in memory. counts: the indexes of the counters of EMPTY, SAME\n"
-              "and POOL pages, and of bytes that the session loop was given.",
+              "Reads pages that are in memory. counts: the indexes of the counters of empty, same\n"
+              "and pool pages, and of bytes that the session loop was given.",
     .tp_new = reader_new,
     .tp_dealloc = (destructor)reader_dealloc,
     .tp_methods = reader_methods,

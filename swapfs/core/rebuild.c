@@ -26,11 +26,11 @@ static bool has_cluster(const Py_buffer *arena, Py_ssize_t index)
 
 static PyObject *rebuild_count_states(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    enum { ARENA, STATE_COUNTS, STATE_OF_KIND, BUFFERS };
+    enum { ARENA, STATE_COUNTS, STATE_OF_WORD, BUFFERS };
     Py_buffer b[BUFFERS];
     PyObject *result = NULL;
     if (nargs != BUFFERS + 1) {
-        PyErr_SetString(PyExc_TypeError, "count_states(arena, state_counts, state_of_kind, index)");
+        PyErr_SetString(PyExc_TypeError, "count_states(arena, state_counts, state_of_word, index)");
         return NULL;
     }
     Py_ssize_t index = PyLong_AsSsize_t(args[BUFFERS]);
@@ -39,14 +39,14 @@ static PyObject *rebuild_count_states(PyObject *self, PyObject *const *args, Py_
     if (has_cluster(&b[ARENA], index)) {
         uint64_t *words = (uint64_t *)b[ARENA].buf + index;
         int64_t *counts = b[STATE_COUNTS].buf;
-        const uint8_t *state = b[STATE_OF_KIND].buf;
+        const uint8_t *state = b[STATE_OF_WORD].buf;
         long occupied = 0;
         for (unsigned i = 0; i < CLUSTER_SLOTS; i++) {
             if (words[i] == 0)
                 continue;
             if (words[i] & MOVING)
                 words[i] &= ~(uint64_t)MOVING;
-            counts[state[words[i] & KIND_MASK]]++;
+            counts[state[words[i] & STATE_MASK]]++;
             occupied++;
         }
         result = PyLong_FromLong(occupied);
@@ -57,7 +57,7 @@ static PyObject *rebuild_count_states(PyObject *self, PyObject *const *args, Py_
 
 PyMethodDef rebuild_functions[] = {
     {"count_states", FASTCALL(rebuild_count_states), METH_FASTCALL,
-     "count_states(arena, state_counts, state_of_kind, index) -> occupied slots\n\n"
+     "count_states(arena, state_counts, state_of_word, index) -> occupied slots\n\n"
      "Count the slots of the cluster at word index by state, and forget that any was moving."},
     {NULL}};
 
@@ -113,18 +113,17 @@ static bool take_blob(Marker *m, uint64_t place, uint64_t length)
     return true;
 }
 
-/* Takes the place of each POOL word and collects the FILE words in *below*. */
+/* Takes the place of each blob in the pool; collects the others in *below*, as (index, word). */
 static bool take_cluster(Marker *m, const uint64_t *words, PyObject *below)
 {
     for (unsigned i = 0; i < CLUSTER_SLOTS; i++) {
-        unsigned tag = words[i] & TAG_MASK;
-        if (tag == TAG_POOL) {
+        if (in_pool(words[i])) {
             if (!take_blob(m, pool_place(words[i]), blob_length(words[i])))
                 return false;
-        } else if (tag == TAG_FILE) {
-            PyObject *word = PyLong_FromUnsignedLongLong(words[i]);
-            int failed = word == NULL || PyList_Append(below, word) < 0;
-            Py_XDECREF(word);
+        } else if (is_below(words[i])) {
+            PyObject *found = Py_BuildValue("(IK)", i, (unsigned long long)words[i]);
+            int failed = found == NULL || PyList_Append(below, found) < 0;
+            Py_XDECREF(found);
             if (failed)
                 return false;
         }
@@ -240,8 +239,9 @@ static PyMethodDef marker_methods[] = {
     {"mark_page", (PyCFunction)marker_mark_page, METH_O,
      "mark_page(place): the same for a page of the swap table."},
     {"mark_words", (PyCFunction)marker_mark_words, METH_O,
-     "mark_words(index) -> FILE words\n\n"
-     "Mark the place of every POOL word of the cluster at word index."},
+     "mark_words(index) -> [(number, word)]\n\n"
+     "Mark the place of every blob in the pool that the cluster at word index names; the words of\n"
+     "the blobs that are below it, each with its number in the cluster."},
     {"relink", (PyCFunction)marker_relink, METH_O,
      "relink(zspage) -> first free object\n\nLink the objects of a zspage that have no mark."},
     {NULL}};

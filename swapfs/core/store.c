@@ -22,9 +22,9 @@
 static uint64_t encode_same(uint64_t value)
 {
     if ((int64_t)(value << SAME_SHIFT) >> SAME_SHIFT == (int64_t)value)
-        return TAG_SAME | value << SAME_SHIFT;
+        return KIND_SAME | value << SAME_SHIFT;
     if (value >> 32 == (value & 0xFFFFFFFFu))
-        return TAG_SAME | SAME_DOUBLED | value >> 32 << SAME_SHIFT;
+        return KIND_SAME | SAME_DOUBLED | value >> 32 << SAME_SHIFT;
     return 0;
 }
 
@@ -39,7 +39,7 @@ static uint64_t pack_page(const char *page, char *blob, int longest)
     int length = LZ4_compress_default(page, blob, PAGE_BYTES, longest);
     uint64_t codec = length > 0 ? CODEC_LZ4 : CODEC_RAW;
     uint64_t bytes = length > 0 ? (uint64_t)length : PAGE_BYTES;
-    return TAG_POOL | REFERENCED | codec << CODEC_SHIFT | (bytes - 1) << LENGTH_SHIFT;
+    return IN_POOL | HEAT_ONE | codec << CODEC_SHIFT | (bytes - 1) << LENGTH_SHIFT;
 }
 
 static PyObject *store_pack(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -87,13 +87,13 @@ PyMethodDef store_functions[] = {
 /* Its buffers, by the names of its arguments; nothing writes to those from SIZES on. */
 enum {
     DIRECTORY, ARENA, CLASSES, COUNTERS, STATE_COUNTS, OCCUPIED, USED, HEAD, FRESH, OBJECTS,
-    PAYLOAD, NEXT, PREVIOUS, WHERE, LENGTHS, SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_KIND,
+    PAYLOAD, NEXT, PREVIOUS, WHERE, LENGTHS, SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_WORD,
     PARTS
 };
 static const char *const part_names[PARTS] = {
     "directory", "arena", "classes", "counters", "state_counts", "occupied", "used", "head",
     "fresh", "objects", "payload", "next", "previous", "where", "lengths", "sizes", "capacities",
-    "class_of_grains", "state_of_kind",
+    "class_of_grains", "state_of_word",
 };
 
 typedef struct {
@@ -111,7 +111,7 @@ typedef struct {
     uint8_t *where;
     uint32_t *lengths;
     const uint16_t *sizes, *capacities; /* of each class: bytes an object, objects a zspage */
-    const uint8_t *class_of_grains, *state_of_kind;
+    const uint8_t *class_of_grains, *state_of_word;
     uint64_t zspages;
     size_t size_classes;
     Py_ssize_t write_same, write_compressed, write_raw; /* indexes among the counters */
@@ -150,10 +150,9 @@ static int64_t with_room(const Writer *w, unsigned size_class)
  * *taken* gets one object more before. */
 static bool frees_easily(const Writer *w, uint64_t old, int64_t taken)
 {
-    unsigned tag = old & TAG_MASK;
-    if (tag == TAG_EMPTY || tag == TAG_SAME)
+    if ((old & KIND_MASK) != KIND_BLOB)
         return true;
-    if (tag != TAG_POOL)
+    if (!in_pool(old))
         return false;
     uint64_t zspage = pool_place(old) >> ZSPAGE_SHIFT;
     if (zspage >= w->zspages)
@@ -208,7 +207,7 @@ static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *p
     uint64_t old = *word, new = draft;
     Py_ssize_t counter = w->write_same;
 
-    if ((draft & TAG_MASK) == TAG_POOL) {
+    if (in_pool(draft)) {
         uint64_t length = blob_length(draft);
         unsigned size_class = w->class_of_grains[(length + GRAIN_MASK) >> GRAIN_SHIFT];
         int64_t zspage = with_room(w, size_class);
@@ -225,12 +224,12 @@ static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *p
     }
     __atomic_store_n(word, new, __ATOMIC_RELEASE); /* I3: after the bytes, before the free */
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* release alone lets the compiler free it before */
-    w->state_counts[w->state_of_kind[old & KIND_MASK]]--;
-    w->state_counts[w->state_of_kind[new & KIND_MASK]]++;
+    w->state_counts[w->state_of_word[old & STATE_MASK]]--;
+    w->state_counts[w->state_of_word[new & STATE_MASK]]++;
     w->counters[counter]++;
     if (old == 0)
         w->occupied[cluster]++;
-    if ((old & TAG_MASK) == TAG_POOL) {
+    if (in_pool(old)) {
         *w->payload -= (int64_t)blob_length(old);
         give(w, pool_place(old));
     }
@@ -295,7 +294,7 @@ static bool fits_together(const Writer *w)
         {USED, 2, zspages}, {HEAD, 2, zspages}, {FRESH, 2, zspages}, {WHERE, 1, zspages},
         {OBJECTS, 8, classes}, {CAPACITIES, 2, classes}, {PAYLOAD, 8, 1}, {LENGTHS, 4, lists},
         {NEXT, 4, zspages + lists}, {PREVIOUS, 4, zspages + lists},
-        {CLASS_OF_GRAINS, 1, (PAGE_BYTES >> GRAIN_SHIFT) + 1}, {STATE_OF_KIND, 1, KIND_MASK + 1},
+        {CLASS_OF_GRAINS, 1, (PAGE_BYTES >> GRAIN_SHIFT) + 1}, {STATE_OF_WORD, 1, STATE_MASK + 1},
     };
     for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
         if (!is_array_of(&b[wanted[i].part], wanted[i].item, wanted[i].count))
@@ -303,8 +302,8 @@ static bool fits_together(const Writer *w)
     for (Py_ssize_t i = 0; i < b[CLASS_OF_GRAINS].len; i++)
         if (w->class_of_grains[i] >= classes)
             return false;
-    for (Py_ssize_t i = 0; i < b[STATE_OF_KIND].len; i++)
-        if (!has_words(&b[STATE_COUNTS], w->state_of_kind[i], 1))
+    for (Py_ssize_t i = 0; i < b[STATE_OF_WORD].len; i++)
+        if (!has_words(&b[STATE_COUNTS], w->state_of_word[i], 1))
             return false;
     for (size_t i = 0; i < classes; i++)
         if (w->sizes[i] == 0)
@@ -333,7 +332,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->next = b[NEXT].buf, self->previous = b[PREVIOUS].buf, self->where = b[WHERE].buf;
     self->lengths = b[LENGTHS].buf, self->sizes = b[SIZES].buf;
     self->capacities = b[CAPACITIES].buf, self->class_of_grains = b[CLASS_OF_GRAINS].buf;
-    self->state_of_kind = b[STATE_OF_KIND].buf;
+    self->state_of_word = b[STATE_OF_WORD].buf;
     self->zspages = (uint64_t)b[CLASSES].len;
     self->size_classes = (size_t)b[SIZES].len / sizeof(uint16_t);
     self->write_same = same, self->write_compressed = compressed, self->write_raw = raw;

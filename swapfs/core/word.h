@@ -5,6 +5,7 @@
 #ifndef SWAPFS_WORD_H
 #define SWAPFS_WORD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define PAGE_SHIFT 12
@@ -12,26 +13,35 @@
 #define CLUSTER_SHIFT 9
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 
-enum { TAG_EMPTY, TAG_SAME, TAG_POOL, TAG_FILE };
+enum { KIND_EMPTY, KIND_SAME, KIND_BLOB, KIND_LOST };
 enum { CODEC_RAW, CODEC_LZ4 };
 
 /* all words */
-#define TAG_MASK 7u
-#define REFERENCED (1u << 3)
-#define MOVING (1u << 4)
-#define KIND_MASK 0x7Fu
-/* POOL and FILE */
-#define CODEC_SHIFT 5
-#define CODEC_MASK 3u
-#define LENGTH_SHIFT 7
+#define KIND_MASK 3u
+#define MOVING (1u << 2)
+#define HEAT_SHIFT 3 /* reads since the clock hand passed, as far as two bits count */
+#define HEAT_ONE (1u << HEAT_SHIFT)
+#define HEAT_MASK (3u << HEAT_SHIFT)
+/* BLOB */
+#define TIER_SHIFT 5
+#define TIER_MASK 7u
+#define CODEC_SHIFT 8
+#define CODEC_MASK 7u
+#define STATE_MASK 0x7FFu /* all that says in which state a slot is */
+#define REF_SHIFT 11
+/* BLOB in tier 0, the pool */
+#define LENGTH_SHIFT 11
 #define LENGTH_MASK 0xFFFu
-/* POOL */
-#define PLACE_SHIFT 20
+#define PLACE_SHIFT 23
 #define GRAIN_SHIFT 4 /* every object of the pool starts at a multiple of 16 bytes */
 #define GRAIN_MASK ((1u << GRAIN_SHIFT) - 1)
 /* SAME */
 #define SAME_DOUBLED (1u << 5)
 #define SAME_SHIFT 6
+
+/* Which blobs are in the pool: word & BACKING_MASK == IN_POOL. */
+#define BACKING_MASK (KIND_MASK | TIER_MASK << TIER_SHIFT)
+#define IN_POOL ((unsigned)KIND_BLOB)
 
 #define ZSPAGE_SHIFT 16
 #define ZSPAGE_BYTES (1u << ZSPAGE_SHIFT)
@@ -41,6 +51,17 @@ enum { CODEC_RAW, CODEC_LZ4 };
 
 /* The lists of zspages: full, free or being drained; and with room, that of class c is ROOM + c. */
 enum { LIST_NO_ROOM, LIST_ROOM };
+
+static inline bool in_pool(uint64_t word)
+{
+    return (word & BACKING_MASK) == IN_POOL;
+}
+
+/* Whether a tier below memory has the blob. */
+static inline bool is_below(uint64_t word)
+{
+    return (word & KIND_MASK) == KIND_BLOB && !in_pool(word);
+}
 
 static inline uint64_t pool_place(uint64_t word)
 {

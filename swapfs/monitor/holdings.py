@@ -16,6 +16,8 @@ from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.region.layout import Region
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal, Seal
+from swapfs.tiers.sector_tier import SectorTier
+from swapfs.vlayer.stack import Stack
 from swapfs.wire.handover import Handover
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ class Holdings:
     lock_fd: int
     device: int | None = None
     """st_dev of the mount."""
+
+    def stack(self) -> Stack:
+        """Return the tiers below the pool, for one server."""
+        return Stack.of(SectorTier(self.tier)) if self.tier else Stack()
 
     def handover(self) -> Handover:
         """Return where another monitor finds it."""

@@ -90,7 +90,7 @@ class Servers:
             signal.signal(number, signal.SIG_IGN)  # the monitor's to handle
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals - {RETIRE_SIGNAL})
         handover = replace(held.handover(), pid=os.getppid())
-        server = Server(self._config, held.region, held.tier, handover, recover=self.ever_served)
+        server = Server(self._config, held.region, held.stack(), handover, recover=self.ever_served)
         server.run(self._on_serving, self._on_ready, self._tell_failure)
 
     def _on_serving(self) -> None:

@@ -50,6 +50,9 @@ COUNTERS: Final = (
     "server_starts",
     # added later; by what they count they belong above
     "compacted_pages",
+    "lost_pages",
+    "drained_pages",
+    "sunk_pages",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

@@ -27,7 +27,7 @@ from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 ZSPAGE_BYTES: Final = 1 << ZSPAGE_SHIFT
 """Bytes in one zspage, the unit in which the arena is divided among size classes."""
 

@@ -23,11 +23,11 @@ from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Workers, aligned_buffer
 from swapfs.session import pyfuse3
-from swapfs.tiers.base import LowerTier
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.stalled import StalledWrites
 from swapfs.vlayer.write_around import WriteAround
 from swapfs.vlayer.writeback import Writeback
@@ -41,7 +41,7 @@ SECOND_TRIES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Lower:
-    """What moves pages to and from the lower tier."""
+    """What moves pages to and from the tiers below."""
 
     writeback: Writeback
     direct: WriteAround
@@ -50,7 +50,7 @@ class Lower:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A server that is put together. *lower* is None without a lower tier."""
+    """A server that is put together. *lower* is None without a tier below."""
 
     guards: Guards
     layer: VirtualSlotLayer
@@ -60,24 +60,23 @@ class Parts:
     swap_file: SwapFile
 
 
-def assemble(
-    config: Config, region: Region, tier: LowerTier | None, fuse_fd: int, *, recover: bool
-) -> Parts:
+def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, recover: bool) -> Parts:
     """Return the parts of a server of *region* on the FUSE connection *fuse_fd*.
 
     :param recover: another server served both: rebuild what can be derived, and resume
     """
     guards = _prepare_process(config, region, recover=recover)
-    layer = VirtualSlotLayer(region, tier)
+    stack.prepare()
+    layer = VirtualSlotLayer(region, stack)
     if recover:
         layer.rebuild()
     layer.counters.add("server_starts")
     request, reply = session.arm(region.session_init)
     workers = Workers(
-        WORKERS_WITH_FILE if tier else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
+        WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
     )
     second = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(SECOND_TRIES)])
-    lower = None if tier is None else _lower(config, region, layer, tier, second)
+    lower = _lower(config, region, layer, second) if stack else None
     fetcher, direct = (lower.fetcher, lower.direct) if lower else (None, None)
     swap_file = SwapFile(
         layer,
@@ -114,13 +113,11 @@ def _lower(
     config: Config,
     region: Region,
     layer: VirtualSlotLayer,
-    tier: LowerTier,
     second: StalledWrites,
 ) -> Lower:
     limit, pool = region.geometry.pool_bytes, layer.pool
     down = Writeback(
         layer,
-        tier,
         aligned_buffer(writeback.BATCH_BYTES),
         aligned_buffer(writeback.SCRATCH_BYTES),
         high_bytes=limit * config.high_watermark_percent // 100,
@@ -129,11 +126,10 @@ def _lower(
     views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
     fetcher = Fetcher(
         layer,
-        tier,
         promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
         newest_sequence=lambda: down.newest_sequence,
     )
-    return Lower(down, WriteAround(layer, tier, down, views, second=second), fetcher)
+    return Lower(down, WriteAround(layer, down, views, second=second), fetcher)
 
 
 def _stored(second: StalledWrites, lower: Lower | None) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from swapfs.server.workers import Buffers
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.entry import FLAGS, TAG_MASK, Tag
+from swapfs.vlayer.entry import BACKING_MASK, FLAGS, IN_POOL, is_below
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.write_around import WriteAround
@@ -140,10 +140,10 @@ class PartialWrites:
             return None
         layer, page = self._layer, buffers.pages[:PAGE_SIZE]
         word, blob = layer.look(slot, page, memoryview(buffers.page))
-        if word & TAG_MASK == Tag.FILE:
+        if is_below(word):
             self._fetcher.load(slot, 1, page, buffers.scratch, on_disk)
         page[start : start + len(piece)] = piece
-        if word & TAG_MASK == Tag.FILE:
+        if is_below(word):
             done = layer.replace_file_page(slot, word, page)
             if done is not False:
                 return 0 if done else -EAGAIN
@@ -168,9 +168,9 @@ def _pieces(offset: int, data: memoryview) -> Iterator[tuple[int, int, memoryvie
 def _still_holds(layer: VirtualSlotLayer, slot: int, word: int, blob: memoryview) -> bool:
     """Whether *slot* holds the page that ``look`` found; the caller holds the layer's lock.
 
-    A POOL word alone does not tell: after two full writes the same place may hold other bytes.
-    A FILE word does: its 13 check bits are those of a blob that is written once.
+    A word of the pool alone does not tell: after two full writes the same place may hold
+    other bytes. One of a disk does: its 13 check bits are those of a blob that is written once.
     """
     if (layer.table.get(slot) ^ word) & ~FLAGS:
         return False
-    return word & TAG_MASK != Tag.POOL or layer.blob(word) == blob
+    return word & BACKING_MASK != IN_POOL or layer.blob(word) == blob

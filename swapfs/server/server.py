@@ -37,7 +37,7 @@ from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import VitalThreads
 from swapfs.session import fuse_init, pyfuse3
-from swapfs.tiers.base import LowerTier
+from swapfs.vlayer.stack import Stack
 from swapfs.wire import control
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover
 
@@ -63,7 +63,7 @@ class Server:
         self,
         config: Config,
         region: Region,
-        tier: LowerTier | None,
+        stack: Stack,
         handover: Handover,
         *,
         recover: bool = False,
@@ -74,10 +74,10 @@ class Server:
         self._retiring = False
         self._fuse = fusectl.FuseControl(handover.device)
         self._backing = swap_backing(config.mountpoint, handover.device)
-        self._parts = parts = assemble(config, region, tier, handover.fuse_fd, recover=recover)
+        self._parts = parts = assemble(config, region, stack, handover.fuse_fd, recover=recover)
         self._guards = parts.guards
         down = parts.lower.writeback if parts.lower else None
-        self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, down, handover)
+        self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, handover)
         self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
         self._metrics: HttpServer | None = None
         self._threads = VitalThreads(self._on_thread_death)

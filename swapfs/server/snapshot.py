@@ -6,6 +6,7 @@ Costs the same whatever is stored: only counters are read, never the table.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import time
@@ -29,12 +30,11 @@ from swapfs.server.status import (
     TierStatus,
 )
 from swapfs.session import fuse_init
-from swapfs.tiers.base import LowerTier
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.capacity import guaranteed_bytes
 from swapfs.vlayer.codec import ALGORITHM
 from swapfs.vlayer.layer import VirtualSlotLayer
-from swapfs.vlayer.writeback import Writeback
+from swapfs.vlayer.stack import Level, Stack
 from swapfs.wire import control
 from swapfs.wire.handover import Handover
 
@@ -56,16 +56,14 @@ class SnapshotMaker:
         region: Region,
         layer: VirtualSlotLayer,
         guards: Guards,
-        writeback: Writeback | None,
         handover: Handover,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._layer = layer
         self._region = region
-        self._fixed_bytes = _fixed_bytes(region, layer.tier)
+        self._fixed_bytes = _fixed_bytes(region, layer.stack)
         self._guards = guards
-        self._writeback = writeback
         self._monitor_pid = handover.pid
         self._handover = handover.as_dict()
         self._described = json.loads(describe(config, as_json=True))
@@ -137,12 +135,12 @@ class SnapshotMaker:
             pool = layer.pool.stats()
             counters = layer.counters.snapshot()
             clusters, table_bytes = layer.table.live_clusters, layer.table.table_bytes
-            file_payload_bytes = layer.file_payload_bytes
+            payload_bytes = [level.payload_bytes for level in layer.stack]
         occupied = sum(slots.values()) - slots["empty"]
         return {
             "slots": slots,
             "orig_bytes": occupied * PAGE_SIZE,
-            "compr_bytes": pool.payload_bytes + file_payload_bytes,
+            "compr_bytes": pool.payload_bytes + sum(payload_bytes),
             "pool": PoolStatus(
                 limit_bytes=pool.limit_bytes,
                 used_bytes=pool.used_bytes,
@@ -153,7 +151,7 @@ class SnapshotMaker:
             "metadata_bytes": table_bytes,
             "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
             "clusters": clusters,
-            "tiers": (self._tier(layer.tier, file_payload_bytes),) if layer.tier else (),
+            "tiers": tuple(map(_tier, layer.stack, payload_bytes)),
             "counters": counters,
         }
 
@@ -166,18 +164,6 @@ class SnapshotMaker:
         errors = session.counts()["handler_errors"]
         self._layer.counters.add("handler_errors", errors - self._loop_errors)
         self._loop_errors = errors
-
-    def _tier(self, tier: LowerTier, payload_bytes: int) -> TierStatus:
-        assert self._writeback is not None
-        health, now_s = self._writeback.health, time.monotonic()
-        state = health.state(now_s)
-        return TierStatus(
-            **tier.stats().as_dict(),
-            payload_bytes=payload_bytes,
-            healthy=state.healthy,
-            state=state,
-            detail="" if state.healthy else health.problem(now_s),
-        )
 
     def _attached(self) -> dict[str, Any]:
         """Return the loop device on the swap file and the swap area on it, as the kernel says."""
@@ -205,8 +191,8 @@ class SnapshotMaker:
     def _limits(self, opened: fuse_init.KernelSession | None) -> tuple[str, ...]:
         """Say what it cannot do here, and what may go wrong because of where it is."""
         limits = (fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else ()
-        tier = self._layer.tier
-        return (*limits, *(tier.stats().cautions if tier else ()))
+        cautions = (level.tier.stats().cautions for level in self._layer.stack)
+        return (*limits, *itertools.chain.from_iterable(cautions))
 
     def _degraded(
         self,
@@ -228,13 +214,25 @@ class SnapshotMaker:
         return (*reasons, *self.problems.values())
 
 
+def _tier(level: Level, payload_bytes: int) -> TierStatus:
+    now_s = time.monotonic()
+    state = level.health.state(now_s)
+    return TierStatus(
+        **level.tier.stats().as_dict() | {"name": level.name},
+        payload_bytes=payload_bytes,
+        healthy=state.healthy,
+        state=state,
+        detail="" if state.healthy else level.health.problem(now_s),
+    )
+
+
 def _latency() -> Latency:
     found = session.latency()
     series = (LatencySeries(**{**one, "counts": tuple(one["counts"])}) for one in found["series"])
     return Latency(bounds_s=tuple(found["bounds_s"]), series=tuple(series))
 
 
-def _fixed_bytes(region: Region, tier: LowerTier | None) -> int:
+def _fixed_bytes(region: Region, stack: Stack) -> int:
     """Return what an empty instance costs: tables, and the lists derived from them."""
     lists = 15 * region.geometry.zspages + 11 * region.geometry.clusters
-    return region.fixed_bytes + lists + (tier.stats().map_bytes if tier else 0)
+    return region.fixed_bytes + lists + sum(level.tier.stats().map_bytes for level in stack)

@@ -8,14 +8,14 @@ from typing import Final
 
 from swapfs.errors import TierFull
 from swapfs.testing.pages import page
-from swapfs.tiers.base import READ_SLACK_BYTES, Extent, LowerTier
+from swapfs.tiers import sector_ref
 from swapfs.tiers.blob import Batch, check_blob
+from swapfs.tiers.sectors import READ_SLACK_BYTES, Extent, SectorStore
+from swapfs.tiers.segments import SEGMENT_BYTES, SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, PSector
-from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS
 
 SEGMENTS: Final = 8
 _CODEC: Final = 1
-_CHECK_MASK: Final = 0xFFFFFFFF
 _ROUNDS_MAX: Final = 200
 _SOURCE: Final = page("random", 5) + page("random", 6)
 
@@ -31,13 +31,13 @@ class Blobs:
     ``places`` has the extent of each slot's blob. One thread.
     """
 
-    def __init__(self, tier: LowerTier, *, first_sequence: int = 1) -> None:
+    def __init__(self, tier: SectorStore, *, first_sequence: int = 1) -> None:
         self.tier = tier
         self.places: dict[int, Extent] = {}
         self._facts: dict[int, tuple[int, int, int]] = {}  # length, checksum, sequence
         self._sequences = itertools.count(first_sequence)
-        self._batch = Batch(aligned(BATCH_BYTES), tier.seal)
-        self._scratch = aligned(BATCH_BYTES + READ_SLACK_BYTES)
+        self._batch = Batch(aligned(SEGMENT_BYTES), tier.seal)
+        self._scratch = aligned(SEGMENT_BYTES + READ_SLACK_BYTES)
 
     def put(self, *blobs: tuple[int, int]) -> None:
         """Store a blob of so many bytes for each (slot, length), in as few writes as it takes.
@@ -46,7 +46,7 @@ class Blobs:
         """
         rest = list(blobs)
         while rest:
-            extent = self.tier.allocate(BATCH_SECTORS)
+            extent = self.tier.allocate(SEGMENT_SECTORS)
             self._batch.reset(extent.sectors)
             while rest and self._batch.fits(rest[0][1]):
                 self._add(*rest.pop(0))
@@ -91,7 +91,7 @@ class Blobs:
             sources = self.tier.segments_to_clean()
             if not sources:
                 return moved
-            extent = self.tier.allocate(BATCH_SECTORS, cleaning=True)
+            extent = self.tier.allocate(SEGMENT_SECTORS, cleaning=True)
             self._batch.reset(extent.sectors)
             emptied = [source for source in sources if self._gather(source)]
             moved += len(self._batch.items)
@@ -125,10 +125,8 @@ class Blobs:
         for slot, place in self.places.items():
             length, checksum, sequence = self._facts[slot]
             view = memoryview(self.read(place))
-            payload, found = check_blob(
-                *(view, slot, length, _CODEC),
-                *(checksum & _CHECK_MASK, _CHECK_MASK, self.tier.seal),
-            )
+            ref = sector_ref.encode(place.sector, length, checksum)
+            payload, found = check_blob(view, slot, _CODEC, ref, self.tier.seal)
             assert found == sequence
             assert payload == _payload(slot, sequence, length)
 

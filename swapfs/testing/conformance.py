@@ -16,10 +16,10 @@ from typing import Final
 from swapfs.errors import TierFull, TierIOError
 from swapfs.testing.blobs import SEGMENTS, Blobs, aligned
 from swapfs.testing.media import Opener
-from swapfs.tiers.base import READ_SLACK_BYTES, Extent, LowerTier
 from swapfs.tiers.blob import BLOB_SECTORS_MAX
+from swapfs.tiers.sectors import READ_SLACK_BYTES, Extent, SectorStore
+from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.blob_writer import BATCH_SECTORS
 
 Check = Callable[[Opener], None]
 
@@ -67,11 +67,11 @@ def check_an_overwritten_blob_leaves_its_neighbours(opener: Opener) -> None:
 # ---- room ----
 
 
-def _take_all(tier: LowerTier) -> list[Extent]:
+def _take_all(tier: SectorStore) -> list[Extent]:
     taken: list[Extent] = []
     while True:
         try:
-            taken.append(tier.allocate(BATCH_SECTORS))
+            taken.append(tier.allocate(SEGMENT_SECTORS))
         except TierFull:
             return taken
         tier.settle(taken[-1])
@@ -84,12 +84,12 @@ def check_full_is_said_and_passes(opener: Opener) -> None:
     assert taken
     limit = tier.stats().size_bytes // SECTOR_SIZE
     for extent in taken:
-        assert BLOB_SECTORS_MAX <= extent.sectors <= BATCH_SECTORS
+        assert BLOB_SECTORS_MAX <= extent.sectors <= SEGMENT_SECTORS
         assert 0 <= extent.sector <= limit - extent.sectors
     for extent, following in pairwise(sorted(taken)):
         assert extent.sector + extent.sectors <= following.sector, "two extents overlap"
     tier.release(*taken[0])
-    again = tier.allocate(BATCH_SECTORS)
+    again = tier.allocate(SEGMENT_SECTORS)
     assert again.sectors >= BLOB_SECTORS_MAX
     tier.settle(again)
     for extent in taken[1:]:
@@ -104,7 +104,7 @@ def check_short_room_is_handed_out(opener: Opener) -> None:
     last = _take_all(tier)[-1]
     hole = 4 * BLOB_SECTORS_MAX  # any hole of that many sectors must do, wherever it begins
     tier.release(last.sector, min(hole, last.sectors))
-    extent = tier.allocate(BATCH_SECTORS)
+    extent = tier.allocate(SEGMENT_SECTORS)
     assert BLOB_SECTORS_MAX <= extent.sectors <= hole
     assert last.sector <= extent.sector
     tier.close()
@@ -227,7 +227,7 @@ def check_bad_sectors_are_never_used_again(opener: Opener) -> None:
     """Neither after a release of what is beside them nor after a rebuild; and the room shrinks."""
     tier = opener(SEGMENTS)
     room = tier.room_pages()
-    extent = tier.allocate(BATCH_SECTORS)
+    extent = tier.allocate(SEGMENT_SECTORS)
     bad = Extent(PSector(extent.sector + 8), 16)
     tier.mark_bad(bad)
     tier.release(extent.sector, 8)

@@ -7,8 +7,8 @@ from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import SECTOR_SIZE, PSector
 
 READ_FAULTS: Final = ("read_error", "short_read", "flipped_read")
@@ -25,7 +25,7 @@ class FaultyTier(TierWrapper):
     are those whose blobs were ever lost or damaged by a write.
     """
 
-    def __init__(self, inner: LowerTier, fault: str, first: int, last: int = 0) -> None:
+    def __init__(self, inner: SectorStore, fault: str, first: int, last: int = 0) -> None:
         super().__init__(inner)
         assert fault in FAULTS
         self._fault = fault

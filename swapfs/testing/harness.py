@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from swapfs.region.layout import Geometry, Region
 from swapfs.testing.blobs import aligned
-from swapfs.tiers.base import LowerTier
-from swapfs.tiers.blob import blob_sectors
-from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE
+from swapfs.tiers import sector_ref
+from swapfs.tiers.base import Tier
+from swapfs.tiers.sector_tier import SectorTier
+from swapfs.tiers.sectors import SectorStore
+from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer.entry import (
-    KIND_MASK,
+    BACKING_MASK,
+    IN_POOL,
     MOVING,
-    STATE_OF_KIND,
     STATES,
-    TAG_MASK,
-    Tag,
+    Backing,
+    backing,
     blob_length,
-    file_sector,
+    is_below,
     pool_place,
+    ref_of,
+    state_of,
+    tier_of,
 )
 from swapfs.vlayer.fetch import Fetcher
+from swapfs.vlayer.health import Health
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.stack import Level, Stack
 from swapfs.vlayer.stalled import StalledWrites
 from swapfs.vlayer.write_around import WriteAround
 from swapfs.vlayer.writeback import Writeback
@@ -53,6 +60,17 @@ class Ticket:
         """Hear that the answer waits for the file tier."""
 
 
+AnyTier = Tier | SectorStore
+"""A tier, or what a sector tier stands on."""
+
+
+def stack_of(tiers: AnyTier | Sequence[AnyTier] | None) -> Stack:
+    """Return the stack of *tiers*, the first to be filled first."""
+    if not isinstance(tiers, Sequence):
+        tiers = () if tiers is None else (tiers,)
+    return Stack.of(*(t if isinstance(t, Tier) else SectorTier(t) for t in tiers))
+
+
 class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
@@ -64,7 +82,7 @@ class Harness:
         self,
         slots: int,
         pool_bytes: int,
-        tier: LowerTier | None = None,
+        tier: AnyTier | Sequence[AnyTier] | None = None,
         *,
         promote: bool = False,
         region: Region | None = None,
@@ -75,8 +93,10 @@ class Harness:
         self._clock_s = clock_s or (lambda: self.now_s)
         recover = region is not None
         self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes))
-        self.tier = tier
-        self.layer = VirtualSlotLayer(self.region, tier)
+        self.tier = tier[0] if isinstance(tier, Sequence) else tier
+        self.stack = stack_of(tier)
+        self.stack.prepare()
+        self.layer = VirtualSlotLayer(self.region, self.stack)
         if recover:
             self.layer.rebuild()
         self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
@@ -87,7 +107,6 @@ class Harness:
             return
         self.down = Writeback(
             self.layer,
-            tier,
             aligned(writeback.BATCH_BYTES),
             aligned(writeback.SCRATCH_BYTES),
             high_bytes=pool_bytes * 90 // 100,
@@ -97,14 +116,18 @@ class Harness:
         )
         views = [aligned(writeback.BATCH_BYTES) for _ in range(2)]
         self.direct = WriteAround(
-            *(self.layer, tier, self.down, views), second=self.second, clock_s=self._clock_s
+            *(self.layer, self.down, views), second=self.second, clock_s=self._clock_s
         )
         self.fetcher = Fetcher(
             self.layer,
-            tier,
             promote=(lambda: True) if promote else None,
             newest_sequence=lambda: self.down.newest_sequence,
         )
+
+    @property
+    def health(self) -> Health:
+        """That of the first tier."""
+        return next(iter(self.stack)).health
 
     def counter(self, name: str) -> int:
         """Return one counter."""
@@ -164,9 +187,15 @@ class Harness:
             good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
         return bytes(out[: good * PAGE_SIZE])
 
-    def tag(self, slot: int) -> Tag:
+    def backing(self, slot: int) -> Backing:
         """Return what backs *slot*."""
-        return Tag(self.layer.table.get(slot) & TAG_MASK)
+        return backing(self.layer.table.get(slot))
+
+    def sector(self, slot: int) -> PSector:
+        """Return where the blob of *slot* begins in its tier, which has sectors."""
+        word = self.layer.table.get(slot)
+        assert is_below(word)
+        return sector_ref.sector(ref_of(word))
 
     # ---- what must always hold ----
 
@@ -175,36 +204,45 @@ class Harness:
         table, pool = self.layer.table, self.layer.pool
         pool.zspages.check()
         states: Counter[str] = Counter()
-        places: dict[int, int] = {place: PAGE_SIZE for place in table.table_places()}
-        pool_payload, file_payload, used_clusters = 0, 0, set()
-        sectors: list[tuple[int, int]] = []
+        places: dict[int, int] = {place: PAGE_SIZE for _, place in table.table_places()}
+        pool_payload, used_clusters = 0, set()
+        below: dict[int, list[int]] = {level.number: [] for level in self.stack}
         for slot, word in table.occupied_words():
             assert slot < table.slots
             assert not word & MOVING
             used_clusters.add(slot >> CLUSTER_SHIFT)
-            states[STATES[STATE_OF_KIND[word & KIND_MASK]]] += 1
-            if word & TAG_MASK == Tag.POOL:
+            states[state_of(word)] += 1
+            if word & BACKING_MASK == IN_POOL:
                 assert pool_place(word) not in places, "two words share a place"
                 places[pool_place(word)] = blob_length(word)
                 pool_payload += blob_length(word)
-            elif word & TAG_MASK == Tag.FILE:
-                sectors.append((file_sector(word), blob_sectors(blob_length(word))))
-                file_payload += blob_length(word)
+            elif is_below(word):
+                below[tier_of(word)].append(ref_of(word))
         states["empty"] = table.slots - states.total()
         assert {s: states[s] for s in STATES} == table.state_counts()
         assert used_clusters == set(table.clusters()), "a cluster without slots has a page"
         _assert_disjoint(sorted(places.items()), "pool")
-        _assert_disjoint(sorted(sectors), "file")
         stats = pool.stats()
         assert stats.payload_bytes == pool_payload
         assert stats.table_bytes == table.table_bytes == len(used_clusters) * PAGE_SIZE
         assert pool_payload + stats.table_bytes <= stats.object_bytes <= stats.used_bytes
-        assert self.layer.file_payload_bytes == file_payload
-        if self.tier is not None:
-            taken = sum(count for _, count in sectors) * SECTOR_SIZE
-            assert self.tier.stats().used_bytes == taken, "file sectors leak"
+        for level in self.stack:
+            assert len(below[level.number]) == table.slots_in(level.number)
+            _check_level(level, below[level.number])
 
 
-def _assert_disjoint(runs: list[tuple[int, int]], what: str) -> None:
+def _check_level(level: Level, refs: list[int]) -> None:
+    tier = level.tier
+    assert level.payload_bytes == sum(map(tier.payload_bytes, refs))
+    if isinstance(tier, SectorTier):
+        sectors = sorted((sector_ref.sector(ref), sector_ref.sectors(ref)) for ref in refs)
+        _assert_disjoint(sectors, level.name)
+        taken = sum(count for _, count in sectors) * SECTOR_SIZE
+        assert tier.stats().used_bytes == taken, "sectors leak"
+    else:
+        assert len(set(refs)) == len(refs), "two words share a blob"
+
+
+def _assert_disjoint(runs: Sequence[tuple[int, int]], what: str) -> None:
     for (start, length), (following, _) in pairwise(runs):
         assert start + length <= following, f"two {what} blobs overlap"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from swapfs.errors import TierIOError
 from swapfs.tiers.aead import KEY_BYTES, AeadSeal
-from swapfs.tiers.base import Extent, LowerTier, TierStats
+from swapfs.tiers.base import TierStats
 from swapfs.tiers.blob import Batch
 from swapfs.tiers.seal import Seal
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import SEGMENT_BYTES, SegmentMap
 from swapfs.units import SECTOR_SIZE, PSector
 
 
-class MemoryTier(LowerTier):
+class MemoryTier(SectorStore):
     """Sectors in a bytearray; ``data`` and ``map`` are open to tests.
 
     :param data: the medium of an earlier tier, to model a server that died

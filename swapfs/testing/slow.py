@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import Extent, LowerTier
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import PSector
 
 _LIMIT_S = 30.0
@@ -50,7 +50,7 @@ class Gate:
 class SlowTier(TierWrapper):
     """Stops at ``read_gate`` after the medium was read, at ``write_gate`` before it is written."""
 
-    def __init__(self, inner: LowerTier) -> None:
+    def __init__(self, inner: SectorStore) -> None:
         super().__init__(inner)
         self.read_gate = Gate()
         self.write_gate = Gate()

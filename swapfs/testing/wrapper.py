@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from swapfs.tiers.base import Extent, LowerTier, TierStats
+from swapfs.tiers.base import TierStats
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import PSector
 
 
-class TierWrapper(LowerTier):
+class TierWrapper(SectorStore):
     """Hands every call to *inner*."""
 
-    def __init__(self, inner: LowerTier) -> None:
+    def __init__(self, inner: SectorStore) -> None:
         self.inner = inner
         self.seal = inner.seal
 

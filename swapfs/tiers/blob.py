@@ -13,35 +13,24 @@ keeps the low bits of the tag, and no two blobs share a sequence number.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.seal import TAG_BYTES, Seal
+from swapfs.tiers import sector_ref
+from swapfs.tiers.seal import Seal
+from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX as BLOB_SECTORS_MAX
+from swapfs.tiers.sector_ref import HEADER_BYTES, TAG_BYTES, blob_sectors
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 HEADER: Final = struct.Struct("<4sBxHQQ")
-HEADER_BYTES: Final = HEADER.size
 MAGIC: Final = b"SwBl"
 _CHECK_BYTES: Final = 4
-BLOB_SECTORS_MAX: Final = -(-(HEADER_BYTES + PAGE_SIZE + TAG_BYTES) // SECTOR_SIZE)
-"""Sectors of the largest blob, a raw page."""
 
-assert HEADER_BYTES == 24
+assert HEADER.size == HEADER_BYTES
 
 
-def blob_sectors(length: int) -> int:
-    """Return the sectors that a blob with *length* bytes of payload takes."""
-    return (HEADER_BYTES + length + TAG_BYTES + SECTOR_SIZE - 1) // SECTOR_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class BatchItem:
-    """One blob of a batch: whose it is, and where in the batch it lies.
-
-    ``expected`` is the table word that the blob was copied from; what it means is the
-    caller's business.
-    """
+class BatchItem(NamedTuple):
+    """One blob of a batch: whose it is, and where in the batch it lies."""
 
     slot: int
     start_sector: int
@@ -49,7 +38,6 @@ class BatchItem:
     length: int
     codec: int
     checksum: int
-    expected: int
 
 
 class Batch:
@@ -85,8 +73,6 @@ class Batch:
         payload: bytes | memoryview,
         codec: int,
         sequence: int,
-        *,
-        expected: int = 0,
     ) -> BatchItem:
         """Append a blob; the caller has asked ``fits``. The payload is copied."""
         length = len(payload)
@@ -101,25 +87,27 @@ class Batch:
         self.view[body:stop] = sealed
         self.view[stop:end] = bytes(end - stop)  # no stale memory on disk
         checksum = int.from_bytes(sealed[-TAG_BYTES:][:_CHECK_BYTES], "little")
-        item = BatchItem(slot, self.sectors, sectors, length, codec, checksum, expected)
+        item = BatchItem(slot, self.sectors, sectors, length, codec, checksum)
         self.items.append(item)
         self.sectors += sectors
         return item
 
 
 def check_blob(
-    view: memoryview, slot: int, length: int, codec: int, check: int, check_mask: int, seal: Seal
+    view: memoryview, slot: int, codec: int, ref: int, seal: Seal
 ) -> tuple[bytes | memoryview, int]:
     """Return the payload and the sequence number of the blob that *view* starts with.
 
-    :param check: the low bits of the tag that the table word keeps
+    :param ref: where the table says that it lies, and what it knows of its length and tag
     :raises BlobCorrupt: not the blob that the table names, or damaged
     """
-    magic, blob_codec, blob_length, sequence, blob_slot = HEADER.unpack_from(view)
-    if (magic, blob_slot, blob_length, blob_codec) != (MAGIC, slot, length, codec):
+    magic, blob_codec, length, sequence, blob_slot = HEADER.unpack_from(view)
+    if (magic, blob_slot, blob_codec) != (MAGIC, slot, codec) or not sector_ref.may_be(ref, length):
         raise BlobCorrupt(f"slot {slot}: another blob lies in its place")
     tag = HEADER_BYTES + length
-    if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & check_mask != check:
+    if int.from_bytes(view[tag : tag + _CHECK_BYTES], "little") & sector_ref.CHECK_MASK != (
+        sector_ref.check(ref)
+    ):
         raise BlobCorrupt(f"slot {slot}: an older blob lies in its place")
     header = bytes(view[:HEADER_BYTES])
     try:
@@ -129,11 +117,16 @@ def check_blob(
     return payload, sequence
 
 
-def peek(view: memoryview) -> tuple[int, int] | None:
-    """Return (slot, sectors) as the header that *view* starts with claims; None: no header."""
+def blob_ref(view: memoryview, sector: int) -> tuple[int, int, int] | None:
+    """Return (slot, reference, codec) of the blob that *view*, of *sector*, claims to start with.
+
+    None: there is no header, or less than a blob.
+    """
     if len(view) < HEADER_BYTES:
         return None
-    magic, _, length, _, slot = HEADER.unpack_from(view)
-    if magic != MAGIC or not 1 <= length <= PAGE_SIZE:
+    magic, codec, length, _, slot = HEADER.unpack_from(view)
+    tag = HEADER_BYTES + length
+    if magic != MAGIC or not 1 <= length <= PAGE_SIZE or len(view) < tag + TAG_BYTES:
         return None
-    return slot, blob_sectors(length)
+    checksum = int.from_bytes(view[tag : tag + _CHECK_BYTES], "little")
+    return slot, sector_ref.encode(sector, length, checksum), codec

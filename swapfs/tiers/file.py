@@ -16,9 +16,10 @@ from typing import Final
 
 from swapfs.errors import ConfigError, TierIOError, TierNoSpace
 from swapfs.tiers.backing_file import block_sectors, cautions, open_backing
-from swapfs.tiers.base import Extent, LowerTier, TierStats
+from swapfs.tiers.base import TierStats
 from swapfs.tiers.blob import Batch
 from swapfs.tiers.seal import ChecksumSeal, Seal
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SegmentMap
 from swapfs.units import FILE_BYTES_MAX, PAGE_SIZE, SECTOR_SIZE, PSector
 
@@ -27,7 +28,7 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Of the file system, a quota or a limit; the blocks that were written to are as good as before."""
 
 
-class FileTier(LowerTier):
+class FileTier(SectorStore):
     """Blobs on a file or block device.
 
     :param size_bytes: how much of it to use; rounded down to whole segments
@@ -142,6 +143,9 @@ class FileTier(LowerTier):
             segments=self._map.segments,
             cautions=self._cautions,
         )
+
+    def descriptors(self) -> list[int]:  # noqa: D102
+        return [self.fd]
 
     def close(self) -> None:  # noqa: D102
         os.close(self.fd)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from typing import Final
 
 from swapfs.errors import BlobCorrupt
-
-TAG_BYTES: Final = 16
+from swapfs.tiers.sector_ref import TAG_BYTES
 
 
 class Seal(ABC):

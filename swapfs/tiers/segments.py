@@ -20,9 +20,9 @@ from typing import Final
 
 from swapfs.errors import TierFull
 from swapfs.region.lists import ListHeads
-from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import BLOB_SECTORS_MAX
 from swapfs.tiers.sector_bits import SectorBits
+from swapfs.tiers.sectors import Extent
 from swapfs.units import SECTOR_SIZE, MiB, PSector
 
 SEGMENT_BYTES: Final = MiB

@@ -1,9 +1,9 @@
-"""Writing batches of blobs down and publishing where they lie.
+"""Writing blobs down and publishing where they are.
 
-What demotion, cleaning and direct writes have in common. No disk I/O is done under the
-layer's lock, and the lock is let go when it is contended so that requests come in between (I5).
-An extent is under way from ``allocate`` until it is settled, which ``drop``, ``commit``, and a
-``write_copies`` that fails do too: its room is not lost meanwhile, only not to be seen.
+What every way down has in common: demotion, cleaning, draining and direct writes. No I/O is done
+under the layer's lock, and the lock is let go when it is contended so that requests come in
+between (I5). Room is under way from ``reserve`` until it is settled, which ``drop``, ``commit``
+and a ``store_copies`` that fails do too: what it holds is not lost meanwhile, only not to be seen.
 """
 
 from __future__ import annotations
@@ -11,42 +11,39 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
-from swapfs.tiers.base import Extent, LowerTier
-from swapfs.tiers.blob import Batch, BatchItem
-from swapfs.tiers.segments import SEGMENT_SECTORS
-from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag, encode_file, file_sector
-from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S, Health
+from swapfs.tiers.base import Room, Staged, Staging
+from swapfs.tiers.segments import SEGMENT_BYTES
+from swapfs.units import PAGE_SIZE, SECTOR_SIZE
+from swapfs.vlayer.entry import FLAGS, HEAT_MASK, MOVING, encode_below, is_below, ref_of, tier_of
+from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.progress import WAIT_S, Progress
+from swapfs.vlayer.stack import Level
 
 log = logging.getLogger(__name__)
 
-BATCH_SECTORS: Final = SEGMENT_SECTORS
-BATCH_BYTES: Final = BATCH_SECTORS * SECTOR_SIZE
-_PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
+BATCH_BYTES: Final = SEGMENT_BYTES
+BATCH_PAGES: Final = BATCH_BYTES // PAGE_SIZE
 _SERVER_SHIFT: Final = 40  # of the sequence numbers that one server may use
 
 
 class BlobWriter:
-    """Writes batches to *tier* for the slots of *layer*; any thread, each with its own batch."""
+    """Writes to the tiers of *layer*; any thread, each with its own staging."""
 
     def __init__(
         self,
         layer: VirtualSlotLayer,
-        tier: LowerTier,
         clock_s: Callable[[], float],
         wait_s: float = WAIT_S,
     ) -> None:
-        self.health = Health()
         self.progress = Progress(clock_s, wait_s)
         self.newest_sequence = 0
+        self.stack = layer.stack
         self._layer = layer
-        self._tier = tier
         self._clock_s = clock_s
         # No number is used twice, not even by the server that comes after this one: they are
         # nonces (seal.py), and the clock may be set back.
@@ -54,158 +51,178 @@ class BlobWriter:
         self._sequence = itertools.count((starts << _SERVER_SHIFT) + 1)
 
     def may_write(self) -> bool:
-        """Whether a write may be tried now."""
-        return self.health.may_write(self._clock_s())
+        """Whether a write to any tier may be tried now."""
+        now_s = self._clock_s()
+        return any(level.may_take(now_s) for level in self.stack)
 
-    def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:
-        """Take an extent of at most *sectors* sectors, which is then under way.
+    # ---- room ----
+
+    def reserve(self, level: Level, pages: int, *, moving: bool = False) -> Room:
+        """Take room in *level* for *pages* pages or fewer; it is under way then.
 
         :raises TierFull: there is none now
         """
         self.progress.begin()
         try:
-            extent = self._tier.allocate(sectors, cleaning=cleaning)
+            room = level.tier.reserve(pages, moving=moving)
         except BaseException as error:
             self.progress.cancel()
-            self.health.full |= isinstance(error, TierFull) and not cleaning
+            level.health.full |= isinstance(error, TierFull) and not moving
             raise
-        self.health.full &= cleaning
-        return extent
+        level.health.full &= moving
+        return room
 
-    def settle(self, extent: Extent) -> None:
-        """End what *extent* was taken for: every sector of it is published or given back."""
-        self._tier.settle(extent)
+    def reserve_first(
+        self, pages: int, levels: Iterable[Level] | None = None
+    ) -> tuple[Level, Room]:
+        """Take room in the first of *levels* (else, of all) that may take blobs and has some.
+
+        :raises TierFull: none has
+        """
+        now_s = self._clock_s()
+        for level in self.stack if levels is None else levels:
+            if level.may_take(now_s):
+                try:
+                    return level, self.reserve(level, pages)
+                except TierFull:
+                    continue
+        raise TierFull("no tier has room")
+
+    def settle(self, level: Level, room: Room) -> None:
+        """End what *room* was taken for: each blob in it is published or given back."""
+        level.tier.settle(room)
         self.progress.end()
 
+    def cancel(self, level: Level, room: Room) -> None:
+        """Give room back in which nothing was stored."""
+        level.tier.cancel(room)
+        self.settle(level, room)
+
+    # ---- storing ----
+
     def add(
-        self, batch: Batch, slot: int, payload: bytes | memoryview, codec: int, *, expected: int = 0
+        self,
+        staging: Staging,
+        slot: int,
+        payload: bytes | memoryview,
+        codec: int,
+        *,
+        expected: int = 0,
     ) -> None:
-        """Append a blob with the next sequence number to *batch*."""
+        """Append a blob with the next sequence number to *staging*."""
         sequence = next(self._sequence)  # one step, so no two threads get the same
         self.newest_sequence = sequence
-        batch.add(slot, payload, codec, sequence, expected=expected)
+        staging.add(slot, payload, codec, sequence, expected=expected)
 
-    def write(self, extent: Extent, batch: Batch) -> bool:
-        """Write *batch* to *extent*; False when the tier failed, which is then noted."""
+    def store(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
+        """Store what is in *staging*; None when the tier failed, which is then noted."""
         writer = threading.get_ident()
-        self.health.begin(writer, self._clock_s())
+        level.health.begin(writer, self._clock_s())
+        bad_bytes = level.tier.stats().bad_bytes
         try:
-            self._tier.write(extent, batch)
-        except TierIOError as error:
-            log.error("file tier: %s", error)
+            stored = level.tier.store(room, staging)
+        except BaseException as error:
+            with self._layer.lock:
+                bad = level.tier.stats().bad_bytes - bad_bytes
+                self._layer.counters.add("bad_sectors", max(0, bad) // SECTOR_SIZE)
+            if not isinstance(error, TierIOError):  # a bug, or no memory
+                raise
+            log.error("tier %s: %s", level.name, error)
             full = isinstance(error, TierNoSpace)
-            self._abandon(extent, batch, good=full)
             pause_max_s = NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S
-            self.health.failed(str(error), self._clock_s(), pause_max_s)
-            return False
-        except BaseException:  # a bug, or no memory: who knows what it wrote
-            self._abandon(extent, batch)
-            raise
+            level.health.failed(str(error), self._clock_s(), pause_max_s)
+            return None
         finally:
-            self.health.end(writer)
-        self.health.succeeded()
+            level.health.end(writer)
+        level.health.succeeded()
         with self._layer.lock:
             self._layer.counters.add("file_write_ops")
-            self._layer.counters.add("file_written_bytes", batch.sectors * SECTOR_SIZE)
-        return True
+            self._layer.counters.add("file_written_bytes", stored.written_bytes)
+        return stored.refs
 
-    def write_copies(self, extent: Extent, batch: Batch) -> bool:
-        """``write`` a batch of copies; if it fails, settle it, and its slots go on as before."""
-        written = False
+    def store_copies(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
+        """``store`` copies; if it fails, settle the room, and their slots go on as before."""
+        refs = None
         try:
-            written = self.write(extent, batch)
+            refs = self.store(level, room, staging)
         finally:
-            if not written:
-                self.unmark(batch.items)
-                self.settle(extent)
-        return written
+            if refs is None:
+                self.unmark(staging.items)
+                self.settle(level, room)
+        return refs
 
-    def drop(self, extent: Extent, batch: Batch) -> None:
-        """Give up a batch of which nothing was written, and settle its extent."""
-        self._tier.release(extent.sector, extent.sectors)
-        self.unmark(batch.items)
-        self.settle(extent)
+    def drop(self, level: Level, room: Room, staging: Staging) -> None:
+        """Give up copies of which nothing was stored, and settle their room."""
+        level.tier.cancel(room)
+        self.unmark(staging.items)
+        self.settle(level, room)
 
-    def _abandon(self, extent: Extent, batch: Batch, *, good: bool = False) -> None:
-        """Keep the sectors of a failed write out of use, and only those, unless they are *good*."""
-        bad = 0 if good else min(extent.sectors, -(-batch.sectors // _PAGE_SECTORS) * _PAGE_SECTORS)
-        if bad:
-            self._tier.mark_bad(Extent(extent.sector, bad))
-        if bad < extent.sectors:
-            self._tier.release(PSector(extent.sector + bad), extent.sectors - bad)
-        with self._layer.lock:
-            self._layer.counters.add("bad_sectors", bad)
+    # ---- publishing ----
 
-    def publish(self, extent: Extent, item: BatchItem, cause: str) -> None:
-        """Let *item*'s slot name its written blob; the caller holds the layer's lock.
+    def publish(self, level: Level, item: Staged, ref: int, cause: str) -> None:
+        """Let *item*'s slot name its stored blob; the caller holds the layer's lock.
 
         :raises TierFull: no room for a page of the swap table; nothing has changed
         """
         layer = self._layer
-        sector = extent.sector + item.start_sector
-        word = encode_file(sector, item.length, item.codec, item.checksum)
+        word = encode_below(level.number, item.codec, ref)
         old = layer.table.exchange(item.slot, word, cause)
-        layer.file_payload_bytes += item.length
-        layer.free(old)
+        level.payload_bytes += level.tier.payload_bytes(ref)
+        layer.free(item.slot, old)
 
-    def commit(self, extent: Extent, batch: Batch, cause: str) -> list[BatchItem]:
-        """Publish a written batch of copies and settle its extent.
-
-        Returns the items whose slots took theirs.
-        """
-        taken: list[BatchItem] = []
-        lock = self._layer.lock
+    def commit(
+        self, level: Level, room: Room, staging: Staging, refs: list[int], cause: str
+    ) -> list[Staged]:
+        """Publish stored copies and settle their room; return those that their slots took."""
+        taken: list[Staged] = []
+        lock, items = self._layer.lock, staging.items
         done = 0
         try:
             with lock:
                 try:
-                    for item in batch.items:
+                    for item, ref in zip(items, refs, strict=True):
                         lock.resched()
-                        if self._commit_one(extent, item, cause):
+                        if self._commit_one(level, item, ref, cause):
                             taken.append(item)
                         done += 1
                 except BaseException:  # a bug, or no memory
-                    self.give_back(extent, batch.items[done:])
+                    self.give_back(level, items[done:], refs[done:])
                     raise
         except BaseException:
-            self.unmark(batch.items[done:])
+            self.unmark(items[done:])
             raise
         finally:
-            self.settle(extent)
+            self.settle(level, room)
         return taken
 
-    def give_back(self, extent: Extent, items: list[BatchItem]) -> None:
-        """Release written blobs that will not be published; the first may have been.
+    def give_back(self, level: Level, items: list[Staged], refs: list[int]) -> None:
+        """Release stored blobs that will not be published; the first may have been.
 
         The lock is held, and was since that one was tried: else its slot may have let go of it.
         """
-        for item in items:
+        for item, ref in zip(items, refs, strict=True):
             word = self._layer.table.get(item.slot)
-            sector = extent.sector + item.start_sector
-            if word & TAG_MASK != Tag.FILE or file_sector(word) != sector:
-                self.release(extent, item)
+            if not is_below(word) or (tier_of(word), ref_of(word)) != (level.number, ref):
+                level.tier.release(item.slot, ref)
 
-    def _commit_one(self, extent: Extent, item: BatchItem, cause: str) -> bool:
+    def _commit_one(self, level: Level, item: Staged, ref: int, cause: str) -> bool:
         table = self._layer.table
         current = table.get(item.slot)
         if current != item.expected | MOVING:
             # Rewritten or discarded; or read, which makes it warm: then it stays in memory.
-            if current & ~REFERENCED == item.expected | MOVING:
+            if current & ~HEAT_MASK == item.expected & ~HEAT_MASK | MOVING:
                 table.mark(item.slot, MOVING, on=False)
-            self.release(extent, item)
+            level.tier.release(item.slot, ref)
             return False
-        self.publish(extent, item, cause)
+        self.publish(level, item, ref, cause)
         return True
 
-    def release(self, extent: Extent, item: BatchItem) -> None:
-        """Give the sectors of a written blob back that no slot took."""
-        self._tier.release(PSector(extent.sector + item.start_sector), item.sectors)
-
-    def unmark(self, items: list[BatchItem]) -> None:
-        """Let the slots of a batch that was not written go on as before."""
+    def unmark(self, items: list[Staged]) -> None:
+        """Let the slots of copies that were not stored go on as before."""
         lock, table = self._layer.lock, self._layer.table
         with lock:
             for item in items:
                 lock.resched()
-                if table.get(item.slot) & ~REFERENCED == item.expected | MOVING:
+                current = table.get(item.slot)
+                if current & MOVING and not (current ^ item.expected) & ~FLAGS:
                     table.mark(item.slot, MOVING, on=False)

@@ -1,9 +1,8 @@
 """The clock hand: which blobs of the pool are cold enough to go down.
 
-Second chance over the swap table itself, so that recency costs one bit of a word and no list:
-the hand takes the clusters in the order in which they were first used, clears the referenced
-bit where it is set, and offers what it finds clear. A new blob is referenced, so it stays for
-one round at least.
+Second chance over the swap table itself, so that recency costs two bits of a word and no list:
+the hand takes the clusters in the order in which they were first used, cools what is
+hot, and offers what it finds cold. A new blob is hot, so it stays for one round at least.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
-from swapfs.vlayer.entry import MOVING, REFERENCED, TAG_MASK, Tag
+from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, IN_POOL, MOVING
 from swapfs.vlayer.layer import VirtualSlotLayer
 
 STEP_SLOTS: Final = 64
 """Slots looked at under one hold of the layer's lock, so that no request waits long."""
+_LOOKED_AT: Final = BACKING_MASK | MOVING
 
 
 class ClockHand:
@@ -51,9 +51,9 @@ class ClockHand:
         table = self._layer.table
         slot = (self._cluster << CLUSTER_SHIFT) + first
         for word in table.run(slot, count):
-            if word & TAG_MASK == Tag.POOL and not word & MOVING:
-                if word & REFERENCED:
-                    table.mark(slot, REFERENCED, on=False)
+            if word & _LOOKED_AT == IN_POOL:
+                if word & HEAT_MASK:
+                    table.mark(slot, HEAT_MASK, on=False)
                 else:
                     yield slot, word
             slot += 1

@@ -22,10 +22,10 @@ from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.tiers.pool import NO_PLACE, RAW_CLASS
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
 from swapfs.vlayer.entry import (
+    BACKING_MASK,
+    IN_POOL,
     MOVING,
     POOL_ZSPAGE_SHIFT,
-    TAG_MASK,
-    Tag,
     blob_length,
     move_pool,
 )
@@ -172,7 +172,7 @@ class Compactor:
             with lock:
                 words = table.run(first, CLUSTER_SLOTS)
             for index, word in enumerate(words):
-                if word >> POOL_ZSPAGE_SHIFT in victims and word & TAG_MASK == Tag.POOL:
+                if word >> POOL_ZSPAGE_SHIFT in victims and word & BACKING_MASK == IN_POOL:
                     victims[word >> POOL_ZSPAGE_SHIFT].append(first + index)
             lock.relax()
 
@@ -211,7 +211,7 @@ class Compactor:
     def _word_in(self, zspage: int, slot: int) -> int:
         """Return the word of *slot* if its blob is in *zspage* and may be moved, else 0."""
         word = self._layer.table.get(slot)
-        here = word >> POOL_ZSPAGE_SHIFT == zspage and word & (TAG_MASK | MOVING) == Tag.POOL
+        here = word >> POOL_ZSPAGE_SHIFT == zspage and word & (BACKING_MASK | MOVING) == IN_POOL
         return word if here else 0
 
     def _move(self, slot: int, word: int, largest: int, *, spare: bool) -> bool:
@@ -221,6 +221,6 @@ class Compactor:
         if place == NO_PLACE:
             return False
         layer.put(place, layer.blob(word))
-        layer.free(layer.table.exchange(slot, move_pool(word, place), "compact"))
+        layer.free(slot, layer.table.exchange(slot, move_pool(word, place), "compact"))
         layer.counters.add("compacted_pages")
         return True

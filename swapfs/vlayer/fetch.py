@@ -1,6 +1,6 @@
-"""Reading slots whose blobs lie in the file tier; runs in worker threads, never in the loop.
+"""Reading slots whose blobs are in a tier below; runs in worker threads, never in the loop.
 
-Blobs that lie side by side are read in one go, and reads of one blob share one disk read
+Blobs that a tier has side by side are read in one go, and reads of one blob share one read
 (``single_flight``). A read never trusts a place after it let the lock go: the header and
 checksum tell whether the bytes are the blob that the word named, and if they are not, the word
 is looked at again before anything is called damaged.
@@ -12,26 +12,24 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from swapfs.errors import BlobCorrupt, TierError, TierIOError
-from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
-from swapfs.tiers.blob import blob_sectors, check_blob
+from swapfs.errors import BlobCorrupt, TierError
+from swapfs.tiers.base import Failure
 from swapfs.tiers.pool import NO_PLACE
-from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.tiers.sectors import READ_SLACK_BYTES
+from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
-    CHECK_MASK,
+    BACKING_MASK,
     FLAGS,
-    REFERENCED,
-    TAG_MASK,
-    Tag,
+    HEAT_ONE,
+    REF_SHIFT,
     blob_codec,
-    blob_length,
     encode_pool,
-    file_check,
-    file_sector,
+    is_below,
+    tier_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
-from swapfs.vlayer.single_flight import GIVEN_UP, Failure, Flight, Run, SingleFlight
+from swapfs.vlayer.single_flight import GIVEN_UP, Run, SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,7 @@ WINDOW_BYTES: Final = 256 * 1024
 SCRATCH_BYTES: Final = WINDOW_BYTES + READ_SLACK_BYTES
 """Scratch that each worker brings, page aligned."""
 _SLOT_MASK: Final = CLUSTER_SLOTS - 1
+_NO_TIER: Final = Failure(BlobCorrupt, "the tier that had it is gone")
 _NO_PAGE: Final = Failure(BlobCorrupt, "its blob does not decompress to a page")
 
 
@@ -54,17 +53,15 @@ class Fetcher:
     def __init__(
         self,
         layer: VirtualSlotLayer,
-        tier: LowerTier,
         *,
         promote: Callable[[], bool] | None = None,
         newest_sequence: Callable[[], int] = lambda: 0,
     ) -> None:
         self._layer = layer
-        self._tier = tier
         self._promote = promote
         self._newest_sequence = newest_sequence
         self._recent_blobs = layer.pool.limit_bytes // PAGE_SIZE
-        self._reads = SingleFlight(WINDOW_BYTES)
+        self._reads = SingleFlight()
 
     @property
     def followers(self) -> int:
@@ -92,7 +89,7 @@ class Fetcher:
         while done < count:
             try:
                 done += self._layer.load_run(slot + done, count - done, out, done << PAGE_SHIFT)
-                if done < count and (words := self._file_words(slot + done, count - done)):
+                if done < count and (words := self._words_below(slot + done, count - done)):
                     on_disk()
                     done += self._load_run(slot + done, words, out[done << PAGE_SHIFT :], scratch)
             except (TierError, SlotDamaged):
@@ -101,14 +98,21 @@ class Fetcher:
                 return done
         return done
 
-    def _file_words(self, slot: int, count: int) -> list[int]:
-        """Return the words of *slot* and those after it, up to the first not in the file."""
+    def _words_below(self, slot: int, count: int) -> list[int]:
+        """Return the words of *slot* and those after it that are best read at once."""
         with self._layer.lock:
             words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
-        for index, word in enumerate(words):
-            if word & TAG_MASK != Tag.FILE:
-                return words[:index]
-        return words
+        if not is_below(words[0]):
+            return []
+        if len(words) == 1:
+            return words
+        first, refs = words[0] & BACKING_MASK, []
+        for word in words:
+            if word & BACKING_MASK != first:
+                break
+            refs.append(word >> REF_SHIFT)
+        level = self._layer.stack.get(tier_of(first))
+        return words[: level.tier.span(refs, WINDOW_BYTES) if level is not None else 1]
 
     # ---- one disk read ----
 
@@ -133,57 +137,14 @@ class Fetcher:
     def _read_run(self, run: Run, scratch: memoryview) -> None:
         """Note in each flight of *run* its bytes, in *scratch*, or why there are none."""
         flights = run.flights
-        try:
-            view = self._read(file_sector(flights[0].word), run.sectors, scratch)
-        except TierIOError as error:
-            if len(flights) > 1:
-                self._read_one_by_one(run, scratch)
-            else:
-                flights[0].failure = Failure.of(error)
+        level = self._layer.stack.get(tier_of(flights[0].word))
+        if level is None:
+            flights[0].failure = _NO_TIER
             return
-        for index, flight in enumerate(flights):
-            view = self._check(view, run.slot + index, flight)
-
-    def _read_one_by_one(self, run: Run, scratch: memoryview) -> None:
-        """Find out whose sector is bad (I4): it failed the whole read.
-
-        Ends at the first that is, as a disk may take long to fail; what comes after it is not
-        delivered anyway, and whoever follows one of those reads it himself.
-        """
-        for index, flight in enumerate(run.flights):
-            sectors = blob_sectors(blob_length(flight.word))
-            try:
-                view = self._read(file_sector(flight.word), sectors, scratch)
-            except TierIOError as error:
-                flight.failure = Failure.of(error)
-                run.give_up(index + 1)
-                return
-            self._check(view, run.slot + index, flight)
-            flight.payload = bytes(flight.payload)  # the next one needs the scratch
-
-    def _read(self, sector: PSector, sectors: int, scratch: memoryview) -> memoryview:
+        traffic = level.tier.load(flights, scratch)
         with self._layer.lock:
-            self._layer.counters.add("file_read_ops")
-            self._layer.counters.add("file_read_bytes", sectors * SECTOR_SIZE)
-        return self._tier.read(sector, sectors, scratch)
-
-    def _check(self, view: memoryview, slot: int, flight: Flight) -> memoryview:
-        """Note in *flight* what *view* starts with; return what follows it."""
-        word = flight.word
-        length = blob_length(word)
-        try:
-            flight.payload, flight.sequence = check_blob(
-                view,
-                slot,
-                length,
-                blob_codec(word),
-                file_check(word),
-                CHECK_MASK,
-                self._tier.seal,
-            )
-        except BlobCorrupt as error:
-            flight.failure = Failure.of(error)
-        return view[blob_sectors(length) * SECTOR_SIZE :]
+            self._layer.counters.add("file_read_ops", traffic.reads)
+            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
 
     # ---- what becomes of it ----
 
@@ -226,13 +187,13 @@ class Fetcher:
         layer = self._layer
         if (layer.table.get(slot) ^ word) & ~FLAGS:
             return
-        length = blob_length(word)
+        length = len(payload)
         place = layer.pool.allocate(length)
         if place == NO_PLACE:
             return
         layer.put(place, payload)
-        new = encode_pool(place, length, blob_codec(word)) | REFERENCED
-        layer.free(layer.table.exchange(slot, new, "promote"))
+        new = encode_pool(place, length, blob_codec(word)) | HEAT_ONE
+        layer.free(slot, layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
 
     def _verdict(self, slot: int, word: int, failure: Failure) -> int:
@@ -248,5 +209,5 @@ class Fetcher:
                 return 0
             corrupt = failure.kind is BlobCorrupt
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")
-        log.error("slot %d at sector %d: %s", slot, file_sector(word), failure.reason)
+        log.error("slot %d in tier %d: %s", slot, tier_of(word), failure.reason)
         raise failure.kind(failure.reason)  # a new one, which no frame of its traceback holds

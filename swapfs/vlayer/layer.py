@@ -1,7 +1,7 @@
 """The virtual slot layer: pages in and out of slots, whatever backs them.
 
 Everything here is synchronous, in memory, and done under ``lock``; nothing waits for a disk.
-A slot whose blob lies in the file tier stops a load or a patch, and the caller takes it to
+A slot whose blob is in a tier below stops a load or a patch, and the caller takes it to
 ``fetch``; a store that finds the pool full stops too, and the caller takes it to ``writeback``.
 
 Order of every change (I3): the new bytes are in place, then the word is published with one
@@ -17,30 +17,31 @@ from swapfs.core._core import Lock, Reader, Writer
 from swapfs.errors import TierFull
 from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
-from swapfs.tiers.base import LowerTier
-from swapfs.tiers.blob import blob_sectors
 from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
+    BACKING_MASK,
     FLAGS,
-    STATE_OF_KIND,
-    TAG_MASK,
+    IN_POOL,
+    KIND_MASK,
+    STATE_OF_WORD,
     Codec,
-    Tag,
+    Kind,
     blob_codec,
     blob_length,
-    file_sector,
+    is_below,
     move_pool,
     pool_place,
 )
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.swap_table import SwapTable
 
 _DISCARD_STEP: Final = 64
 """Slots emptied before a look whether others want the lock."""
 _LOOK_UP_MAX: Final = 4096
 """Clusters looked up under one hold of the lock."""
-_POOL, _RAW = int(Tag.POOL), int(Codec.RAW)
+_RAW, _LOST = int(Codec.RAW), int(Kind.LOST)
 
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
@@ -60,18 +61,17 @@ class SlotDamaged(Exception):
 class VirtualSlotLayer:
     """What the slots of one region hold.
 
-    :param tier: where demoted blobs are released when their slot changes; None: memory only
+    :param stack: the tiers below the pool, where blobs are released when their slot changes
     """
 
-    def __init__(self, region: Region, tier: LowerTier | None) -> None:
+    def __init__(self, region: Region, stack: Stack | None = None) -> None:
         self.lock = Lock()
         self.pool = Pool(region)
         self.table = SwapTable(region, self.pool)
-        self.tier = tier
+        self.stack = stack or Stack()
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
         self._counter_words = region.counter_words
-        self.file_payload_bytes = 0
         self._packer = Packer(1)
         self._region = region
         self._reader = self.reader(region.geometry.size_bytes)
@@ -85,7 +85,7 @@ class VirtualSlotLayer:
             arena=region.arena,
             classes=region.classes,
             counters=region.counter_words,
-            state_of_kind=STATE_OF_KIND,
+            state_of_word=STATE_OF_WORD,
             **self.table.tables(),
             **self.pool.tables(),
         )
@@ -94,14 +94,12 @@ class VirtualSlotLayer:
         """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
         rebuild = PoolRebuild(self._region, self.pool)
-        if self.tier is not None:
-            self.tier.begin_rebuild()
-        self.file_payload_bytes = 0
-        for place in self.table.table_places():
-            for word in rebuild.mark_table(place):
-                if self.tier is not None:
-                    self.tier.mark(file_sector(word), blob_sectors(blob_length(word)))
-                    self.file_payload_bytes += blob_length(word)
+        self.stack.begin_rebuild()
+        for cluster, place in self.table.table_places():
+            first = cluster << CLUSTER_SHIFT
+            for number, word in rebuild.mark_table(place):
+                self.stack.mark(first + number, word)
+        self.stack.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()
         self._writer = self._make_writer()
@@ -150,7 +148,7 @@ class VirtualSlotLayer:
         except TierFull:
             return False
         word, counter = packer.drafts[index], _WRITE_SAME
-        if word & TAG_MASK == _POOL:
+        if word & BACKING_MASK == IN_POOL:
             blob = packer.blob(index, source, position)
             place = self.pool.allocate(len(blob))
             if place == NO_PLACE:
@@ -159,7 +157,7 @@ class VirtualSlotLayer:
             self.put(place, blob)
             counter = _WRITE_RAW if blob_codec(word) == _RAW else _WRITE_COMPRESSED
             word = move_pool(word, place)
-        self.free(self.table.exchange(slot, word, "write"))
+        self.free(slot, self.table.exchange(slot, word, "write"))
         self._counter_words[counter] += 1
         return True
 
@@ -168,23 +166,19 @@ class VirtualSlotLayer:
         self._packer.pack(page, 0, 1)
         return self._store(slot, self._packer, 0, page, 0)
 
-    def free(self, old: int) -> None:
-        """Free the place that the unpublished word *old* names; the caller holds the lock."""
-        tag = old & TAG_MASK
-        if tag == _POOL:
+    def free(self, slot: int, old: int) -> None:
+        """Free the place that the word *old* named for *slot*; the caller holds the lock."""
+        if old & BACKING_MASK == IN_POOL:
             self.pool.free(pool_place(old), blob_length(old))
-        elif tag == Tag.FILE:
-            assert self.tier is not None
-            length = blob_length(old)
-            self.file_payload_bytes -= length
-            self.tier.release(file_sector(old), blob_sectors(length))
+        elif is_below(old):
+            self.stack.release(slot, old)
 
     def put(self, place: int, blob: bytes | memoryview) -> None:
         """Copy *blob* to its *place* in the arena; the caller holds the lock."""
         self._arena[place : place + len(blob)] = blob
 
     def blob(self, word: int) -> memoryview:
-        """Return the blob of a POOL *word*; valid while the caller holds the lock."""
+        """Return the blob in the pool of *word*; valid while the caller holds the lock."""
         place = pool_place(word)
         return self._arena[place : place + blob_length(word)]
 
@@ -206,8 +200,9 @@ class VirtualSlotLayer:
 
     def _load(self, slot: int, count: int, out: memoryview, position: int, *, whole: bool) -> int:
         done = self._reader.load(slot, count, out, position, whole)
-        if not done and count and self.table.get(slot) & TAG_MASK != Tag.FILE:
-            raise SlotDamaged(f"slot {slot}: its blob is no page")
+        if not done and count and not is_below(word := self.table.get(slot)):
+            lost = word & KIND_MASK == _LOST
+            raise SlotDamaged(f"slot {slot}: its {'page is lost' if lost else 'blob is no page'}")
         return done
 
     # ---- patch: part of a page ----
@@ -223,7 +218,7 @@ class VirtualSlotLayer:
         :raises SlotDamaged: the old page is damaged, so its other bytes are lost
         """
         with self.lock:
-            if self.table.get(slot) & TAG_MASK == Tag.FILE:
+            if is_below(self.table.get(slot)):
                 return None
             view = memoryview(page)
             assert start + len(data) <= PAGE_SIZE
@@ -232,7 +227,7 @@ class VirtualSlotLayer:
             return self._store_page(slot, view)
 
     def replace_file_page(self, slot: int, seen: int, page: memoryview) -> bool | None:
-        """Store *page* if *slot* still holds the FILE word *seen*.
+        """Store *page* if *slot* still holds *seen*, a blob below the pool.
 
         Returns True when done, None when the slot has changed, False when the pool is full.
         """
@@ -242,7 +237,7 @@ class VirtualSlotLayer:
             return self._store_page(slot, page)
 
     def look(self, slot: int, page: memoryview, room: memoryview) -> tuple[int, memoryview]:
-        """Return the word of *slot*, and a copy of its blob in *room* if it is a POOL word.
+        """Return the word of *slot*, and a copy of its blob in *room* if that is in the pool.
 
         *page* gets the page, unless it is in the file tier. Both take 4096 bytes.
 
@@ -250,9 +245,9 @@ class VirtualSlotLayer:
         """
         with self.lock:
             word = self.table.get(slot)
-            if word & TAG_MASK != Tag.FILE:
+            if not is_below(word):
                 self._load(slot, 1, page, 0, whole=True)
-            if word & TAG_MASK != Tag.POOL:
+            if word & BACKING_MASK != IN_POOL:
                 return word, room[:0]
             blob = room[: blob_length(word)]
             blob[:] = self.blob(word)
@@ -304,6 +299,6 @@ class VirtualSlotLayer:
         freed = 0
         for index, word in enumerate(self.table.run(slot, count)):
             if word:
-                self.free(self.table.exchange(slot + index, 0, "discard"))
+                self.free(slot + index, self.table.exchange(slot + index, 0, "discard"))
                 freed += 1
         return freed

@@ -1,11 +1,8 @@
 """Reads of one blob that come together share one disk read.
 
 Whoever asks first for a blob is its leader and reads it; whoever asks meanwhile follows, and
-gets a copy of its bytes. Blobs that lie side by side are one run, with one leader. Knows where
-a word says that a blob lies, and nothing of the table or of disks.
-
-Why a read failed is kept as a value and never as an exception: an exception that its own
-traceback can reach is a cycle, and in the server nothing collects those.
+gets a copy of its bytes. Blobs that are read at once are one run, with one leader. Knows words,
+and nothing of the table or of tiers.
 """
 
 from __future__ import annotations
@@ -14,43 +11,26 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
-from swapfs.errors import TierError, TierIOError
-from swapfs.tiers.blob import blob_sectors
-from swapfs.units import SECTOR_SIZE
-from swapfs.vlayer.entry import FLAGS, blob_length, file_sector
+from swapfs.errors import TierIOError
+from swapfs.tiers.base import NOT_READ, Failure, Wanted
+from swapfs.vlayer.entry import CODEC_MASK, CODEC_SHIFT, FLAGS, REF_SHIFT
 
-
-class Failure(NamedTuple):
-    """Why there are no bytes: the class of the error, and what it said."""
-
-    kind: type[TierError]
-    reason: str
-
-    @classmethod
-    def of(cls, error: TierError) -> Failure:
-        """Return what is left of *error* without its traceback."""
-        return cls(type(error), str(error))
-
-
-GIVEN_UP: Final = Failure(TierIOError, "nobody has read it")
+GIVEN_UP: Final = NOT_READ
 """The leader did not come to this blob: whoever wants it looks again."""
 _NO_COPY: Final = Failure(TierIOError, "no memory for a copy")
 
 
 @dataclass(slots=True)
-class Flight:
-    """One blob that is being read; its leader fills in the outcome.
+class Flight(Wanted):
+    """One blob that is being read; its leader has the outcome filled in.
 
-    ``payload`` is the leader's, and lies in its scratch; ``shared`` is a copy, made if anybody
+    ``payload`` is the leader's, and may lie in its scratch; ``shared`` is a copy, made if anybody
     follows.
     """
 
-    word: int
-    payload: bytes | memoryview = b""
-    sequence: int = 0
-    failure: Failure | None = None
+    word: int = 0
     followers: int = 0
     landed: bool = False
     shared: bytes | None = None
@@ -58,14 +38,13 @@ class Flight:
 
 @dataclass(slots=True)
 class Run:
-    """Blobs of consecutive slots from *slot* on that lie side by side on the disk.
+    """Blobs of consecutive slots from *slot* on that are read at once.
 
     ``follows``: another thread reads it; then it is one blob.
     """
 
     slot: int
     flights: list[Flight] = field(default_factory=list)
-    sectors: int = 0
     follows: bool = False
 
     def outcome(self, flight: Flight) -> tuple[bytes | memoryview, Failure | None]:
@@ -83,13 +62,9 @@ class Run:
 
 
 class SingleFlight:
-    """The disk reads that are under way.
+    """The reads of tiers that are under way."""
 
-    :param window_bytes: the most that one read asks for
-    """
-
-    def __init__(self, window_bytes: int) -> None:
-        self._window_bytes = window_bytes
+    def __init__(self) -> None:
         self._landing = threading.Condition()
         self._flights: dict[tuple[int, int], Flight] = {}
 
@@ -100,7 +75,7 @@ class SingleFlight:
             return sum(flight.followers for flight in self._flights.values())
 
     def board(self, slot: int, words: Sequence[int]) -> Run:
-        """Return what one read can fetch of *words*, of *slot* and those after it; not empty.
+        """Return what of *words*, of *slot* and those after it, is nobody else's; not empty.
 
         The caller reads it and calls ``land``, whatever happens; or ``wait`` if it follows.
         """
@@ -114,15 +89,8 @@ class SingleFlight:
         return run
 
     def _register(self, run: Run, words: Sequence[int]) -> None:
-        """Add to *run* what lies side by side, or else the one flight to follow."""
-        first = file_sector(words[0])
+        """Add to *run* what is not being read, or else the one flight to follow."""
         for index, word in enumerate(words):
-            sectors = blob_sectors(blob_length(word))
-            if run.flights and (
-                file_sector(word) != first + run.sectors
-                or (run.sectors + sectors) * SECTOR_SIZE > self._window_bytes
-            ):
-                return
             flight = self._flights.get((run.slot + index, word & ~FLAGS))
             if flight is not None:
                 if not run.flights:
@@ -130,9 +98,9 @@ class SingleFlight:
                     run.flights.append(flight)
                     run.follows = True
                 return
-            flight = Flight(word)
+            codec = word >> CODEC_SHIFT & CODEC_MASK
+            flight = Flight(run.slot + index, word >> REF_SHIFT, codec, word=word)
             run.flights.append(flight)
-            run.sectors += sectors
             self._flights[run.slot + index, word & ~FLAGS] = flight
 
     def _forget(self, run: Run) -> None:

@@ -19,7 +19,7 @@ from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.entry import KIND_MASK, STATE_OF_KIND, STATES, is_legal
+from swapfs.vlayer.entry import STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, TIERS_MAX, is_legal
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,6 +28,7 @@ _SLOT_MASK: Final = CLUSTER_SLOTS - 1
 _PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
 _RESERVE_SHARE: Final = 8
 """At most 1/8 of the pool is held back for tables that an overcommitted file may need."""
+_COUNTED: Final = TIER_STATE + TIERS_MAX
 _UNUSED, _LIVE = range(2)
 """Lists of clusters: without a table page, and with one in the order of the clock hand."""
 
@@ -53,7 +54,7 @@ class SwapTable:
         )
         # Slots in use by cluster, and slots by state; ``_core.Writer`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
-        self.counts = array("l", [0]) * len(STATES)
+        self.counts = array("l", [0]) * _COUNTED
         self._ring = ListHeads(self._clusters, 2)
         self.update_reserve()
 
@@ -108,8 +109,8 @@ class SwapTable:
         old: int = self._words[index]
         assert is_legal(cause, old, new), f"{cause}: {old:#x} -> {new:#x}"
         self._words[index] = new
-        self.counts[STATE_OF_KIND[old & KIND_MASK]] -= 1
-        self.counts[STATE_OF_KIND[new & KIND_MASK]] += 1
+        self.counts[STATE_OF_WORD[old & STATE_MASK]] -= 1
+        self.counts[STATE_OF_WORD[new & STATE_MASK]] += 1
         if not old:
             if new:
                 self.occupied[cluster] += 1
@@ -193,9 +194,14 @@ class SwapTable:
 
     def state_counts(self) -> dict[str, int]:
         """Return the number of slots in each state of STATES."""
-        counts = dict(zip(STATES, self.counts, strict=True))
+        counts = dict(zip(STATES, self.counts, strict=False))
+        counts["file"] = sum(self.counts[TIER_STATE + 1 :])
         counts["empty"] = self.slots - sum(self.counts[1:])
         return counts
+
+    def slots_in(self, tier: int) -> int:
+        """Return the number of slots whose blobs are in *tier*, which is not the pool."""
+        return self.counts[TIER_STATE + tier]
 
     @property
     def table_bytes(self) -> int:
@@ -217,10 +223,10 @@ class SwapTable:
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
         directory, ring = self._directory, ListHeads(self._clusters, 2)
-        occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * len(STATES)
+        occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * _COUNTED
         for cluster in compress(range(self._clusters), directory):
             index = (directory[cluster] - 1) << CLUSTER_SHIFT
-            slots = count_states(self._arena, counts, STATE_OF_KIND, index)
+            slots = count_states(self._arena, counts, STATE_OF_WORD, index)
             if slots:
                 occupied[cluster] = slots
                 ring.move(cluster, _LIVE, last=True)
@@ -228,7 +234,7 @@ class SwapTable:
                 directory[cluster] = 0  # the server died between two steps
         self._ring, self.occupied, self.counts = ring, occupied, counts
 
-    def table_places(self) -> Iterator[int]:
-        """Yield the place in the pool of every table page."""
+    def table_places(self) -> Iterator[tuple[int, int]]:
+        """Yield each live cluster, and the place in the pool of its table page."""
         for cluster in self.clusters():
-            yield (self._directory[cluster] - 1) << PAGE_SHIFT
+            yield cluster, (self._directory[cluster] - 1) << PAGE_SHIFT

@@ -1,4 +1,4 @@
-"""Writes that found the pool full and go straight to the lower tier.
+"""Writes that found the pool full and go straight to a tier below.
 
 The session thread packs the pages into one of a few reserved batches, because the request's
 buffer is needed for the next request; a thread writes the batches and answers the request when
@@ -16,45 +16,46 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EAGAIN, EIO, ENOSPC
-from typing import Final
 
 from swapfs.errors import TierFull
-from swapfs.tiers.base import Extent, LowerTier
-from swapfs.tiers.blob import BLOB_SECTORS_MAX, Batch, BatchItem
-from swapfs.units import PAGE_SHIFT, PAGE_SIZE, SECTOR_SIZE
-from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_SECTORS
+from swapfs.tiers.base import Room, Staged, Staging
+from swapfs.units import PAGE_SHIFT, PAGE_SIZE
+from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_PAGES
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.deferred import Answerable, DeferredWrite
 from swapfs.vlayer.deferred import Overflow as Overflow
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.progress import Mark
+from swapfs.vlayer.stack import Level
 from swapfs.vlayer.stalled import StalledWrites
 from swapfs.vlayer.writeback import Writeback
 
 log = logging.getLogger(__name__)
 
-_PAGE_SECTORS: Final = PAGE_SIZE // SECTOR_SIZE
-
 
 @dataclass(slots=True)
 class _Part:
     request: DeferredWrite
-    extent: Extent
-    batch: Batch
+    level: Level
+    room: Room
+    staging: Staging
     stale: bool = False
+
+
+_Placed = tuple[Staged, int]
+"""A blob, and the reference that it has now."""
 
 
 class WriteAround:
     """Packs and writes pages past the pool.
 
-    :param views: page aligned, BATCH_BYTES each: the batches that may be under way at once
+    :param views: BATCH_BYTES each: the batches that may be under way at once
     :param second: takes the writes that find no room here, and may come back with them
     """
 
     def __init__(
         self,
         layer: VirtualSlotLayer,
-        tier: LowerTier,
         writeback: Writeback,
         views: Sequence[memoryview],
         *,
@@ -63,15 +64,15 @@ class WriteAround:
     ) -> None:
         self._second = second
         self._layer = layer
-        self._tier = tier
         self._writeback = writeback
         self._writer = writeback.writer
+        self._stack = layer.stack
         self._progress = writeback.writer.progress
         self._clock_s = clock_s
-        self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Staging] = queue.SimpleQueue()
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         for view in views:
-            self._free.put(Batch(view[:BATCH_BYTES], tier.seal))
+            self._free.put(Staging(view[:BATCH_BYTES]))
         second.add_below(self)
 
     def submit(
@@ -130,18 +131,19 @@ class WriteAround:
     def wait_for_room(self, mark: Mark) -> bool:
         """Wait for something that may have made room since *mark*, when a look for some began.
 
-        False: the write is to be refused (I6). The look found the pool full, and a file with
-        nothing under way in it that has no room even if it is cleaned; or the disk fails, or
-        does not answer.
+        False: the write is to be refused (I6). The look found the pool full, and tiers with
+        nothing under way that have no room even if they are cleaned; or the disks fail, or do
+        not answer.
         """
         progress = self._progress
         if not self._writer.may_write():
             return False
-        has_room = self._tier.has_room()
+        now_s = self._clock_s()
+        has_room = any(level.may_take(now_s) and level.tier.has_room() for level in self._stack)
         if not progress.quiet_since(mark):  # asked last: cleaning hides what it is about to make
             return progress.wait(mark)
-        # What lies in the file can only have become less since the look at the pool, as nothing
-        # was under way. So if it was full just now, both were full at the same time.
+        # What lies below can only have become less since the look at the pool, as nothing was
+        # under way. So if it was full just now, all were full at the same time.
         if not has_room:
             return False
         mark = progress.mark()
@@ -155,51 +157,50 @@ class WriteAround:
         slot: int,
         pages: memoryview,
         count: int,
-        take_batch: Callable[[], Batch | None],
+        take_batch: Callable[[], Staging | None],
     ) -> int:
-        """Pack pages and hand them over; return how many found a batch and an extent."""
+        """Pack pages and hand them over; return how many found a batch and room."""
         done = 0
         while done < count and self._writer.may_write():
-            batch = take_batch()
-            if batch is None:
+            staging = take_batch()
+            if staging is None:
                 break
             try:
-                wanted = -(-(count - done) * BLOB_SECTORS_MAX // _PAGE_SECTORS) * _PAGE_SECTORS
-                extent = self._writer.allocate(min(wanted, BATCH_SECTORS))
+                level, room = self._writer.reserve_first(min(count - done, BATCH_PAGES))
             except BaseException as error:
-                self._free.put(batch)
+                self._free.put(staging)
                 if isinstance(error, TierFull):
                     break
                 raise
-            done += self._fill(_Part(request, extent, batch), slot + done, pages, done, count)
+            part = _Part(request, level, room, staging)
+            done += self._fill(part, slot + done, pages, done, count)
         return done
 
     def _fill(self, part: _Part, slot: int, pages: memoryview, first: int, count: int) -> int:
         """Pack pages from number *first* on, for *slot* on, as many as fit; hand the part over."""
-        batch = part.batch
-        batch.reset(part.extent.sectors)
+        staging = part.staging
+        staging.reset(part.room)
         try:
             for index in range(first, count):
                 page = pages[index << PAGE_SHIFT : (index << PAGE_SHIFT) + PAGE_SIZE]
                 blob, codec = compress(page)
-                if not batch.fits(len(blob)):
+                if not staging.fits(len(blob)):
                     break
-                self._writer.add(batch, slot + index - first, blob, codec)
+                self._writer.add(staging, slot + index - first, blob, codec)
         except BaseException:
-            self._tier.release(part.extent.sector, part.extent.sectors)
-            self._writer.settle(part.extent)
-            self._free.put(batch)
+            self._writer.cancel(part.level, part.room)
+            self._free.put(staging)
             raise
-        packed = len(batch.items)  # the writing thread may use it again at once
+        packed = len(staging.items)  # the writing thread may use it again at once
         part.request.ticket.used_file()
         part.request.add_part()
         self._packed.put(part)
         return packed
 
-    def _wait_for_batch(self) -> Batch | None:
+    def _wait_for_batch(self) -> Staging | None:
         return self._progress.take(self._free)
 
-    def _batch_now(self) -> Batch | None:
+    def _batch_now(self) -> Staging | None:
         try:
             return self._free.get_nowait()
         except queue.Empty:
@@ -216,7 +217,7 @@ class WriteAround:
             except Exception:  # answer the request whatever happens
                 log.exception("direct write failed")
             finally:
-                self._free.put(part.batch)
+                self._free.put(part.staging)
                 part.request.part_done(error)
 
     def stop(self) -> None:
@@ -226,17 +227,18 @@ class WriteAround:
     def _write(self, part: _Part) -> int:
         """Write and publish *part*; return an errno value, 0 if all went well."""
         try:
-            if self._writer.write(part.extent, part.batch):
-                return self._publish_all(part)
+            refs = self._writer.store(part.level, part.room, part.staging)
+            if refs is not None:
+                return self._publish_all(part, refs)
         finally:
-            self._writer.settle(part.extent)
+            self._writer.settle(part.level, part.room)
         with self._layer.lock:
             self._layer.counters.add("failed_write_io")
         return EIO
 
-    def _publish_all(self, part: _Part) -> int:
+    def _publish_all(self, part: _Part, refs: list[int]) -> int:
         deadline_s = self._clock_s() + self._progress.wait_s
-        late = self._publish(part, part.batch.items)
+        late = self._publish(part, list(zip(part.staging.items, refs, strict=True)))
         try:
             while late and self._make_table_room(deadline_s):
                 again, late = late, []
@@ -244,30 +246,31 @@ class WriteAround:
         finally:
             with self._layer.lock:
                 self._layer.counters.add("failed_write_no_room", len(late))
-                for item in late:
-                    self._writer.release(part.extent, item)
+                for item, ref in late:
+                    part.level.tier.release(item.slot, ref)
         if part.stale:
             return EAGAIN
         return ENOSPC if late else 0
 
-    def _publish(self, part: _Part, items: list[BatchItem]) -> list[BatchItem]:
+    def _publish(self, part: _Part, items: list[_Placed]) -> list[_Placed]:
         """Publish *items*; return those whose cluster found no page for its words."""
-        late: list[BatchItem] = []
+        late: list[_Placed] = []
         lock = self._layer.lock
         with lock:
-            for number, item in enumerate(items):
+            for number, (item, ref) in enumerate(items):
                 lock.resched()
                 try:
                     if part.request.still():
-                        self._writer.publish(part.extent, item, "write_direct")
+                        self._writer.publish(part.level, item, ref, "write_direct")
                         self._layer.counters.add("write_direct_pages")
                     else:
-                        self._writer.release(part.extent, item)
+                        part.level.tier.release(item.slot, ref)
                         part.stale = True
                 except TierFull:
-                    late.append(item)
+                    late.append((item, ref))
                 except BaseException:  # a bug, or no memory
-                    self._writer.give_back(part.extent, items[number:] + late)
+                    rest = items[number:] + late
+                    self._writer.give_back(part.level, [i for i, _ in rest], [r for _, r in rest])
                     raise
         return late
 

@@ -13,33 +13,35 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from swapfs.errors import TierFull
-from swapfs.tiers.base import READ_SLACK_BYTES, LowerTier
-from swapfs.tiers.blob import Batch
+from swapfs.tiers.base import Staging
+from swapfs.tiers.sector_tier import CLEANING_SCRATCH_BYTES
 from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
-from swapfs.vlayer.blob_writer import BATCH_SECTORS, BlobWriter
+from swapfs.vlayer.blob_writer import BlobWriter
 from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.clock import ClockHand
-from swapfs.vlayer.entry import MOVING, blob_codec, blob_length
-from swapfs.vlayer.health import Health
+from swapfs.vlayer.drain import Drain
+from swapfs.vlayer.entry import blob_codec, blob_length
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.progress import WAIT_S
+from swapfs.vlayer.stack import Level, Phase
 
 log = logging.getLogger(__name__)
 
-SCRATCH_BYTES: Final = BATCH_BYTES + READ_SLACK_BYTES
+SCRATCH_BYTES: Final = CLEANING_SCRATCH_BYTES
 _LOOK_AGAIN_S: Final = 1.0
+_NO_LIMIT: Final = 1 << 30
 _PAGES_WAITED_FOR: Final = 256
 """Demoted for one who waits: a short batch."""
 
 
 class Writeback:
-    """Moves blobs of *layer* to *tier*, and about in it.
+    """Moves blobs of the pool of *layer* down its stack, and has the tiers cleaned.
 
-    :param batch_view: page aligned, BATCH_BYTES long; only the demoting thread uses it
+    :param batch_view: BATCH_BYTES long; only the demoting thread uses it
     :param scratch: page aligned, SCRATCH_BYTES long; likewise
     :param high_bytes: demotion starts when the pool uses more
     :param low_bytes: and stops when it uses no more than this
@@ -49,7 +51,6 @@ class Writeback:
     def __init__(
         self,
         layer: VirtualSlotLayer,
-        tier: LowerTier,
         batch_view: memoryview,
         scratch: memoryview,
         *,
@@ -59,25 +60,20 @@ class Writeback:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         assert low_bytes < high_bytes
-        self.writer = BlobWriter(layer, tier, clock_s, wait_s)
+        self.writer = BlobWriter(layer, clock_s, wait_s)
         self.high_bytes = high_bytes
         self.low_bytes = low_bytes
         self._layer = layer
-        self._tier = tier
-        self._batch = Batch(batch_view[:BATCH_BYTES], tier.seal)
+        self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
+        self._scratch = scratch
         self._hand = ClockHand(layer)
-        self._cleaner = Cleaner(layer, tier, self.writer, self._batch, scratch, clock_s)
+        self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s
         self._wake = threading.Event()
         self._stop = False
         self._requests: queue.SimpleQueue[tuple[int, Callable[[int], None]]] = queue.SimpleQueue()
         self._rounds: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._tell: Callable[[int], None] | None = None
-
-    @property
-    def health(self) -> Health:
-        """Whether the tier takes writes."""
-        return self.writer.health
 
     @property
     def newest_sequence(self) -> int:
@@ -89,8 +85,7 @@ class Writeback:
     def run(self) -> None:
         """Demote whenever the pool is above the high watermark, until ``stop``."""
         while not self._stop:
-            pause_s = self.health.retry_at_s - self._clock_s()
-            self._wake.wait(timeout=pause_s if pause_s > 0 else _LOOK_AGAIN_S)
+            self._wake.wait(timeout=self._pause_s())
             self._wake.clear()
             rounds = self._rounds_wanted()
             try:
@@ -101,10 +96,16 @@ class Writeback:
                 log.exception("writeback failed")
                 with self._layer.lock:
                     self._layer.counters.add("failed_demotions")
-                self.health.failed("internal error", self._clock_s())
+                for level in self._layer.stack:
+                    level.health.failed("internal error", self._clock_s())
             self._end_rounds(rounds)
         self._serve_requests()
         self._end_rounds(self._rounds_wanted())
+
+    def _pause_s(self) -> float:
+        """Return how long to sleep unless woken: until a tier that failed may be tried again."""
+        due_s = [level.health.retry_at_s - self._clock_s() for level in self._layer.stack]
+        return min((each for each in due_s if each > 0), default=_LOOK_AGAIN_S)
 
     def request(self, pages: int, done: Callable[[int], None]) -> None:
         """Have the thread demote about *pages* pages and call *done* with how many it did."""
@@ -189,32 +190,27 @@ class Writeback:
             moved += demoted
         return moved
 
-    def demote_batch(self, pages_max: int = BATCH_SECTORS) -> int:
+    def demote_batch(self, pages_max: int = _NO_LIMIT) -> int:
         """Write one batch of cold blobs down; return how many slots now live there.
 
         0 when nothing is cold, there is no room, or writes fail and it is too early to try.
         """
-        if not self.writer.may_write():
+        mover, counters = self._mover, self._layer.counters
+        if not mover.begin(self._layer.stack):
             return 0
-        try:
-            extent = self.writer.allocate(BATCH_SECTORS)
-        except TierFull:
-            return 0
-        batch, counters = self._batch, self._layer.counters
-        batch.reset(extent.sectors)
         try:
             self._collect(pages_max)
         except BaseException:
-            self.writer.drop(extent, batch)
+            mover.abort()
             raise
-        if not batch.items:
-            self.writer.drop(extent, batch)
-            return 0
-        if not self.writer.write_copies(extent, batch):
+        found = bool(mover.items)
+        taken = mover.finish("demote")
+        if taken is None:
             with self._layer.lock:
                 counters.add("failed_demotions")
             return 0
-        taken = self.writer.commit(extent, batch, "demote")
+        if not found:
+            return 0
         with self._layer.lock:
             counters.add("demoted_pages", len(taken))
             counters.add("demoted_payload_bytes", sum(item.length for item in taken))
@@ -224,25 +220,49 @@ class Writeback:
         return len(taken)
 
     def _collect(self, pages_max: int) -> None:
-        """Copy cold blobs into the batch and mark their slots as moving."""
-        lock = self._layer.lock
+        """Copy cold blobs and mark their slots as moving."""
+        lock, mover = self._layer.lock, self._mover
         with lock:
             for victims in self._hand.victims():
-                found = len(self._batch.items)
+                found = len(mover.items)
                 for slot, word in victims:
-                    if lock.contended() and len(self._batch.items) > found:
+                    if lock.contended() and len(mover.items) > found:
                         self._hand.back(slot)  # a request waits: the rest comes in the next step
                         break
-                    full = not self._batch.fits(blob_length(word))
-                    if full or len(self._batch.items) >= pages_max:
+                    full = not mover.fits(blob_length(word))
+                    if full or len(mover.items) >= pages_max:
                         self._hand.back(slot)
                         return
-                    self.writer.add(
-                        self._batch, slot, self._layer.blob(word), blob_codec(word), expected=word
-                    )
-                    self._layer.table.mark(slot, MOVING, on=True)
+                    mover.copy(slot, word, blob_codec(word), self._layer.blob(word))
                 lock.resched()
 
+    # ---- from tier to tier ----
+
+    def drain(self, number: int) -> Drain:
+        """Return what moves all that is in tier *number* to others, one step at a time.
+
+        Its steps are for the thread that demotes; nothing new goes to the tier from now on.
+        """
+        level = self._layer.stack[number]
+        level.phase = Phase.DRAINING
+        return self._drain(level, lambda: tuple(self._layer.stack))
+
+    def sink(self, number: int, pages: int) -> Drain:
+        """Return what moves *pages* pages of tier *number* to tiers that come after it."""
+        level = self._layer.stack[number]
+        return self._drain(level, lambda: self._layer.stack.below(level), "sink", pages)
+
+    def _drain(
+        self,
+        level: Level,
+        targets: Callable[[], Sequence[Level]],
+        cause: str = "drain",
+        pages: int | None = None,
+    ) -> Drain:
+        return Drain(
+            *(self._layer, self._mover, self._scratch, level, targets), cause=cause, pages=pages
+        )
+
     def clean(self) -> int:
-        """Clean the tier while free segments are short; return the slots moved."""
+        """Clean the tiers where free space is short; return the slots moved."""
         return self._cleaner.run(lambda: not self._stop)

@@ -12,8 +12,9 @@ import pytest
 
 from swapfs.host import loop, mounts, proc
 from swapfs.testing.pages import page
+from swapfs.tiers import sector_ref
 from swapfs.units import CLUSTER_SLOTS, SECTOR_SIZE
-from swapfs.vlayer.entry import TAG_MASK, Tag, file_sector
+from swapfs.vlayer.entry import is_below, ref_of
 from tests.fuse.instance import (
     Instance,
     Start,
@@ -330,8 +331,8 @@ def sector_of(instance: Instance, slot: int) -> int:
         word = region.arena_words[table_page * CLUSTER_SLOTS + index]
     finally:
         region.close()
-    assert word & TAG_MASK == Tag.FILE
-    return file_sector(word)
+    assert is_below(word)
+    return sector_ref.sector(ref_of(word))
 
 
 def test_fallocate_of_a_read_only_descriptor_is_refused(start: Start) -> None:

@@ -14,10 +14,11 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import Extent
-from swapfs.tiers.blob import Batch, blob_sectors
+from swapfs.tiers import sector_ref
+from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.entry import TAG_MASK, Tag, blob_length, file_sector
+from swapfs.vlayer.entry import is_below, ref_of
 from tests.property.tape import Tape
 
 SLOTS: Final = 3 * CLUSTER_SLOTS
@@ -260,8 +261,9 @@ def _check_released(harness: Harness, event: DiskEvent) -> None:
     """The sectors that were given back just now are named by no word."""
     gone = range(event.sector, event.sector + event.released)
     for slot, word in harness.layer.table.occupied_words():
-        if word & TAG_MASK == Tag.FILE:
-            first, count = file_sector(word), blob_sectors(blob_length(word))
+        if is_below(word):
+            first = sector_ref.sector(ref_of(word))
+            count = sector_ref.sectors(ref_of(word))
             assert first >= gone.stop or first + count <= gone.start, (
                 f"slot {slot}: its sectors were freed before its word changed"
             )

@@ -24,8 +24,8 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.schedule import Lock, Scheduler
 from swapfs.tiers import segments
-from swapfs.tiers.base import Extent
 from swapfs.tiers.blob import Batch
+from swapfs.tiers.sectors import Extent
 from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE, PSector
 from swapfs.vlayer import (

@@ -22,12 +22,15 @@ from hypothesis.stateful import (
 
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.testing.harness import Harness
-from swapfs.testing.media import TIERS
+from swapfs.testing.media import TIERS, open_stack
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import KINDS, page
+from swapfs.tiers.base import Tier
 from swapfs.tiers.pool import RAW_CLASS
+from swapfs.tiers.sector_tier import SectorTier
 from swapfs.units import CLUSTER_SLOTS, MiB
+from swapfs.vlayer.stack import Phase
 
 SLOTS = 6 * CLUSTER_SLOTS
 ROOMY_BYTES, TINY_BYTES = 2 * MiB, 8 * 64 * 1024
@@ -40,13 +43,16 @@ pages_st = st.builds(page, st.sampled_from(KINDS), st.integers(0, 30))
 counts_st = st.integers(1, 80)
 
 
+STACKS = (*TIERS, "blobs", "memory + memory", "blobs + memory", "memory + blobs")
+
+
 class Slots(RuleBasedStateMachine):
     """Every rule does the same to the harness and to the model."""
 
-    segments = 0
+    segments = 4
     pool_bytes = ROOMY_BYTES
     promote = False
-    tier = "memory"
+    tiers = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +62,17 @@ class Slots(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="swapfs-tier-"))
-        self.opener = TIERS[self.tier](self.folder)
-        tier = self.opener(self.segments) if self.segments else None
-        self.harness = Harness(SLOTS, self.pool_bytes, tier, promote=self.promote)
+        self.opener = open_stack(self.tiers, self.folder)
+        self.harness = Harness(SLOTS, self.pool_bytes, self._open(), promote=self.promote)
+
+    def _open(self) -> list[Tier] | None:
+        return self.opener(self.segments) or None
 
     def has_file(self) -> bool:
-        return self.segments > 0
+        return bool(self.tiers)
+
+    def has_several(self) -> bool:
+        return " + " in self.tiers
 
     @rule(slot=slots_st, kind=st.sampled_from(KINDS), seed=st.integers(0, 30), count=counts_st)
     def write(self, slot: int, kind: str, seed: int, count: int) -> None:
@@ -82,7 +93,7 @@ class Slots(RuleBasedStateMachine):
         assert states["raw"] + states["compressed"] >= zspages * 16 - 1
         if self.harness.tier is not None:
             in_file = self.harness.layer.table.state_counts()["file"]
-            assert in_file >= self.harness.tier.room_pages()
+            assert in_file >= sum(level.tier.guaranteed_pages() for level in self.harness.stack)
 
     @rule(slot=slots_st, count=counts_st)
     def read(self, slot: int, count: int) -> None:
@@ -125,7 +136,30 @@ class Slots(RuleBasedStateMachine):
     @rule()
     def clean(self) -> None:
         self.harness.down.clean()
-        assert not self.harness.tier.segments_to_clean()  # type: ignore[union-attr]
+        assert not any(level.tier.cleaning() for level in self.harness.stack)
+
+    @precondition(has_several)
+    @rule(number=st.integers(1, 2))
+    def drain(self, number: int) -> None:
+        """A tier is emptied as far as the others have room, and then used again."""
+        level = self.harness.stack[number]
+        before = self.harness.layer.table.slots_in(number)
+        end = self.harness.down.drain(number).run()
+        left = self.harness.layer.table.slots_in(number)
+        assert end.moved == before - left
+        assert end.done == (not left)
+        assert end.done or end.problem == "no other tier has room"
+        assert (end.lost, end.unreadable) == (0, 0)
+        level.phase = Phase.ACTIVE
+
+    @precondition(has_several)
+    @rule(pages=st.integers(1, 300))
+    def sink(self, pages: int) -> None:
+        before = self.harness.layer.table.slots_in(1)
+        end = self.harness.down.sink(1, pages).run()
+        assert end.moved <= pages
+        assert self.harness.layer.table.slots_in(1) == before - end.moved
+        assert end.moved == min(pages, before) or end.problem
 
     @rule(wanted=st.integers(1, 20), pages=st.integers(0, 40))
     def compact(self, wanted: int, pages: int) -> None:
@@ -141,20 +175,21 @@ class Slots(RuleBasedStateMachine):
 
     @rule()
     def crash_and_rebuild(self) -> None:
-        tier = self.harness.tier
-        if tier is not None:
-            tier.close()
-            tier = self.opener(self.segments)
+        for level in self.harness.stack:
+            level.tier.close()
         self.harness = Harness(
-            SLOTS, self.pool_bytes, tier, promote=self.promote, region=self.harness.region
+            SLOTS, self.pool_bytes, self._open(), promote=self.promote, region=self.harness.region
         )
 
     @invariant()
     def region_is_sound(self) -> None:
         if hasattr(self, "harness"):
             self.harness.check()
-            if isinstance(self.harness.tier, MemoryTier):
-                self.harness.tier.map.check()
+            for level in self.harness.stack:
+                if isinstance(level.tier, SectorTier) and isinstance(
+                    level.tier.sectors, MemoryTier
+                ):
+                    level.tier.sectors.map.check()
             empty = self.harness.layer.table.state_counts()["empty"]
             assert empty == SLOTS - len(self.model.pages)
 
@@ -167,31 +202,32 @@ class Slots(RuleBasedStateMachine):
         self.harness.check()
         assert self.harness.layer.pool.used_bytes == 0
         self.harness.region.close()
-        if self.harness.tier is not None:
-            self.harness.tier.close()
+        for level in self.harness.stack:
+            level.tier.close()
         shutil.rmtree(self.folder)
 
 
 @pytest.mark.parametrize(
-    ("pool_bytes", "segments", "promote", "tier"),
+    ("pool_bytes", "segments", "promote", "tiers"),
     [
-        (ROOMY_BYTES, 0, False, "memory"),
-        (TINY_BYTES, 0, False, "memory"),
+        (ROOMY_BYTES, 0, False, ""),
+        (TINY_BYTES, 0, False, ""),
         (ROOMY_BYTES, 8, False, "memory"),
         (TINY_BYTES, 8, True, "memory"),
         (ROOMY_BYTES, 8, True, "memory"),
-        *((TINY_BYTES, 4, False, tier) for tier in TIERS),
+        *((TINY_BYTES, 4, False, tiers) for tiers in STACKS),
+        (TINY_BYTES, 4, True, "memory + blobs + memory"),
     ],
-    ids=["pool", "tiny pool", "pool + tier", "tiny + promote", "promote", *TIERS],
+    ids=["pool", "tiny pool", "pool + tier", "tiny + promote", "promote", *STACKS, "three"],
 )
 def test_slots_behave_like_a_dict_of_pages(
-    pool_bytes: int, segments: int, promote: bool, tier: str
+    pool_bytes: int, segments: int, promote: bool, tiers: str
 ) -> None:
     attributes: dict[str, Any] = {
         "pool_bytes": pool_bytes,
         "segments": segments,
         "promote": promote,
-        "tier": tier,
+        "tiers": tiers,
     }
     machine = type("Configured", (Slots,), attributes)
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

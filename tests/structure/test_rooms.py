@@ -81,7 +81,7 @@ def test_a_wrong_import_would_be_noticed() -> None:
     assert rule_for("deploy.vm") == "deploy"
     assert within("swapfs.tiers", "swapfs")
     assert not within("swapfsx", "swapfs")
-    assert "swapfs.units" in imports_of(ROOT / "swapfs/vlayer/entry.py")
+    assert "swapfs.units" in imports_of(ROOT / "swapfs/vlayer/swap_table.py")
 
 
 def test_rules_name_only_what_exists() -> None:

@@ -10,7 +10,7 @@ from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Buffers, Job
 from swapfs.testing.harness import Harness
-from swapfs.tiers.base import LowerTier
+from swapfs.tiers.sectors import SectorStore
 from swapfs.units import MiB
 from swapfs.vlayer import fetch
 
@@ -63,7 +63,7 @@ class File:
         self,
         *,
         pool_bytes: int = MiB,
-        tier: LowerTier | None = None,
+        tier: SectorStore | None = None,
         promote: bool = False,
         slots: int = SLOTS,
     ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from swapfs.errors import BlobCorrupt
+from swapfs.tiers import sector_ref
 from swapfs.tiers.aead import AeadSeal
-from swapfs.tiers.blob import BLOB_SECTORS_MAX, HEADER_BYTES, Batch, blob_sectors, check_blob, peek
-from swapfs.tiers.seal import TAG_BYTES, ChecksumSeal, Seal
+from swapfs.tiers.blob import Batch, BatchItem, blob_ref, check_blob
+from swapfs.tiers.seal import ChecksumSeal, Seal
+from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX, HEADER_BYTES, TAG_BYTES, blob_sectors
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
-MASK = 0x1FFF
 SEALS = [ChecksumSeal(), AeadSeal(bytes(range(32)))]
 seals = pytest.mark.parametrize("seal", SEALS, ids=["checksum", "aead"])
 
@@ -23,6 +24,22 @@ def test_blob_sectors(length: int, sectors: int) -> None:
     assert sectors <= BLOB_SECTORS_MAX
 
 
+@pytest.mark.parametrize("length", range(1, PAGE_SIZE + 1, 7))
+def test_a_reference_knows_what_a_blob_takes_and_almost_its_length(length: int) -> None:
+    ref = sector_ref.encode((1 << 32) - 1, length, 0xFFFFFFFF)
+    assert ref >> 53 == 0
+    assert sector_ref.sector(ref) == (1 << 32) - 1
+    assert sector_ref.check(ref) == 0x1FFF
+    assert sector_ref.sectors(ref) == blob_sectors(length)
+    assert length <= sector_ref.longest(ref) <= max(24, min(length + 15, PAGE_SIZE))
+    assert sector_ref.may_be(ref, length)
+    assert not sector_ref.may_be(ref, length + 24)
+
+
+def _ref(item: BatchItem, length: int = 0) -> int:
+    return sector_ref.encode(0, length or item.length, item.checksum)
+
+
 def _batch(sectors: int = 64, seal: Seal = SEALS[0]) -> Batch:
     return Batch(memoryview(bytearray(b"\xaa" * sectors * SECTOR_SIZE)), seal)
 
@@ -31,18 +48,16 @@ def _batch(sectors: int = 64, seal: Seal = SEALS[0]) -> Batch:
 def test_a_batch_packs_blobs_at_sectors_and_leaks_no_memory(seal: Seal) -> None:
     batch = _batch(seal=seal)
     first = batch.add(5, b"x" * 100, 1, 10)
-    second = batch.add(6, memoryview(b"y" * PAGE_SIZE), 0, 11, expected=99)
+    second = batch.add(6, memoryview(b"y" * PAGE_SIZE), 0, 11)
     assert (first.start_sector, first.sectors) == (0, 1)
-    assert (second.start_sector, second.sectors, second.expected) == (1, 9, 99)
+    assert (second.start_sector, second.sectors) == (1, 9)
     assert batch.sectors == 10
     assert bytes(batch.view[HEADER_BYTES + 116 : SECTOR_SIZE]) == bytes(SECTOR_SIZE - 140)
     for item, data, sequence in ((first, b"x" * 100, 10), (second, b"y" * PAGE_SIZE, 11)):
         view = batch.view[item.start_sector * SECTOR_SIZE :]
-        payload, found = check_blob(
-            view, item.slot, item.length, item.codec, item.checksum & MASK, MASK, seal
-        )
+        payload, found = check_blob(view, item.slot, item.codec, _ref(item), seal)
         assert (bytes(payload), found) == (data, sequence)
-        assert peek(view) == (item.slot, item.sectors)
+        assert blob_ref(view, 0) == (item.slot, _ref(item), item.codec)
 
 
 def test_fits_is_exact() -> None:
@@ -66,15 +81,15 @@ def test_every_flipped_bit_is_found(seal: Seal) -> None:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(BlobCorrupt):
-            check_blob(memoryview(damaged), 3, 200, 1, item.checksum & MASK, MASK, seal)
+            check_blob(memoryview(damaged), 3, 1, _ref(item), seal)
 
 
-@pytest.mark.parametrize(("slot", "length", "codec"), [(4, 200, 1), (3, 199, 1), (3, 200, 0)])
+@pytest.mark.parametrize(("slot", "length", "codec"), [(4, 200, 1), (3, 180, 1), (3, 200, 0)])
 def test_another_blob_in_its_place_is_found(slot: int, length: int, codec: int) -> None:
     batch = _batch(2)
     item = batch.add(3, bytes(200), 1, 1)
     with pytest.raises(BlobCorrupt, match=f"slot {slot}"):
-        check_blob(batch.view, slot, length, codec, item.checksum & MASK, MASK, SEALS[0])
+        check_blob(batch.view, slot, codec, _ref(item, length), SEALS[0])
 
 
 def test_an_older_copy_of_the_same_page_is_found() -> None:
@@ -82,7 +97,7 @@ def test_an_older_copy_of_the_same_page_is_found() -> None:
     old.add(3, b"same page", 1, sequence=1)
     item = new.add(3, b"same page", 1, sequence=2)
     with pytest.raises(BlobCorrupt, match="older"):
-        check_blob(old.view, 3, 9, 1, item.checksum & MASK, MASK, SEALS[0])
+        check_blob(old.view, 3, 1, _ref(item), SEALS[0])
 
 
 def test_an_encrypted_blob_shows_nothing_of_its_page() -> None:
@@ -97,13 +112,13 @@ def test_another_key_opens_nothing() -> None:
     item = batch.add(3, b"x" * 50, 1, 1)
     other = AeadSeal(bytes(32))
     with pytest.raises(BlobCorrupt, match="slot 3: authentication failed"):
-        check_blob(batch.view, 3, 50, 1, item.checksum & MASK, MASK, other)
+        check_blob(batch.view, 3, 1, _ref(item), other)
 
 
-def test_peek_sees_no_blob_in_anything_else() -> None:
-    assert peek(memoryview(bytes(SECTOR_SIZE))) is None
-    assert peek(memoryview(b"SwBl")) is None
+def test_no_blob_is_seen_in_anything_else() -> None:
+    assert blob_ref(memoryview(bytes(SECTOR_SIZE)), 0) is None
+    assert blob_ref(memoryview(b"SwBl"), 0) is None
     batch = _batch(1)
     batch.add(3, b"x", 1, 1)
     batch.view[6:8] = (5000).to_bytes(2, "little")
-    assert peek(batch.view) is None
+    assert blob_ref(batch.view, 0) is None

@@ -10,7 +10,7 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.pages import page
 from swapfs.units import CLUSTER_SLOTS, MiB
 from swapfs.vlayer.clock import ClockHand
-from swapfs.vlayer.entry import MOVING, REFERENCED
+from swapfs.vlayer.entry import HEAT_MASK, MOVING
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_clusters_come_in_the_order_of_their_first_use(harness: Harness) -> None
 def test_back_resumes_at_the_slot_and_keeps_second_chances(harness: Harness) -> None:
     _fill(harness, *range(20))
     for slot in range(20):
-        harness.layer.table.mark(slot, REFERENCED, on=False)
-    harness.layer.table.mark(12, REFERENCED, on=True)
+        harness.layer.table.mark(slot, HEAT_MASK, on=False)
+    harness.layer.table.mark(12, HEAT_MASK, on=True)
     hand = ClockHand(harness.layer)
     for step in hand.victims():
         for slot, _ in step:
@@ -79,7 +79,7 @@ def test_back_resumes_at_the_slot_and_keeps_second_chances(harness: Harness) -> 
         break
     step = next(hand.victims())
     assert [slot for slot, _ in step] == [10, 11, *range(13, 20)]
-    assert not harness.layer.table.get(12) & REFERENCED
+    assert not harness.layer.table.get(12) & HEAT_MASK
 
 
 def test_interruptions_do_not_end_a_round_early(harness: Harness) -> None:

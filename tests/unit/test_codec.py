@@ -8,7 +8,7 @@ import pytest
 from swapfs.testing.pages import KINDS, page
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.codec import compress, decompress
-from swapfs.vlayer.entry import TAG_MASK, Codec, Tag, blob_codec
+from swapfs.vlayer.entry import Backing, Codec, backing, blob_codec
 from swapfs.vlayer.packing import Packer
 
 PAGES = [page(kind, seed) for kind in KINDS for seed in range(8)]
@@ -19,7 +19,7 @@ def _packed(source: bytes) -> tuple[bytes, int] | None:
     packer, view = Packer(1), memoryview(source)
     packer.pack(view, 0, 1)
     draft = packer.drafts[0]
-    if draft & TAG_MASK != Tag.POOL:
+    if backing(draft) != Backing.POOL:
         return None
     return bytes(packer.blob(0, view, 0)), blob_codec(draft)
 

@@ -25,7 +25,7 @@ from swapfs.units import CLUSTER_BYTES, CLUSTER_SLOTS, PAGE_SIZE, GiB, MiB, TiB
 from swapfs.vlayer import compaction, stalled
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 from swapfs.vlayer.compaction import Compactor
-from swapfs.vlayer.entry import MOVING, REFERENCED
+from swapfs.vlayer.entry import HEAT_MASK, MOVING
 from swapfs.vlayer.stalled import StalledWrites
 
 SLOTS = 8 * CLUSTER_SLOTS
@@ -191,14 +191,14 @@ def test_a_move_keeps_the_bits_and_changes_the_place() -> None:
     harness, model = _fragmented(20)
     table = harness.layer.table
     for number, slot in enumerate(model):
-        table.mark(slot, REFERENCED, on=bool(number % 2))
+        table.mark(slot, HEAT_MASK, on=bool(number % 2))
     before = {slot: table.get(slot) for slot in model}
     assert Compactor(harness.layer).pack(100)
     moved = [slot for slot in model if table.get(slot) != before[slot]]
     assert len(moved) == harness.counter("compacted_pages") > 0
     low_bits = (1 << PLACE_SHIFT) - 1
     assert all(not (table.get(slot) ^ before[slot]) & low_bits for slot in model)
-    assert {bool(before[slot] & REFERENCED) for slot in moved} == {False, True}
+    assert {bool(before[slot] & HEAT_MASK) for slot in moved} == {False, True}
     harness.region.close()
 
 

@@ -14,7 +14,7 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
-from swapfs.vlayer.entry import STATE_OF_KIND
+from swapfs.vlayer.entry import STATE_OF_WORD
 from swapfs.vlayer.packing import Packer
 
 SLOTS = 3 * CLUSTER_SLOTS
@@ -135,7 +135,7 @@ def _writer(
         "arena": region.arena,
         "classes": region.classes,
         "counters": region.counter_words,
-        "state_of_kind": STATE_OF_KIND,
+        "state_of_word": STATE_OF_WORD,
         **harness.layer.pool.tables(),
         **harness.layer.table.tables(),
         **changes,

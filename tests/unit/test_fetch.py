@@ -15,17 +15,17 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import LowerTier
+from swapfs.tiers.sectors import SectorStore
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB, PSector
 from swapfs.vlayer import single_flight
-from swapfs.vlayer.entry import Tag, file_sector
+from swapfs.vlayer.entry import Backing
 from swapfs.vlayer.layer import SlotDamaged
 from swapfs.vlayer.single_flight import Flight
 
 TEXT = [page("text", seed) for seed in range(40)]
 
 
-def _demoted(tier: LowerTier, pages: list[bytes], *, promote: bool = False) -> Harness:
+def _demoted(tier: SectorStore, pages: list[bytes], *, promote: bool = False) -> Harness:
     harness = Harness(4 * CLUSTER_SLOTS, 4 * MiB, tier, promote=promote)
     harness.store(0, *pages)
     assert harness.down.demote(len(pages))
@@ -162,7 +162,7 @@ def test_a_slot_that_changes_during_its_read_is_looked_at_again(
     slow: tuple[Harness, SlowTier, MemoryTier], event: Callable[[Harness], bytes], overwritten: bool
 ) -> None:
     harness, tier, memory = slow
-    sector = file_sector(harness.layer.table.get(5))
+    sector = harness.sector(5)
     if overwritten:  # its sectors went to somebody else before the disk was read
         memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
     tier.read_gate.shut()
@@ -181,7 +181,7 @@ def test_a_follower_looks_again_too(
     slow: tuple[Harness, SlowTier, MemoryTier], event: Callable[[Harness], bytes]
 ) -> None:
     harness, tier, memory = slow
-    sector = file_sector(harness.layer.table.get(5))
+    sector = harness.sector(5)
     memory.data[sector * SECTOR_SIZE : (sector + 1) * SECTOR_SIZE] = b"\x55" * SECTOR_SIZE
     tier.read_gate.shut()
     readers = [Reader(harness, 5)]
@@ -196,7 +196,7 @@ def test_a_follower_looks_again_too(
 def test_damage_is_that_slot_only() -> None:
     memory = MemoryTier(4)
     harness = _demoted(memory, TEXT)
-    sector = file_sector(harness.layer.table.get(7))
+    sector = harness.sector(7)
     memory.data[sector * SECTOR_SIZE + 200] ^= 4
     assert harness.load(0, 40) == b"".join(TEXT[:7]), "what comes before it is delivered"
     with pytest.raises(BlobCorrupt, match="slot 7"):
@@ -255,7 +255,7 @@ class BadSector(TierWrapper):
 def test_a_bad_sector_costs_its_slot_and_none_beside_it() -> None:
     tier = BadSector(MemoryTier(4))
     harness = _demoted(tier, TEXT)
-    tier.bad = file_sector(harness.layer.table.get(5))
+    tier.bad = harness.sector(5)
     assert harness.load(0, 8) == b"".join(TEXT[:5])
     assert harness.counter("failed_read_io") == 1
     with pytest.raises(TierIOError):
@@ -270,7 +270,7 @@ def test_who_follows_a_read_that_a_bad_sector_ended_reads_for_himself() -> None:
     slow = SlowTier(MemoryTier(6))
     tier = BadSector(slow)
     harness = _demoted(tier, TEXT)
-    tier.bad = file_sector(harness.layer.table.get(5))
+    tier.bad = harness.sector(5)
     slow.read_gate.shut()
     leader = Reader(harness, 4, 8)
     slow.read_gate.wait_for_arrival()
@@ -286,12 +286,12 @@ def test_no_memory_while_boarding_leaves_nobody_waiting(monkeypatch: pytest.Monk
     harness = _demoted(MemoryTier(4), TEXT)
     made = 0
 
-    def make(word: int) -> Flight:
+    def make(slot: int, ref: int, codec: int, *, word: int) -> Flight:
         nonlocal made
         made += 1
         if made == 3:
             raise MemoryError
-        return Flight(word)
+        return Flight(slot, ref, codec, word=word)
 
     with monkeypatch.context() as patch:
         patch.setattr(single_flight, "Flight", make)
@@ -361,7 +361,7 @@ def test_promotion_brings_pages_back_and_frees_the_file() -> None:
     memory = MemoryTier(4)
     harness = _demoted(memory, TEXT, promote=True)
     assert harness.load(0, 40) == b"".join(TEXT)
-    assert {harness.tag(slot) for slot in range(40)} == {Tag.POOL}
+    assert {harness.backing(slot) for slot in range(40)} == {Backing.POOL}
     assert memory.map.taken_bytes == 0
     assert harness.counter("promoted_pages") == 40
     harness.check()
@@ -373,7 +373,7 @@ def test_promotion_brings_pages_back_and_frees_the_file() -> None:
 def test_without_promotion_a_page_stays_where_it_is() -> None:
     harness = _demoted(MemoryTier(4), TEXT)
     harness.load(0, 40)
-    assert {harness.tag(slot) for slot in range(40)} == {Tag.FILE}
+    assert {harness.backing(slot) for slot in range(40)} == {Backing.BELOW}
     harness.region.close()
 
 
@@ -398,7 +398,7 @@ def test_promotion_into_a_full_pool_does_nothing() -> None:
     while harness.store(slot, page("random", slot)):
         slot += 1
     assert harness.load(3) == page("random", 3)
-    assert harness.tag(3) == Tag.FILE
+    assert harness.backing(3) == Backing.BELOW
     harness.check()
     harness.region.close()
 

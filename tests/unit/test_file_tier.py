@@ -13,7 +13,7 @@ import pytest
 from swapfs.errors import ConfigError, OperationError, TierIOError, TierNoSpace
 from swapfs.host import filesystems, syscalls
 from swapfs.testing.pages import page
-from swapfs.tiers import backing_file
+from swapfs.tiers import backing_file, sector_ref
 from swapfs.tiers.blob import Batch, check_blob
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal
@@ -46,9 +46,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, direct_io: str) -> None:
         tier.write(extent, batch)
         for item in batch.items:
             view = tier.read(PSector(extent.sector + item.start_sector), item.sectors, scratch)
-            payload, sequence = check_blob(
-                view, item.slot, item.length, 1, item.checksum & 0x1FFF, 0x1FFF, tier.seal
-            )
+            ref = sector_ref.encode(0, item.length, item.checksum)
+            payload, sequence = check_blob(view, item.slot, 1, ref, tier.seal)
             assert sequence == seed + item.slot
             assert payload == page("random", seed + item.slot)[: item.length]
         whole = tier.read(extent.sector, batch.sectors, scratch)

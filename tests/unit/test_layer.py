@@ -14,7 +14,16 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, mixed_pages, page
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
-from swapfs.vlayer.entry import LENGTH_MASK, LENGTH_SHIFT, MOVING, Tag, move_pool, pool_place
+from swapfs.vlayer.entry import (
+    HEAT_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    MOVING,
+    Backing,
+    Kind,
+    move_pool,
+    pool_place,
+)
 from swapfs.vlayer.layer import SlotDamaged
 
 STATE_OF = {"zero": "same", "text": "compressed", "numbers": "compressed", "random": "raw"}
@@ -168,11 +177,11 @@ def test_damage_in_memory_is_one_slot_only(harness: Harness) -> None:
     assert harness.load(2) == pages[0]
 
 
-@pytest.mark.parametrize("tag", range(4, 8))
-def test_a_word_that_means_nothing_is_damage_and_not_a_wait(tag: int) -> None:
+@pytest.mark.parametrize("word", [0xABC0, MOVING, HEAT_MASK, int(Kind.LOST), 0xABC3])
+def test_a_word_that_means_nothing_is_damage_and_not_a_wait(word: int) -> None:
     harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
     harness.store(0, page("text", 1), page("text", 2))
-    harness.region.arena_words[harness.layer.table.base(0)] = 0xABC0 | tag
+    harness.region.arena_words[harness.layer.table.base(0)] = word
     with pytest.raises(SlotDamaged):
         harness.load(0)
     assert harness.load(1) == page("text", 2)
@@ -198,7 +207,7 @@ def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
     pages = [page("text", seed) for seed in range(4)]
     harness.store(0, *pages)
     harness.write_direct(2, pages[2])
-    assert harness.tag(2) == Tag.FILE
+    assert harness.backing(2) == Backing.BELOW
     out = memoryview(bytearray(4 * PAGE_SIZE))
     assert harness.layer.load_run(0, 4, out, 0) == 2
     assert harness.layer.patch(2, 0, b"x", bytearray(PAGE_SIZE)) is None
@@ -206,7 +215,7 @@ def test_a_slot_in_the_file_ends_a_load_and_a_patch() -> None:
     assert harness.layer.replace_file_page(2, seen ^ 1 << 40, memoryview(pages[0])) is None
     assert harness.layer.replace_file_page(2, seen, memoryview(pages[0])) is True
     assert harness.load(0, 4) == b"".join([*pages[:2], pages[0], pages[3]])
-    assert harness.tag(2) == Tag.POOL
+    assert harness.backing(2) == Backing.POOL
     harness.check()
     harness.region.close()
 
@@ -348,5 +357,28 @@ def test_a_long_discard_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert harness.layer.discard_run(10, 2 * CLUSTER_SLOTS, background=True) == 2 * CLUSTER_SLOTS
     assert all(0 < after - before <= 64 for before, after in pairwise([0, *seen]))
     assert seen[-1] == 2 * CLUSTER_SLOTS
+    harness.check()
+    harness.region.close()
+
+
+def test_a_lost_slot_is_an_error_until_it_is_written_or_discarded() -> None:
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
+    for slot in (5, 6, 7):
+        harness.store(slot, page("text", slot))
+        with harness.layer.lock:
+            harness.layer.free(slot, harness.layer.table.exchange(slot, Kind.LOST, "lose"))
+    harness.check()
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4), region=harness.region)
+    assert harness.layer.table.state_counts()["lost"] == 3
+    with pytest.raises(SlotDamaged, match="lost"):
+        harness.load(5)
+    with pytest.raises(SlotDamaged):
+        harness.layer.patch(5, 3, b"x", bytearray(PAGE_SIZE))
+    assert harness.layer.discard_run(5, 1) == 1
+    assert harness.load(5) == bytes(PAGE_SIZE)
+    assert harness.store(6, page("text", 1)) == 1
+    assert harness.load(6) == page("text", 1)
+    assert harness.write_direct(7, page("text", 2)) == PAGE_SIZE
+    assert harness.load(7) == page("text", 2)
     harness.check()
     harness.region.close()

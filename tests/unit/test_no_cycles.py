@@ -32,7 +32,7 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.base import LowerTier
+from swapfs.tiers.sectors import SectorStore
 from swapfs.units import MiB, PSector
 from swapfs.vlayer.deferred import Answerable
 from swapfs.vlayer.layer import SlotDamaged
@@ -79,7 +79,7 @@ def _objects_beyond(before: int, few: int) -> int:
     return left
 
 
-def _demoted(tier: LowerTier, pages: int = 8) -> Harness:
+def _demoted(tier: SectorStore, pages: int = 8) -> Harness:
     harness = Harness(1024, 4 * MiB, tier)
     harness.store(0, *(page("heap", number) for number in range(pages)))
     assert harness.down.demote(pages) == pages
@@ -222,7 +222,7 @@ def test_jobs_of_a_worker_that_fail() -> None:
 # ---- the swap file ----
 
 
-def _full_file(tier: LowerTier | None) -> File:
+def _full_file(tier: SectorStore | None) -> File:
     file = File(tier=tier, pool_bytes=2 * 65536, slots=64)
     slot = 0
     while file.harness.store(slot, page("random", slot)):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swapfs.errors import TierFull
 from swapfs.region.lists import ListHeads
-from swapfs.tiers.base import Extent
+from swapfs.tiers.sectors import Extent
 from swapfs.tiers.segments import (
     CLEANING_RESERVE,
     SEGMENT_SECTORS,

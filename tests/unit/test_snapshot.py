@@ -30,9 +30,7 @@ def make_maker(path: Path, region: Region | None = None) -> tuple[SnapshotMaker,
     config = Config(mountpoint=path, size_bytes=4 * MiB, pool_bytes=POOL_BYTES, runtime_dir=path)
     handover = Handover(pid=1, region_fd=3, fuse_fd=4, lock_fd=5, tier_fd=None)
     guards = Guards(unsafe=True)
-    return SnapshotMaker(
-        config, harness.region, harness.layer, guards, None, handover
-    ), harness.region
+    return SnapshotMaker(config, harness.region, harness.layer, guards, handover), harness.region
 
 
 def handler_errors(maker: SnapshotMaker) -> int:

@@ -11,10 +11,10 @@ from swapfs.errors import TierFull
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB, TiB
-from swapfs.vlayer.entry import MOVING, REFERENCED, Tag, encode_pool
+from swapfs.vlayer.entry import HEAT_MASK, MOVING, Kind, encode_pool
 from swapfs.vlayer.swap_table import SwapTable, table_reserve_bytes
 
-WORD = Tag.SAME | 7 << 6
+WORD = Kind.SAME | 7 << 6
 
 
 @pytest.fixture
@@ -99,10 +99,10 @@ def test_passing_bits_change_nothing_else(huge: tuple[Region, Pool, SwapTable]) 
     word = encode_pool(4096, 77, 1)
     table.exchange(3, word, "write")
     before = table.state_counts()
-    table.mark(3, MOVING | REFERENCED, on=True)
-    assert table.get(3) == word | MOVING | REFERENCED
+    table.mark(3, MOVING | HEAT_MASK, on=True)
+    assert table.get(3) == word | MOVING | HEAT_MASK
     table.mark(3, MOVING, on=False)
-    assert table.get(3) == word | REFERENCED
+    assert table.get(3) == word | HEAT_MASK
     assert table.state_counts() == before
 
 

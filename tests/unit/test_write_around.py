@@ -15,17 +15,17 @@ from swapfs.testing.harness import Harness, Ticket
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.slow import SlowTier
-from swapfs.tiers.base import Extent, LowerTier
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import CLEANING_RESERVE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
-from swapfs.vlayer.entry import Tag
+from swapfs.vlayer.entry import Backing
 
 SLOTS = 16 * CLUSTER_SLOTS
 TEXT = [page("text", seed) for seed in range(20)]
 RANDOM = [page("random", seed) for seed in range(300)]
 
 
-def _full(tier: LowerTier) -> tuple[Harness, int]:
+def _full(tier: SectorStore) -> tuple[Harness, int]:
     """Return a harness whose pool is full, and how many slots filled it."""
     harness = Harness(SLOTS, 16 * 64 * 1024, tier, wait_s=0.05)
     stored = 0
@@ -55,7 +55,7 @@ def test_pages_go_straight_down_and_the_request_is_answered_once() -> None:
     harness.direct.run()
     assert ticket.results == [99]
     assert harness.load(1000, 20) == b"".join(TEXT)
-    assert {harness.tag(slot) for slot in range(1000, 1020)} == {Tag.FILE}
+    assert {harness.backing(slot) for slot in range(1000, 1020)} == {Backing.BELOW}
     assert harness.counter("write_direct_pages") == 20
     harness.check()
     assert harness.load(0, stored) == b"".join(RANDOM[slot % 300] for slot in range(stored))
@@ -92,7 +92,7 @@ def test_no_room_below_is_refused_and_nothing_is_lost() -> None:
     assert result == -ENOSPC
     assert slot - 1000 >= memory.room_pages()
     assert harness.counter("failed_write_no_room") > 0
-    assert harness.down.health.problem(0) == "full"
+    assert harness.health.problem(0) == "full"
     harness.check()
     assert harness.load(0, stored) == b"".join(RANDOM[at % 300] for at in range(stored))
     for at in range(1000, slot):
@@ -188,7 +188,7 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     harness.check()
 
 
-def _in_crumbs(tier: LowerTier) -> tuple[Harness, list[int]]:
+def _in_crumbs(tier: SectorStore) -> tuple[Harness, list[int]]:
     """Return a harness whose file, like its pool, is full, with holes too small for a page."""
     harness, slot = _full(tier)
     kept: list[int] = []

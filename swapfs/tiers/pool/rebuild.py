@@ -44,8 +44,11 @@ class PoolRebuild:
         self._marker.mark_page(place)
         self._table_bytes += PAGE_SIZE
 
-    def mark_table(self, place: int) -> list[int]:
-        """Declare a table page and every blob that its words name in use; return its FILE words."""
+    def mark_table(self, place: int) -> list[tuple[int, int]]:
+        """Declare a table page and every blob in the pool that its words name in use.
+
+        Returns the words of the blobs below the pool, each with its number in the page.
+        """
         self.mark_page(place)
         return self._marker.mark_words(place >> _WORD_SHIFT)
 

@@ -1,0 +1,198 @@
+"""Emptying a tier into others: by a walk over the table, a load at a time, between other work.
+
+Draining takes all of it, and is done when no word names the tier; sinking takes so many pages, to
+make room in a tier for warmer ones. A blob that its tier cannot read stays and is counted; one
+that is damaged is lost for certain, so its slot says so and the tier can be given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from swapfs.errors import BlobCorrupt
+from swapfs.tiers.base import NOT_READ, Failure, Traffic, Wanted
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
+from swapfs.vlayer.entry import (
+    BACKING_MASK,
+    FLAGS,
+    MOVING,
+    Kind,
+    blob_codec,
+    encode_below,
+    ref_of,
+)
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.mover import Mover
+from swapfs.vlayer.stack import Level
+
+_READ_BYTES: Final = 256 * 1024
+_ROUNDS_MAX: Final = 4
+"""Walks over the table that may gain nothing: slots may move meanwhile, or be in others' hands."""
+_COUNTERS: Final = {"drain": "drained_pages", "sink": "sunk_pages"}
+_Found = tuple[int, list[int]]
+"""A slot, and the words of it and those after it."""
+
+
+@dataclass(slots=True)
+class Emptying:
+    """How far it has got, in pages. ``problem`` says why it ended before its end, or "" ."""
+
+    moved: int = 0
+    lost: int = 0
+    unreadable: int = 0
+    done: bool = False
+    problem: str = ""
+
+
+class Drain:
+    """Moves blobs of *source* to *targets*, for the thread that owns *mover* and *scratch*.
+
+    :param cause: of ``entry.MOVES``
+    :param pages: how many to move; None: all
+    """
+
+    def __init__(
+        self,
+        layer: VirtualSlotLayer,
+        mover: Mover,
+        scratch: memoryview,
+        source: Level,
+        targets: Callable[[], Sequence[Level]],
+        *,
+        cause: str = "drain",
+        pages: int | None = None,
+    ) -> None:
+        self.progress = Emptying()
+        self.source = source
+        self._layer = layer
+        self._mover = mover
+        self._scratch = scratch
+        self._targets = targets
+        self._cause = cause
+        self._pages = pages
+        self._pending: _Found | None = None
+        self._steps = self._work()
+
+    def step(self) -> bool:
+        """Move one load; False: it is at its end, which ``progress`` tells of."""
+        return next(self._steps, None) is not None
+
+    def run(self) -> Emptying:
+        """Do all of it now."""
+        while self.step():
+            pass
+        return self.progress
+
+    # ---- the work ----
+
+    def _work(self) -> Iterator[bool]:
+        """Yield after each load; nothing is under way then."""
+        progress, idle = self.progress, 0
+        while self._left() and idle < _ROUNDS_MAX and not progress.problem:
+            before = progress.moved + progress.lost
+            progress.unreadable = 0
+            walk = self._walk()
+            while (found := self._pending or next(walk, None)) is not None and self._left():
+                self._pending = found
+                if not self._move(walk):
+                    break
+                yield True
+            idle = 0 if progress.moved + progress.lost > before else idle + 1
+        progress.done = not progress.problem and not self._left()
+        if not progress.done and not progress.problem:
+            progress.problem = f"{self._left()} pages cannot be moved"
+
+    def _left(self) -> int:
+        there = self._layer.table.slots_in(self.source.number)
+        return there if self._pages is None else min(there, self._pages - self.progress.moved)
+
+    def _walk(self) -> Iterator[_Found]:
+        """Yield what is in the source and best read at once, in the order of the slots."""
+        layer, tier = self._layer, self.source.tier
+        wanted = encode_below(self.source.number, 0, 0) & BACKING_MASK
+        for cluster in layer.live_clusters(0, layer.table.slots):
+            first = cluster << CLUSTER_SHIFT
+            with layer.lock:
+                words = layer.table.run(first, CLUSTER_SLOTS)
+            index = 0
+            while index < CLUSTER_SLOTS:
+                end = index
+                while end < CLUSTER_SLOTS and words[end] & (BACKING_MASK | MOVING) == wanted:
+                    end += 1
+                if end > index:
+                    refs = [ref_of(word) for word in words[index:end]]
+                    end = index + tier.span(refs, _READ_BYTES)
+                    yield first + index, words[index:end]
+                index = max(end, index + 1)
+
+    def _move(self, walk: Iterator[_Found]) -> bool:
+        """Move one load; False: there is no room for it. What did not fit is pending then."""
+        mover, progress = self._mover, self.progress
+        targets = [level for level in self._targets() if level is not self.source]
+        if not mover.begin(targets):
+            progress.problem = "no other tier has room"
+            return False
+        try:
+            while (found := self._pending or next(walk, None)) is not None:
+                self._pending = found
+                if not self._copy(*found):
+                    break
+                self._pending = None
+        except BaseException:
+            mover.abort()
+            raise
+        taken = mover.finish(self._cause)
+        if taken is None:
+            progress.problem = f"writes to {targets[0].name} fail"
+            return False
+        progress.moved += len(taken)
+        with self._layer.lock:
+            self._layer.counters.add(_COUNTERS[self._cause], len(taken))
+        return True
+
+    def _copy(self, slot: int, words: list[int]) -> bool:
+        """Copy what can be read; False: the load is full."""
+        wanted = [
+            Wanted(slot + index, ref_of(word), blob_codec(word)) for index, word in enumerate(words)
+        ]
+        while wanted:
+            traffic = self.source.tier.load(wanted, self._scratch)
+            self._count(traffic)
+            for done, each in enumerate(wanted):
+                word = words[each.slot - slot]
+                if each.failure is NOT_READ:
+                    wanted = wanted[done:]
+                    break
+                if each.failure is not None:
+                    self._fail(each.slot, word, each.failure)
+                elif self._is_enough() or not self._mover.fits(len(each.payload)):
+                    return False
+                else:
+                    self._mover.copy_if_still(each.slot, word, each.codec, each.payload)
+            else:
+                return True
+        return True
+
+    def _is_enough(self) -> bool:
+        return (
+            self._pages is not None and len(self._mover.items) + self.progress.moved >= self._pages
+        )
+
+    def _count(self, traffic: Traffic) -> None:
+        with self._layer.lock:
+            self._layer.counters.add("file_read_ops", traffic.reads)
+            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
+
+    def _fail(self, slot: int, word: int, failure: Failure) -> None:
+        layer = self._layer
+        with layer.lock:
+            if (layer.table.get(slot) ^ word) & ~FLAGS:
+                return
+            if failure.kind is not BlobCorrupt:
+                self.progress.unreadable += 1
+                return
+            layer.free(slot, layer.table.exchange(slot, Kind.LOST, "lose"))
+            self.progress.lost += 1
+            layer.counters.add("lost_pages")

@@ -1,0 +1,133 @@
+"""The mover: blobs from where they are to another place, while anybody reads and writes them.
+
+Every move is one verb. Copy the blob and mark its slot as moving; store the copies off the lock;
+publish those whose words are still the ones that were copied, and drop the others (I3). What
+differs is where the blobs come from: the clock hand (demotion), sparse segments (cleaning), or a
+walk over the table (draining). See ``entry.MOVES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from swapfs.errors import TierFull
+from swapfs.tiers.base import Room, Staged, Staging
+from swapfs.vlayer.blob_writer import BATCH_PAGES, BlobWriter
+from swapfs.vlayer.entry import MOVING, encode_below
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.stack import Level
+
+_Reserve = Callable[[], tuple[Level, Room]]
+
+
+class Mover:
+    """Moves one load after the other, for the thread that owns *staging*."""
+
+    def __init__(self, layer: VirtualSlotLayer, writer: BlobWriter, staging: Staging) -> None:
+        self._layer = layer
+        self._writer = writer
+        self._staging = staging
+        self._to: tuple[Level, Room] | None = None
+
+    @property
+    def items(self) -> list[Staged]:
+        """What is copied so far."""
+        return self._staging.items
+
+    @property
+    def target(self) -> Level:
+        """Where it goes."""
+        assert self._to is not None
+        return self._to[0]
+
+    def begin(self, levels: Iterable[Level], pages: int = BATCH_PAGES) -> bool:
+        """Begin a load, to the first of *levels* that may take one and has room; False: none."""
+        return self._begin(lambda: self._writer.reserve_first(pages, levels))
+
+    def begin_within(self, level: Level) -> bool:
+        """Begin a load from *level* to itself, for cleaning."""
+        reserve = self._writer.reserve
+        return self._begin(lambda: (level, reserve(level, BATCH_PAGES, moving=True)))
+
+    def _begin(self, reserve: _Reserve) -> bool:
+        try:
+            self._to = reserve()
+        except TierFull:
+            return False
+        self._staging.reset(self._to[1])
+        return True
+
+    def fits(self, length: int) -> bool:
+        """Whether a blob of *length* bytes still fits."""
+        return self._staging.fits(length)
+
+    def copy(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
+        """Copy the blob of *slot*, whose word is *word* now; the caller holds the layer's lock."""
+        self._writer.add(self._staging, slot, payload, codec, expected=word)
+        self._layer.table.mark(slot, MOVING, on=True)
+
+    def copy_if_still(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
+        """Copy a blob that was read without the lock; of one that has changed nothing comes."""
+        with self._layer.lock:
+            if self._layer.table.get(slot) == word:
+                self.copy(slot, word, codec, payload)
+
+    def finish(self, cause: str) -> list[Staged] | None:
+        """Store and publish; return what its slots took, None if storing failed.
+
+        Nothing is under way any more, whatever happens.
+        """
+        assert self._to is not None
+        (level, room), self._to = self._to, None
+        if not self._staging.items:
+            self._writer.cancel(level, room)
+            return []
+        refs = self._writer.store_copies(level, room, self._staging)
+        if refs is None:
+            return None
+        return self._writer.commit(level, room, self._staging, refs, cause)
+
+    def abort(self) -> None:
+        """Forget the load."""
+        assert self._to is not None
+        (level, room), self._to = self._to, None
+        self._writer.drop(level, room, self._staging)
+
+
+class MoveWithin:
+    """``base.Move`` for one step of cleaning in *level*."""
+
+    def __init__(self, layer: VirtualSlotLayer, mover: Mover, level: Level) -> None:
+        self._layer = layer
+        self._mover = mover
+        self._level = level
+
+    def begin(self) -> bool:  # noqa: D102
+        return self._mover.begin_within(self._level)
+
+    def _word(self, slot: int, ref: int, codec: int) -> int:
+        return encode_below(self._level.number, codec, ref)
+
+    def wants(self, slot: int, ref: int, codec: int) -> bool:  # noqa: D102
+        table = self._layer.table
+        if slot >= table.slots:
+            return False
+        with self._layer.lock:
+            return table.get(slot) == self._word(slot, ref, codec)
+
+    def add(self, slot: int, ref: int, codec: int, payload: bytes | memoryview) -> bool:  # noqa: D102
+        if not self._mover.fits(len(payload)):
+            return False
+        self._mover.copy_if_still(slot, self._word(slot, ref, codec), codec, payload)
+        return True
+
+    def finish(self) -> int | None:  # noqa: D102
+        taken = self._mover.finish("clean")
+        if taken is None:
+            return None
+        with self._layer.lock:
+            self._layer.counters.add("cleaned_pages", len(taken))
+        return len(taken)
+
+    def abort(self) -> None:  # noqa: D102
+        self._mover.abort()

@@ -64,11 +64,12 @@ def _start(
     meet_limits(config, new=handover is None)
     log_path = config.runtime_dir / f"{config.name}.log"
     logged_bytes = log_path.stat().st_size if log_path.exists() else 0
+    log_to = [str(log_path)] if background else []
     read_end, write_end = os.pipe()
     with log_path.open("ab") if background else open(os.devnull, "ab") as log_file:
         os.fchmod(log_file.fileno(), 0o600) if background else None
         process = subprocess.Popen(
-            interpreter.command("swapfs.monitor", str(write_end)),
+            interpreter.command("swapfs.monitor", str(write_end), *log_to),
             stdin=subprocess.PIPE,
             stdout=log_file if background else None,
             stderr=log_file if background else None,

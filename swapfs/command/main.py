@@ -17,7 +17,7 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import stale
+from swapfs.command import doctor, figures, stale
 from swapfs.command import status as status_of
 from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
 from swapfs.config import model, values
@@ -168,6 +168,11 @@ def upgrade(name: str, runtime_dir: Path) -> None:
 
     before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir)
     click.echo(f"{name}: version {before} has handed over to {now}")
+
+
+for each in (figures.stat, figures.metrics, doctor.doctor):
+    each.epilog = each.epilog or EXIT_CODES
+    cli.add_command(each)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ server writes about once a second. Reads no file inside a mount, so no dead serv
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -91,8 +90,7 @@ def _look_at(runtime_dir: Path, name: str) -> Instance:
     written = control.read_snapshot(runtime_dir, name)
     if written is None:
         return Instance(name, State.DEAD, 0.0, {"degraded": ["no snapshot to read"]})
-    written_s, snapshot = written
-    age_s = round(max(0.0, time.time() - written_s), 1)
+    age_s, snapshot = round(written[0], 1), written[1]
     state = State.RUNNING if age_s < SILENT_AFTER_S else State.SILENT
     if Status.from_dict(snapshot).held:
         state = State.HELD  # its monitor has said so, and says no more

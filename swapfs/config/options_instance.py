@@ -77,6 +77,7 @@ INSTANCE: Final = (
         | `NAME.lock` | held while the instance runs; stays behind, empty |
         | `.reserve` | what `vm.min_free_kbytes` was before, while it is raised |
         | `NAME.log` | what the daemon had to say, root only; stays behind, appended to |
+        | `NAME.log~` | what it said before: a log of 4 MiB is begun anew |
 
         With `--foreground` the last one is standard error instead.
         """,

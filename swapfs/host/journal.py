@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.host import interpreter
+from swapfs.host.repeats import Repeats
 from swapfs.host.ring import Ring
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class Journal:
     """Takes the records of this process and, in the monitor, keeps a writer for them.
 
     :param output_fd: the log
+    :param path: of the log, if it is to be kept short
     """
 
-    def __init__(self, output_fd: int) -> None:
+    def __init__(self, output_fd: int, path: str = "") -> None:
+        self._path = path
         self.output_fd = output_fd
         self._rings_fd = os.memfd_create("swapfs-journal", os.MFD_CLOEXEC)
         os.ftruncate(self._rings_fd, 2 * RING_BYTES)
@@ -88,6 +91,7 @@ class Journal:
         :raises OSError: no process can be made
         """
         self._writer_since_s = time.monotonic()
+        named = [self._path] if self._path else []
         arguments = (self._rings_fd, self._wake_fd, self._pipe_fd, self.output_fd)
         self._writer = os.fork()
         if self._writer:
@@ -100,7 +104,7 @@ class Journal:
             for fd in arguments:
                 os.set_inheritable(fd, True)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            os.execv(sys.executable, interpreter.command(_WRITER, *map(str, arguments)))
+            os.execv(sys.executable, interpreter.command(_WRITER, *map(str, arguments), *named))
         finally:
             os._exit(127)
 
@@ -134,13 +138,16 @@ class Journal:
 _journal: Journal | None = None
 
 
-def start() -> None:
-    """Give this process a journal: from now on its log, stdout and stderr go through it."""
+def start(path: str = "") -> None:
+    """Give this process a journal: from now on its log, stdout and stderr go through it.
+
+    :param path: of the file that stderr is, if that is a log of ours to be kept short
+    """
     global _journal
     if _journal is not None:
         return
     time.localtime()  # reads /etc/localtime, once
-    made = Journal(os.dup(2))
+    made = Journal(os.dup(2), path)
     made.start_writer()
     for fd in _STANDARD_FDS:
         os.dup2(made.stderr_fd, fd)
@@ -187,8 +194,18 @@ def output_fd() -> int | None:
 
 
 class _Handler(logging.Handler):
+    """Puts records into the journal; what comes again and again is counted and not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeats = Repeats()
+
     def emit(self, record: logging.LogRecord) -> None:
-        if _journal is not None:
+        if _journal is None:
+            return
+        for told in self.repeats.over():
+            _journal.put(told)
+        if self.repeats.may_pass(record):
             _journal.put(f"{self.format(record)}\n")
 
 

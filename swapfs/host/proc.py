@@ -6,6 +6,7 @@ them a tree of their own.
 
 from __future__ import annotations
 
+import functools
 import re
 import select
 from pathlib import Path
@@ -61,6 +62,15 @@ def has_ended(pidfd: int, wait_s: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(wait_s * 1000))
+
+
+@functools.cache
+def boot() -> str | None:
+    """Return what tells this boot from every other; None where procfs does not say."""
+    try:
+        return read_text(ROOT / "proc/sys/kernel/random/boot_id").strip()
+    except OperationError:
+        return None
 
 
 def birth(pid: int, root: Path = ROOT) -> str | None:

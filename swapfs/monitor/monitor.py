@@ -47,12 +47,15 @@ LOG_WAIT_S: Final = 2.0
 
 
 def main() -> int:
-    """Be the monitor: read what to do from stdin, report on the descriptor argv[1]."""
+    """Be the monitor: read what to do from stdin, report on the descriptor argv[1].
+
+    argv[2], if there is one, is the path of the log that standard error is.
+    """
     answer_fd = int(sys.argv[1])
     prepare(answer_fd)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones are inherited, and never come
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # Ctrl-\ must not end what swap stands on
-    journal.start()
+    journal.start(*sys.argv[2:3])
     outcome = None
     try:
         outcome = _run(answer_fd)

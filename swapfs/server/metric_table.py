@@ -61,7 +61,8 @@ def _counter(name: str, text: str) -> Metric:
     """Return the metric of the counter *name* of the region."""
 
     def read(status: Status) -> Iterable[Sample]:
-        yield (), float(status.counters[name])
+        if name in status.counters:  # else of another version
+            yield (), float(status.counters[name])
 
     return Metric(f"swapfs_{name}_total", "counter", text, read)
 
@@ -71,7 +72,8 @@ def _counters(name: str, text: str, label: str, **counters: str) -> Metric:
 
     def read(status: Status) -> Iterable[Sample]:
         for value, counter in counters.items():
-            yield (value,), float(status.counters[counter])
+            if counter in status.counters:
+                yield (value,), float(status.counters[counter])
 
     return Metric(f"swapfs_{name}_total", "counter", text, read, (label,))
 

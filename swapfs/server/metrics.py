@@ -8,6 +8,7 @@ metrics themselves are listed in ``metric_table.METRICS``.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -40,29 +41,25 @@ TakeSnapshot = Callable[[], "Status"]
 
 
 class StatusCollector(Collector):
-    """Turns a status snapshot into metric families at each scrape.
+    """Turns status snapshots into metric families at each scrape.
 
-    :param snapshot: called once per scrape, in the scraping thread
+    :param snapshots: one of each instance; called once per scrape, in the scraping thread
     """
 
-    def __init__(self, snapshot: TakeSnapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, *snapshots: TakeSnapshot) -> None:
+        self._snapshots = snapshots
 
     def describe(self) -> Iterable[Family]:
         """Yield the families without samples, so that registering takes no snapshot."""
         return [_family(metric) for metric in METRICS]
 
     def collect(self) -> Iterator[Family]:
-        """Yield every family with the samples of one snapshot."""
-        snapshot = self._snapshot()
-        instance = str(snapshot.name)
+        """Yield every family with the samples of one snapshot of each instance."""
+        taken = [take() for take in self._snapshots]
         for metric in METRICS:
             family = _family(metric)
-            if isinstance(family, HistogramMetricFamily):
-                _add_latency(family, instance, snapshot.latency)
-            else:
-                for labels, value in metric.read(snapshot):
-                    family.add_metric([instance, *labels], value)
+            for snapshot in taken:
+                _add(family, metric, snapshot)
             yield family
 
 
@@ -77,6 +74,19 @@ def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily | Histogr
             return HistogramMetricFamily(metric.name, metric.help, labels=labels)
 
 
+def _add(
+    family: GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily,
+    metric: Metric,
+    snapshot: Status,
+) -> None:
+    instance = str(snapshot.name)
+    if isinstance(family, HistogramMetricFamily):
+        _add_latency(family, instance, snapshot.latency)
+        return
+    for labels, value in metric.read(snapshot):
+        family.add_metric([instance, *labels], value)
+
+
 def _add_latency(family: HistogramMetricFamily, instance: str, latency: Latency) -> None:
     bounds = [repr(bound) for bound in latency.bounds_s] + ["+Inf"]
     for series in latency.series:
@@ -85,28 +95,41 @@ def _add_latency(family: HistogramMetricFamily, instance: str, latency: Latency)
         family.add_metric([instance, series.op, series.tier], buckets, series.sum_s)
 
 
-def make_registry(snapshot: TakeSnapshot) -> CollectorRegistry:
-    """Return a registry of its own that exports *snapshot* and nothing else."""
+def make_registry(*snapshots: TakeSnapshot) -> CollectorRegistry:
+    """Return a registry of its own that exports *snapshots* and nothing else."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatusCollector(snapshot))
+    registry.register(StatusCollector(*snapshots))
     return registry
 
 
-def write_textfile(path: Path, snapshot: TakeSnapshot) -> None:
+def text(*statuses: Status) -> str:
+    """Return the metrics of *statuses* in Prometheus's text format."""
+    takes = [functools.partial(_itself, status) for status in statuses]
+    return exposition.generate_latest(make_registry(*takes)).decode()
+
+
+def _itself(status: Status) -> Status:
+    return status
+
+
+def write_textfile(path: Path, status: Status) -> None:
     """Write the metrics to *path* (``*.prom``) for node_exporter's textfile collector.
 
-    Formatted first, written beside it and renamed: node_exporter never reads half a file, and
-    a failure leaves the old one.
+    Formatted first, written beside it and renamed: node_exporter, which is another user, never
+    reads half a file and may read it whatever the umask, and a failure leaves the old one.
 
     :raises OperationError: the directory does not take the file
     """
-    text = exposition.generate_latest(make_registry(snapshot))
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # not *.prom: not collected
+    data = text(status).encode()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # not *.prom: not collected
     try:
-        beside.write_bytes(text)
-        beside.replace(path)
+        try:
+            beside.write_bytes(data)
+            beside.chmod(0o644)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise OperationError(f"metrics file {path}: {error.strerror or error}") from error
 
 
@@ -115,7 +138,7 @@ def respond(snapshot: TakeSnapshot) -> Respond:
     registry = make_registry(snapshot)
 
     def answer(path: str, accept: str) -> Response:
-        text = "text/plain; charset=utf-8"
+        plain = "text/plain; charset=utf-8"
         try:
             if path == "/metrics":
                 encode, content_type = exposition.choose_encoder(accept)
@@ -124,11 +147,11 @@ def respond(snapshot: TakeSnapshot) -> Respond:
                 reasons = snapshot().degraded
                 body = "\n".join(reasons or ["ok"]) + "\n"
                 status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
-                return status, text, body.encode()
+                return status, plain, body.encode()
         except Exception:  # a scrape must not end its thread, whatever the snapshot raises
             log.exception("metrics: no snapshot for %s", path)
-            return HTTPStatus.INTERNAL_SERVER_ERROR, text, b"no status; see the log of swapfs\n"
-        return HTTPStatus.NOT_FOUND, text, b"try /metrics or /healthz\n"
+            return HTTPStatus.INTERNAL_SERVER_ERROR, plain, b"no status; see the log of swapfs\n"
+        return HTTPStatus.NOT_FOUND, plain, b"try /metrics or /healthz\n"
 
     return answer
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from swapfs.errors import OperationError, SwapfsError
+from swapfs.host import proc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -68,16 +69,21 @@ def wanted_path(runtime_dir: Path, name: str) -> Path:
 
 
 def read_snapshot(runtime_dir: Path, name: str) -> tuple[float, dict[str, Any]] | None:
-    """Return when *name*'s last snapshot was written (Unix seconds) and the snapshot.
+    """Return how old *name*'s last snapshot is, in seconds, and the snapshot.
 
-    None if there is none or it is not a snapshot: the file is only ever a hint.
+    By the clock that nobody sets, if it is of this boot. None if there is none or it is not a
+    snapshot: the file is only ever a hint.
     """
     try:
         content = json.loads(snapshot_path(runtime_dir, name).read_bytes())
-        written_s, status = float(content["written_unix_s"]), content["status"]
-    except (OSError, ValueError, KeyError, TypeError):
+        status, boot = content["status"], content.get("boot")
+        if boot is not None and boot == proc.boot():
+            age_s = time.monotonic() - float(content["written_monotonic_s"])
+        else:
+            age_s = time.time() - float(content["written_unix_s"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (written_s, status) if isinstance(status, dict) else None
+    return (max(0.0, age_s), status) if isinstance(status, dict) else None
 
 
 def write_snapshot(runtime_dir: Path, name: str, status: dict[str, Any]) -> None:
@@ -87,7 +93,12 @@ def write_snapshot(runtime_dir: Path, name: str, status: dict[str, Any]) -> None
     """
     path = snapshot_path(runtime_dir, name)
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"written_unix_s": time.time(), "status": status}))
+    written = {
+        "written_unix_s": time.time(),
+        "written_monotonic_s": time.monotonic(),
+        "boot": proc.boot(),
+    }
+    scratch.write_text(json.dumps({**written, "status": status}))
     scratch.chmod(0o644)
     scratch.rename(path)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from swapfs.host import journal
+from swapfs.host import journal, log_writer
 from swapfs.host.log_writer import LogWriter
+from swapfs.host.repeats import PASS_MAX
 from swapfs.host.ring import HEADER_BYTES, Ring
 
 CAPACITY = 64
@@ -93,7 +94,7 @@ def test_an_exception_is_told_without_reading_source_files(monkeypatch: pytest.M
 
 PROCESS = """
 import logging, os, sys, threading
-from swapfs.host import journal
+from swapfs.host import journal, log_writer
 journal.start()
 """
 
@@ -164,7 +165,7 @@ def test_a_log_that_hangs_holds_nobody_up(full_pipe: tuple[int, int]) -> None:
 from swapfs.host.journal import RING_BYTES
 def much():
     for _ in range(RING_BYTES // 500):
-        logging.info("x" * 1000)
+        print("x" * 1000)
 thread = threading.Thread(target=much)
 thread.start()
 thread.join()
@@ -212,3 +213,48 @@ def test_without_a_journal_logging_is_as_it_was() -> None:
     journal.tend()
     journal.finish(0)
     assert logging.getLogger().handlers
+
+
+def test_a_log_is_kept_short_and_the_last_one_kept(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "LOG_BYTES_MAX", 200)
+    path = tmp_path / "one.log"
+    with path.open("ab") as log, path.open("ab") as other:
+        writer = LogWriter([ring], log.fileno(), str(path))
+        for number in range(100):
+            ring.put(b"line %d\n" % number)
+            writer.drain()
+            assert path.stat().st_size < 210
+        other.write(b"of somebody else\n")
+    assert path.read_text().endswith("line 99\nof somebody else\n")
+    kept = (tmp_path / "one.log~").read_text()
+    assert kept.splitlines()[-1] == f"line {int(path.read_text().split()[1]) - 1}"
+    assert (tmp_path / "one.log~").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_is_not_ours_is_left_to_grow(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "LOG_BYTES_MAX", 200)
+    with (tmp_path / "theirs.log").open("ab") as log:
+        writer = LogWriter([ring], log.fileno())
+        for _ in range(100):
+            ring.put(b"line\n")
+            writer.drain()
+    assert (tmp_path / "theirs.log").stat().st_size == 500
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_repeated_is_counted(tmp_path: Path) -> None:
+    said = run(
+        """
+for number in range(1000):
+    logging.error("sector %d", number)
+logging.error("another")
+journal.finish(30)
+""",
+        tmp_path / "log",
+    )
+    assert said.count("sector") == PASS_MAX
+    assert "another" in said

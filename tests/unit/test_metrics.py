@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import socket
 import threading
 import urllib.error
@@ -503,16 +504,34 @@ def test_textfile_is_whole_and_leaves_nothing_else(
 ) -> None:
     path = tmp_path / "swapfs.prom"
     for _ in range(2):
-        metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
+        metrics.write_textfile(path, Status.from_dict(snapshot))
     assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
     assert len(list(text_string_to_metric_families(path.read_text()))) == len(METRICS)
+
+
+def test_textfile_may_be_read_whatever_the_umask(tmp_path: Path, snapshot: dict[str, Any]) -> None:
+    before = os.umask(0o077)
+    try:
+        metrics.write_textfile(tmp_path / "swapfs.prom", Status.from_dict(snapshot))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "swapfs.prom").stat().st_mode & 0o777 == 0o644
+
+
+def test_several_instances_are_one_text(snapshot: dict[str, Any]) -> None:
+    other = {**snapshot, "name": "swap-b", "counters": {}}
+    text = metrics.text(Status.from_dict(snapshot), Status.from_dict(other))
+    families = list(text_string_to_metric_families(text))
+    assert len(families) == len(METRICS)
+    (sizes,) = [family for family in families if family.name == "swapfs_size_bytes"]
+    assert [sample.labels["name"] for sample in sizes.samples] == ["swap-a", "swap-b"]
 
 
 def test_textfile_failure_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, snapshot: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "swapfs.prom"
-    metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
+    metrics.write_textfile(path, Status.from_dict(snapshot))
     before = path.read_text()
 
     def fail(source: Path, target: Path) -> Path:
@@ -521,7 +540,7 @@ def test_textfile_failure_keeps_the_old_file_and_leaves_nothing(
     monkeypatch.setattr(Path, "replace", fail)
     snapshot["size_bytes"] = 8192
     with pytest.raises(OperationError, match=r"swapfs\.prom: No space left on device"):
-        metrics.write_textfile(path, lambda: Status.from_dict(snapshot))
+        metrics.write_textfile(path, Status.from_dict(snapshot))
     assert path.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["swapfs.prom"]
 
@@ -530,6 +549,4 @@ def test_textfile_into_a_missing_directory_is_one_line(
     tmp_path: Path, snapshot: dict[str, Any]
 ) -> None:
     with pytest.raises(OperationError, match=r"missing/swapfs\.prom: No such file"):
-        metrics.write_textfile(
-            tmp_path / "missing" / "swapfs.prom", lambda: Status.from_dict(snapshot)
-        )
+        metrics.write_textfile(tmp_path / "missing" / "swapfs.prom", Status.from_dict(snapshot))

@@ -177,7 +177,7 @@ BUGS = """
 import sys
 
 if "swapfs.monitor" in sys.orig_argv:
-    from swapfs.fs import Namespace
+    from swapfs.session import pyfuse3
     from swapfs.vlayer.fetch import Fetcher
     from swapfs.vlayer.layer import VirtualSlotLayer
 
@@ -197,15 +197,10 @@ if "swapfs.monitor" in sys.orig_argv:
     faulty(VirtualSlotLayer, "discard_run", 16)
     faulty(Fetcher, "load", 17)
 
-    def no_attributes(self):
+    def no_answer():
         raise RuntimeError("planted in statfs")
 
-    original = Namespace.__init__
-
-    def init(self, size_bytes, free_bytes, on_bug):
-        original(self, size_bytes, lambda: no_attributes(self), on_bug)
-
-    Namespace.__init__ = init
+    pyfuse3.StatvfsData = no_answer
 """
 
 

@@ -106,7 +106,7 @@ def meet_limits(config: Config, *, new: bool = True) -> None:
     :raises OperationError: some may not be raised, and the configuration insists
     """
     geometry = geometry_for(config.size_bytes, config.pool_bytes)
-    needs = limits.Needs(geometry.total_bytes, config.file_bytes)
+    needs = limits.Needs(geometry.total_bytes, max(config.tier_bytes, default=0))
     limits.lift(needs)
     slowed = limits.slowed()
     problems = limits.problems(needs) if new else []

@@ -139,9 +139,9 @@ def check_config(as_json: bool, **options: Any) -> None:
 
     settings = load(options)
     geometry = geometry_for(settings.size_bytes, settings.pool_bytes)
-    model.check_room(settings, guaranteed_bytes(geometry, settings.file_bytes))
-    if settings.file:
-        backing_file.look(settings.file.path, settings.file.size_bytes)
+    model.check_room(settings, guaranteed_bytes(geometry, *settings.tier_bytes))
+    for tier in settings.all_tiers:
+        backing_file.look(tier.file.path, tier.file.size_bytes)
     launch.meet_limits(settings)
     click.echo(model.describe(settings, as_json))
 

@@ -48,6 +48,22 @@ def fit_file(
     :raises ConfigError: it cannot be the backing store, or there is no room for it
     """
     path, size_bytes = _split_file(where, text)
+    return fit_place(where, path, size_bytes, direct_io, encryption=encryption, unsafe=unsafe)
+
+
+def fit_place(
+    where: str,
+    path: Path,
+    size_bytes: int | None,
+    direct_io: str,
+    *,
+    encryption: bool,
+    unsafe: bool = False,
+) -> FileTierConfig:
+    """Return the file tier of *size_bytes* (None: all that is there) at *path*.
+
+    :raises ConfigError: as ``fit_file``
+    """
     present_bytes, missing_bytes = _measure(where, path, size_bytes)
     if size_bytes is None:
         size_bytes = present_bytes // PAGE_SIZE * PAGE_SIZE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.config import option, values
 from swapfs.config.options import BY_KEY, DEFAULTS, KEYS, OPTIONS
@@ -24,6 +24,7 @@ from swapfs.config.paths import (
     mount_source,
     swap_backing,
 )
+from swapfs.config.tiers import TierConfig, read_tiers, show_tiers
 from swapfs.errors import ConfigError
 from swapfs.host import proc
 from swapfs.units import PAGE_SIZE, format_size
@@ -47,9 +48,14 @@ __all__ = [
 ]
 
 
+TIER: Final = "tier"
+"""The key of the tables that describe tiers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One instance, all values checked; sizes in bytes. Each field is one of ``OPTIONS``.
+    """One instance, all values checked; sizes in bytes. Each field is one of ``OPTIONS``, but for
+    ``tiers``: the ``[[tier]]`` tables.
 
     ``min_free_bytes`` is 0 for "off" and None for "auto", which ``up`` resolves (reserve.py).
     """
@@ -60,6 +66,7 @@ class Config:
     pool_bytes: int
     overcommit: float = DEFAULTS["overcommit"]
     file: FileTierConfig | None = DEFAULTS["file"]
+    tiers: tuple[TierConfig, ...] = ()
     metrics: tuple[str, int] | None = DEFAULTS["metrics"]
     high_watermark_percent: int = DEFAULTS["high-watermark"]
     low_watermark_percent: int = DEFAULTS["low-watermark"]
@@ -75,9 +82,15 @@ class Config:
         return self.mountpoint / SWAP_FILE_NAME
 
     @property
-    def file_bytes(self) -> int:
-        """Size of the backing file, 0 without one."""
-        return self.file.size_bytes if self.file else 0
+    def all_tiers(self) -> tuple[TierConfig, ...]:
+        """The tiers below the pool; that of ``file`` is called so, and is the first."""
+        first = () if self.file is None else (TierConfig(name="file", file=self.file),)
+        return (*first, *self.tiers)
+
+    @property
+    def tier_bytes(self) -> tuple[int, ...]:
+        """Sizes of the tiers below the pool."""
+        return tuple(tier.file.size_bytes for tier in self.all_tiers)
 
 
 def load(
@@ -89,8 +102,12 @@ def load(
     :param root: holds the proc that is asked for memory and mounts
     :raises ConfigError: the first value that is wrong, or does not fit this machine
     """
-    settled = option.settle(OPTIONS, _merge(cli_values, config_file), root)
-    return Config(**option.fields(OPTIONS, settled))
+    given, tables = _merge(cli_values, config_file)
+    settled = option.settle(OPTIONS, given, root)
+    tiers: tuple[TierConfig, ...] = ()
+    if tables is not None:
+        tiers = read_tiers(*tables, settled["file"], root, unsafe=settled["unsafe"])
+    return Config(**option.fields(OPTIONS, settled), tiers=tiers)
 
 
 def check_room(config: Config, room_bytes: int) -> None:
@@ -121,23 +138,37 @@ def check_room(config: Config, room_bytes: int) -> None:
 
 def describe(config: Config, as_json: bool = False) -> str:
     """Return *config* as TOML that :func:`load` reads back, or as JSON with bytes as numbers."""
-    by_key = option.shown(OPTIONS, config, int if as_json else values.exact_size)
+    show_size = int if as_json else values.exact_size
+    by_key = option.shown(OPTIONS, config, show_size)
+    tables = show_tiers(config.tiers, show_size)
     if as_json:
-        return json.dumps(by_key, indent=2)
+        return json.dumps({**by_key, TIER: tables} if tables else by_key, indent=2)
+    blocks = [_toml(by_key), *(f"[[{TIER}]]\n{_toml(table)}" for table in tables)]
+    return "\n\n".join(blocks)
+
+
+def _toml(by_key: Mapping[str, object]) -> str:
     # JSON's strings, numbers and booleans are TOML's too.
     return "\n".join(f"{key} = {json.dumps(by_key[key], ensure_ascii=False)}" for key in by_key)
 
 
-def _merge(cli_values: Mapping[str, object], config_file: Path | None) -> option.Given:
+def _merge(
+    cli_values: Mapping[str, object], config_file: Path | None
+) -> tuple[option.Given, tuple[str, object] | None]:
+    """Return what is given for the options, and where and what the tables of tiers are."""
     from_file = _read_toml(config_file)
+    tables = (f"{config_file}: {TIER}", from_file.pop(TIER)) if TIER in from_file else None
     option.check_keys(OPTIONS, from_file, config_file)
     given: option.Given = {key: (f"{config_file}: {key}", from_file[key]) for key in from_file}
     for key, value in cli_values.items():
+        if key == TIER:  # of a running instance, whose configuration is read again
+            tables = (TIER, value)
+            continue
         if key not in BY_KEY:
             raise ConfigError(key, "unknown option")
         if value is not None:
             given[key] = (key if BY_KEY[key].argument_of else f"--{key}", value)
-    return given
+    return given, tables
 
 
 def _read_toml(config_file: Path | None) -> dict[str, Any]:

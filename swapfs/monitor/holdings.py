@@ -5,22 +5,31 @@ Holding is all: nothing here knows when to fork, or what is in the region.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from swapfs.config.backing import FileTierConfig
 from swapfs.config.model import Config, mount_source, swap_backing
+from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.region.layout import Region
+from swapfs.region.stack_rows import StackRow, read_rows, write_rows
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.sector_tier import SectorTier
-from swapfs.vlayer.stack import Stack
+from swapfs.vlayer.stack import Level, Stack
 from swapfs.wire.handover import Handover
 
 log = logging.getLogger(__name__)
+
+
+Held = tuple[StackRow, FileTier]
+"""A tier, and how the region knows it."""
 
 
 @dataclass(slots=True)
@@ -28,7 +37,7 @@ class Holdings:
     """What the monitor holds for the servers to come."""
 
     region: Region
-    tier: FileTier | None
+    tiers: list[Held]
     fuse_fd: int
     lock_fd: int
     device: int | None = None
@@ -36,13 +45,18 @@ class Holdings:
 
     def stack(self) -> Stack:
         """Return the tiers below the pool, for one server."""
-        return Stack.of(SectorTier(self.tier)) if self.tier else Stack()
+        return Stack(
+            [
+                Level(row.number, row.name, SectorTier(file), row.priority)
+                for row, file in self.tiers
+            ]
+        )
 
     def handover(self) -> Handover:
         """Return where another monitor finds it."""
-        tier_fd = self.tier.fd if self.tier else None
+        tier_fds = tuple(file.fd for _, file in self.tiers)
         return Handover(
-            os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fd, self.device
+            os.getpid(), self.region.fd, self.fuse_fd, self.lock_fd, tier_fds, self.device
         )
 
 
@@ -62,15 +76,31 @@ def lock_instance(config: Config) -> int:
     return fd
 
 
-def open_tier(config: Config, region: Region, fd: int | None = None) -> FileTier | None:
-    """Return the file tier; None: the instance has none.
+def open_tiers(config: Config, region: Region, fds: Sequence[int] | None = None) -> list[Held]:
+    """Return the file tiers, and note in the region which they are.
 
-    :param fd: of a monitor that had it open
-    :raises SwapfsError: it cannot be opened, or is not ours
+    :param fds: of a monitor that had them open, in the order of the rows
+    :raises SwapfsError: one cannot be opened, or is not the one that the region knows
     """
-    file = config.file
-    if file is None:
-        return None
+    described = [_row(number, tier) for number, tier in enumerate(config.all_tiers, 1)]
+    if fds is None:
+        write_rows(region.stack, described)
+    elif read_rows(region.stack) != described or len(fds) != len(described):
+        raise OperationError("the tiers of the running instance are not those that are described")
+    return [
+        (row, _open_tier(tier.file, region, fds[index] if fds is not None else None))
+        for index, (row, tier) in enumerate(zip(described, config.all_tiers, strict=True))
+    ]
+
+
+def _row(number: int, tier: TierConfig) -> StackRow:
+    file = tier.file
+    place = f"{file.path}\0{file.size_bytes}\0{file.encryption}"
+    digest = hashlib.sha256(place.encode(errors="surrogateescape")).digest()
+    return StackRow(number, tier.kind, tier.name, tier.priority, digest)
+
+
+def _open_tier(file: FileTierConfig, region: Region, fd: int | None) -> FileTier:
     seal = _cipher(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
     return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
 

@@ -100,7 +100,7 @@ class Monitor:
         """
         config = self._config
         geometry = geometry_for(config.size_bytes, config.pool_bytes)
-        check_room(config, guaranteed_bytes(geometry, config.file_bytes))
+        check_room(config, guaranteed_bytes(geometry, *config.tier_bytes))
         lock_fd = holdings.lock_instance(config)
         self._set_guards()
         region = Region.create(geometry)
@@ -108,17 +108,19 @@ class Monitor:
         self._lock_memory(region)
         # From here on a signal must not leave a new file or a mount behind.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        made = config.file is not None and not config.file.path.exists()
+        paths = [tier.file.path for tier in config.all_tiers]
+        made = [path for path in paths if not path.exists()]
         outcome = Outcome.NEVER_SERVED
         try:
-            tier = holdings.open_tier(config, region)
-            for caution in tier.stats().cautions if tier else ():
-                note(self._answer_fd, caution)
+            tiers = holdings.open_tiers(config, region)
+            for _, file in tiers:
+                for caution in file.stats().cautions:
+                    note(self._answer_fd, caution)
             fuse_fd, device = holdings.mount(config)
-            outcome = self._watch_mounted(Holdings(region, tier, fuse_fd, lock_fd, device))
+            outcome = self._watch_mounted(Holdings(region, tiers, fuse_fd, lock_fd, device))
         finally:
-            if made and outcome is Outcome.NEVER_SERVED and config.file is not None:
-                config.file.path.unlink(missing_ok=True)
+            for path in made if outcome is Outcome.NEVER_SERVED else ():
+                path.unlink(missing_ok=True)
         return outcome
 
     def take_over(self, handover: Handover) -> Outcome:
@@ -138,11 +140,11 @@ class Monitor:
         region = Region.attach(taken.region_fd)
         region.populate()
         self._lock_memory(region)
-        tier = holdings.open_tier(self._config, region, taken.tier_fd)
+        tiers = holdings.open_tiers(self._config, region, taken.tier_fds)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire(lambda text: note(self._answer_fd, text))
-        return Holdings(region, tier, taken.fuse_fd, taken.lock_fd, taken.device)
+        return Holdings(region, tiers, taken.fuse_fd, taken.lock_fd, taken.device)
 
     def _watch_mounted(self, held: Holdings) -> Outcome:
         """Watch, and unmount at the end; never under a server that may still be there."""

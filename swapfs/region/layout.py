@@ -4,7 +4,8 @@ Layout, each part starting on a page::
 
     header     magic, format version, geometry; from byte 256 on the key of the file
                tier's blobs; from byte 512 on the FUSE_INIT request that
-               opened the session (u32 length first); from byte 1024 on the counters
+               opened the session (u32 length first); from byte 1024 on the counters;
+               from byte 2048 on the rows of the stack (stack_rows.py)
     directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
     classes    one byte a zspage: its size class, 255 = free
     arena      the pool: zspages of 64 KiB, aligned to 64 KiB
@@ -37,6 +38,7 @@ _KEY_OFFSET: Final = 256
 _KEY_BYTES: Final = 32
 _INIT_OFFSET: Final = 512
 _COUNTERS_OFFSET: Final = 1024
+_STACK_OFFSET: Final = 2048
 _MADV_POPULATE_WRITE: Final = 23  # include/uapi/asm-generic/mman-common.h, kernel 5.14
 
 
@@ -96,9 +98,10 @@ class Region:
     """A mapped region and typed views of its parts.
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
-    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``) and
-    ``counter_words`` (u64). A store to an element of a ``Q`` view is one aligned 8-byte store,
-    which is what publishes a word (I3).
+    same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``),
+    ``counter_words`` (u64) and ``stack`` (bytes).
+    A store to an element of a ``Q`` view is one aligned 8-byte store, which is what publishes a
+    word (I3).
     """
 
     def __init__(self, fd: int, geometry: Geometry) -> None:
@@ -114,7 +117,8 @@ class Region:
         self.arena_halves = self.arena.cast("H")
         self.blob_key = whole[_KEY_OFFSET : _KEY_OFFSET + _KEY_BYTES]
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
-        self.counter_words = whole[_COUNTERS_OFFSET:PAGE_SIZE].cast("Q")
+        self.counter_words = whole[_COUNTERS_OFFSET:_STACK_OFFSET].cast("Q")
+        self.stack = whole[_STACK_OFFSET:PAGE_SIZE]
         self._whole = whole
 
     @classmethod

@@ -80,7 +80,7 @@ def _counters(name: str, text: str, label: str, **counters: str) -> Metric:
 
 def _tier_info(status: Status) -> Iterable[Sample]:
     for tier in status.tiers:
-        yield (tier.name, tier.path, tier.state), 1.0
+        yield (tier.name, tier.kind, tier.path, tier.state), 1.0
 
 
 def _info(status: Status) -> Iterable[Sample]:
@@ -142,8 +142,9 @@ METRICS: Final = (
         "tier_info",
         "Always 1; where a tier is and its state: ok, full, failing or stuck.",
         _tier_info,
-        *("tier", "path", "state"),
+        *("tier", "kind", "path", "state"),
     ),
+    _tier_figure("tier_slots", "slots"),
     _tier_figure("tier_size_bytes", "size_bytes"),
     _tier_figure("tier_used_bytes", "used_bytes"),
     _tier_figure("tier_payload_bytes", "payload_bytes"),
@@ -184,6 +185,9 @@ METRICS: Final = (
     _counter("promoted_pages", "Pages brought back to the pool."),
     _counter("refaulted_pages", "Pages read soon after their demotion."),
     _counter("cleaned_pages", "Pages moved within a tier to free space."),
+    _counter("drained_pages", "Pages moved out of a tier that is being drained."),
+    _counter("sunk_pages", "Pages moved from a tier to one below it."),
+    _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
     # the backing file
     _counter("file_read_bytes", "Bytes read from the backing file."),

@@ -74,7 +74,7 @@ class SnapshotMaker:
         self._backing = swap_backing(config.mountpoint, handover.device)
         self._wanted_path = control.wanted_path(config.runtime_dir, config.name)
         self.problems: dict[str, str] = {}
-        self._room_bytes = guaranteed_bytes(region.geometry, config.file_bytes)
+        self._room_bytes = guaranteed_bytes(region.geometry, *config.tier_bytes)
         self._loop_errors = 0
 
     def make(self, *, fresh: bool = False) -> Status:
@@ -135,6 +135,7 @@ class SnapshotMaker:
             pool = layer.pool.stats()
             counters = layer.counters.snapshot()
             clusters, table_bytes = layer.table.live_clusters, layer.table.table_bytes
+            tier_slots = [layer.table.slots_in(level.number) for level in layer.stack]
             payload_bytes = [level.payload_bytes for level in layer.stack]
         occupied = sum(slots.values()) - slots["empty"]
         return {
@@ -151,7 +152,7 @@ class SnapshotMaker:
             "metadata_bytes": table_bytes,
             "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
             "clusters": clusters,
-            "tiers": tuple(map(_tier, layer.stack, payload_bytes)),
+            "tiers": tuple(map(_tier, layer.stack, tier_slots, payload_bytes)),
             "counters": counters,
         }
 
@@ -214,11 +215,15 @@ class SnapshotMaker:
         return (*reasons, *self.problems.values())
 
 
-def _tier(level: Level, payload_bytes: int) -> TierStatus:
+def _tier(level: Level, slots: int, payload_bytes: int) -> TierStatus:
     now_s = time.monotonic()
     state = level.health.state(now_s)
     return TierStatus(
         **level.tier.stats().as_dict() | {"name": level.name},
+        kind=level.tier.kind,
+        priority=level.priority,
+        phase=level.phase,
+        slots=slots,
         payload_bytes=payload_bytes,
         healthy=state.healthy,
         state=state,

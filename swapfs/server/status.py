@@ -68,6 +68,10 @@ class TierStatus(Part):
     """
 
     name: str = ""
+    kind: str = ""
+    priority: int | None = None
+    phase: str = ""
+    slots: int | None = _figure("Slots whose blobs are in a tier.")
     path: str = ""
     size_bytes: int | None = _figure("Size of a tier.")
     used_bytes: int | None = _figure("Tier in use, with its waste.")

@@ -14,8 +14,8 @@ def geometry_for(size_bytes: int, pool_bytes: int) -> Geometry:
     return Geometry(size_bytes, pool_bytes // ZSPAGE_BYTES * ZSPAGE_BYTES)
 
 
-def guaranteed_bytes(geometry: Geometry, file_bytes: int = 0) -> int:
-    """Return the bytes of raw pages that the pool and a file of *file_bytes* hold for certain.
+def guaranteed_bytes(geometry: Geometry, *tier_bytes: int) -> int:
+    """Return the bytes of raw pages that the pool and tiers of *tier_bytes* hold for certain.
 
     The pool gives up what the swap table needs at full use, the spare zspage of compaction,
     and one page, since a page that is written again needs a place before the old one is free;
@@ -31,7 +31,7 @@ def guaranteed_bytes(geometry: Geometry, file_bytes: int = 0) -> int:
     tables_bytes = table_reserve_bytes(geometry.clusters, geometry.pool_bytes)
     spare_bytes = spare_zspages(geometry.zspages) * ZSPAGE_BYTES
     room_bytes = max(0, geometry.pool_bytes - tables_bytes - spare_bytes - PAGE_SIZE)
-    room_bytes += guaranteed_pages(file_bytes // SEGMENT_BYTES) * PAGE_SIZE
+    room_bytes += sum(guaranteed_pages(size // SEGMENT_BYTES) for size in tier_bytes) * PAGE_SIZE
     tables = tables_bytes // PAGE_SIZE
     if tables < geometry.clusters:
         return min(room_bytes, tables * CLUSTER_BYTES)

@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,13 +41,13 @@ class Handover:
     region_fd: int
     fuse_fd: int
     lock_fd: int
-    tier_fd: int | None
+    tier_fds: tuple[int, ...]
     device: int | None = None
     """st_dev of the mount: mountinfo forgets it when somebody takes the mount away lazily."""
 
-    def as_dict(self) -> dict[str, int | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the fields as they stand in the status snapshot."""
-        return asdict(self)
+        return {**asdict(self), "tier_fds": list(self.tier_fds)}
 
     @classmethod
     def from_status(cls, status: Mapping[str, Any]) -> Handover:
@@ -56,7 +56,8 @@ class Handover:
         :raises OperationError: that instance is of a version that offers none
         """
         try:
-            return cls(**status["handover"])
+            handover = dict(status["handover"])
+            return cls(**{**handover, "tier_fds": tuple(handover["tier_fds"])})
         except (KeyError, TypeError) as error:
             raise OperationError(
                 "the running version cannot be upgraded in place; run 'swapfs down', then 'up'"
@@ -94,17 +95,16 @@ class Predecessor:
         :raises OperationError: not allowed, or it has no such descriptors any more
         """
         theirs = self._handover
-        taken: dict[str, int] = {}
+        taken: list[int] = []
         try:
-            for name in ("region_fd", "fuse_fd", "lock_fd", "tier_fd"):
-                number = getattr(theirs, name)
-                if number is not None:
-                    taken[name] = syscalls.pidfd_getfd(self._pidfd, number)
+            for number in (theirs.region_fd, theirs.fuse_fd, theirs.lock_fd, *theirs.tier_fds):
+                taken.append(syscalls.pidfd_getfd(self._pidfd, number))  # noqa: PERF401
         except OSError as error:
-            for fd in taken.values():
+            for fd in taken:
                 os.close(fd)
             raise OperationError(f"monitor {theirs.pid}: {error.strerror}") from error
-        return replace(theirs, **taken)
+        region_fd, fuse_fd, lock_fd, *tier_fds = taken
+        return Handover(theirs.pid, region_fd, fuse_fd, lock_fd, tuple(tier_fds), theirs.device)
 
     def retire(self, note: Callable[[str], None]) -> None:
         """Ask it to end, and wait until it has, however long that is: there is no way back.

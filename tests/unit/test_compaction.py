@@ -40,7 +40,7 @@ def _config(size_bytes: int, pool_bytes: int, file_bytes: int = 0) -> Config:
 
 def _guaranteed(config: Config) -> int:
     geometry = geometry_for(config.size_bytes, config.pool_bytes)
-    return guaranteed_bytes(geometry, config.file_bytes)
+    return guaranteed_bytes(geometry, *config.tier_bytes)
 
 
 def _fit(config: Config) -> Config:

@@ -451,7 +451,7 @@ def test_every_field_of_a_config_is_an_option_and_every_option_a_field(tmp_path:
     in_table = [option.field for option in OPTIONS]
     assert len(set(in_table)) == len(in_table)
     described = {name for name in in_table if "." not in name}
-    assert described == {field.name for field in dataclasses.fields(Config)}
+    assert described == {field.name for field in dataclasses.fields(Config)} - {"tiers"}
     for option in OPTIONS:
         value = option.value_in(config)
         assert value is not None or option.key == "min-free", f"{option.key}: no {option.field}"
@@ -510,3 +510,85 @@ def test_another_list_of_rows_is_read_and_shown_in_the_same_way(tmp_path: Path) 
     assert shown(SHELF, shelf, exact_size) == {"label": "top", "shelf-size": "2M"}
     with pytest.raises(ConfigError, match="did you mean shelf-size"):
         check_keys(SHELF, ["shelf_size"], "t.toml")
+
+
+# tables of tiers
+
+TIERS = """
+size = "64M"
+pool = "16M"
+file = "{folder}/a:4M"
+
+[[tier]]
+path = "{folder}/b"
+size = "6M"
+priority = 7
+
+[[tier]]
+kind = "file"
+name = "slow"
+path = "{folder}/c"
+size = 8388608
+encryption = false
+direct-io = "off"
+"""
+
+
+def _tiers(tmp_path: Path, text: str = TIERS) -> Path:
+    file = tmp_path / "tiers.toml"
+    file.write_text(text.format(folder=tmp_path))
+    return file
+
+
+def test_tables_of_tiers_stand_beside_file_and_read_back(tmp_path: Path, root: Path) -> None:
+    config = load({}, _tiers(tmp_path), root)
+    assert [tier.name for tier in config.all_tiers] == ["file", "file1", "slow"]
+    assert config.tier_bytes == (4 * MiB, 6 * MiB, 8 * MiB)
+    assert [tier.priority for tier in config.all_tiers] == [0, 7, 0]
+    assert config.tiers[1].file == FileTierConfig(tmp_path / "c", 8 * MiB, "off", False)
+    again = tmp_path / "again.toml"
+    again.write_text(describe(config))
+    assert load({}, again, root) == config
+    assert load(json.loads(describe(config, as_json=True)), None, root) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"slow"', '"file1"', "tier 2: name: another tier is called file1 too"),
+        ('"slow"', '"file"', "tier 2: name: another tier is called file too"),
+        ('"slow"', '"a b"', "tier 2: name: "),
+        ("/c", "/b", "tier 2: path: another tier uses "),
+        ("/c", "/a", "tier 2: path: another tier uses "),
+        ("/b", "/no/b", "tier 1: path: "),
+        ('"6M"', '"6"', "tier 1: size: "),
+        ('"6M"', '"64K"', "tier 1: path: "),
+        ("priority = 7", 'priority = "x"', "tier 1: priority: "),
+        ("priority = 7", "prioritty = 7", "prioritty: unknown key (did you mean priority?)"),
+        ('path = "{folder}/b"\n', "", "tier 1: path is missing"),
+        ('kind = "file"', 'kind = "tape"', "tier 2: kind: "),
+        ("[[tier]]", "[tier]", "Cannot declare"),
+    ],
+)
+def test_a_bad_table_has_one_line(
+    tmp_path: Path, root: Path, old: str, new: str, expected: str
+) -> None:
+    assert old in TIERS
+    with pytest.raises(ConfigError) as caught:
+        load({}, _tiers(tmp_path, TIERS.replace(old, new)), root)
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_tiers_are_no_more_than_a_word_can_name(tmp_path: Path, root: Path) -> None:
+    def text(count: int) -> str:
+        head = TIERS.split("[[tier]]")[0]
+        return head + "".join(
+            f'[[tier]]\npath = "{{folder}}/t{number}"\nsize = "4M"\n' for number in range(count)
+        )
+
+    assert len(load({}, _tiers(tmp_path, text(6)), root).all_tiers) == 7
+    with pytest.raises(ConfigError, match="8 tiers are too many"):
+        load({}, _tiers(tmp_path, text(7)), root)
+    with pytest.raises(ConfigError, match="list of tables"):
+        load({}, _tiers(tmp_path, "tier = 5\n" + text(0)), root)

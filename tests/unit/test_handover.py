@@ -47,7 +47,7 @@ def old(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
 
 
 def _predecessor(pid: int) -> Predecessor:
-    return Predecessor(Handover(pid, 0, 0, 0, None))
+    return Predecessor(Handover(pid, 0, 0, 0, ()))
 
 
 def test_the_new_monitor_never_gives_up(old: subprocess.Popen[str]) -> None:

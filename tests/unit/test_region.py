@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from swapfs.core._core import NO_CLASS
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS, Counters
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
+from swapfs.region.stack_rows import DRAINING, StackRow, read_rows, set_state, write_rows
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE, GiB, MiB, TiB
 
 
@@ -78,3 +80,18 @@ def test_no_memory_is_one_clear_error_and_leaves_no_descriptor() -> None:
     with pytest.raises(RegionError, match="cannot reserve"):
         Region.create(Geometry(TiB, 1 << 60))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_rows_of_the_stack_survive_and_lie_beside_the_counters() -> None:
+    region = Region.create(Geometry(8 * MiB, MiB))
+    rows = [StackRow(1, "file", "file", 0, b"d" * 32), StackRow(7, "file", "x" * 48, -3, b"e" * 32)]
+    assert read_rows(region.stack) == []
+    write_rows(region.stack, rows)
+    set_state(region.stack, 7, DRAINING)
+    again = Region.attach(os.dup(region.fd))
+    assert read_rows(again.stack) == [rows[0], replace(rows[1], state=DRAINING)]
+    assert not any(again.counter_words)
+    write_rows(again.stack, rows[:1])
+    assert read_rows(region.stack) == rows[:1]
+    again.close()
+    region.close()

@@ -28,7 +28,7 @@ def make_maker(path: Path, region: Region | None = None) -> tuple[SnapshotMaker,
     """Return the snapshots of a new server, over *region* if another has died."""
     harness = Harness(SLOTS, POOL_BYTES, region=region)
     config = Config(mountpoint=path, size_bytes=4 * MiB, pool_bytes=POOL_BYTES, runtime_dir=path)
-    handover = Handover(pid=1, region_fd=3, fuse_fd=4, lock_fd=5, tier_fd=None)
+    handover = Handover(pid=1, region_fd=3, fuse_fd=4, lock_fd=5, tier_fds=())
     guards = Guards(unsafe=True)
     return SnapshotMaker(config, harness.region, harness.layer, guards, handover), harness.region
 
@@ -79,7 +79,7 @@ def test_the_keys_that_scripts_read_are_there(tmp_path: Path) -> None:
     assert "held" not in answer
     assert Status(held=True).as_dict()["held"] is True
     assert answer["pool"].keys() >= {"limit_bytes", "used_bytes", "payload_bytes", "peak_bytes"}
-    assert answer["handover"].keys() >= {"pid", "region_fd", "fuse_fd", "lock_fd", "tier_fd"}
+    assert answer["handover"].keys() >= {"pid", "region_fd", "fuse_fd", "lock_fd", "tier_fds"}
     assert answer["config"]["size"] == 4 * MiB
     tier = TierStatus(name="file", state=TierState.STUCK).as_dict()
     assert json.loads(json.dumps(tier))["state"] == "stuck"

@@ -1,0 +1,161 @@
+"""The tiers below the pool as the user writes them: ``[[tier]]`` tables, and ``file`` for one.
+
+Creates and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from swapfs.config import option, values
+from swapfs.config.backing import DIRECT_IO, FileTierConfig, fit_place
+from swapfs.config.option import REQUIRED, SWITCH_TAKES, Form, Option, Section, as_size, as_text
+from swapfs.errors import ConfigError
+
+KINDS: Final = ("file",)
+TIERS_MAX: Final = 7
+"""A table word has three bits for the tier, and 0 is the pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierConfig:
+    """One tier; ``priority``: pages go to the highest that has room, of equal ones to the first."""
+
+    name: str
+    kind: str = "file"
+    priority: int = 0
+    file: FileTierConfig
+
+
+TIER_OPTIONS: Final = (
+    Option(
+        key="kind",
+        field="kind",
+        section=Section.ROOM,
+        parse=values.one_of(*KINDS),
+        default="file",
+        choices=KINDS,
+        takes="file",
+        help="What it is kept on",
+        text="What the tier is kept on. `file` is a file or any block device.",
+    ),
+    Option(
+        key="name",
+        field="name",
+        section=Section.ROOM,
+        parse=values.parse_name,
+        default_text="its kind and number",
+        takes="letters, digits, - and _",
+        help="Its name in status and metrics",
+        text="What it is called in status, metrics and commands.",
+    ),
+    Option(
+        key="path",
+        field="file.path",
+        section=Section.ROOM,
+        parse=values.parse_path,
+        show=as_text,
+        default=REQUIRED,
+        takes="path",
+        help="File or block device",
+        example="/var/lib/swapfs/second.tier",
+        text="The file or block device, as for `file`.",
+    ),
+    Option(
+        key="size",
+        field="file.size_bytes",
+        section=Section.ROOM,
+        parse=lambda where, value: values.parse_paged_size(where, value, 0),
+        show=as_size,
+        default_text="that of the file or device",
+        takes="bytes",
+        help="How much of it to use",
+        text="How much of it to use, as for `file`.",
+    ),
+    Option(
+        key="priority",
+        field="priority",
+        section=Section.ROOM,
+        parse=values.parse_priority,
+        default=0,
+        takes="number",
+        help="The highest is filled first",
+        text="Pages go to the tier with the highest priority that has room.",
+    ),
+    Option(
+        key="direct-io",
+        field="file.direct_io",
+        section=Section.ROOM,
+        parse=values.one_of(*DIRECT_IO),
+        default="auto",
+        choices=DIRECT_IO,
+        takes="auto, on, off",
+        help="O_DIRECT on it",
+        text="As `file-direct-io`.",
+    ),
+    Option(
+        key="encryption",
+        field="file.encryption",
+        section=Section.ROOM,
+        parse=values.parse_flag,
+        form=Form.SWITCH,
+        default=True,
+        takes=SWITCH_TAKES,
+        help="Encrypt what goes there",
+        text="As `file-encryption`.",
+    ),
+)
+"""What may be in a ``[[tier]]`` table."""
+
+
+def read_tiers(
+    where: str, tables: object, file: FileTierConfig | None, root: Path, *, unsafe: bool
+) -> tuple[TierConfig, ...]:
+    """Return the tiers that *tables* describe, each fitted to this machine.
+
+    :param where: what holds the tables, as a mistake in them names it
+    :param file: the tier of the option ``file``, which they stand beside
+    :raises ConfigError: the first mistake
+    """
+    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
+        raise ConfigError(where, "is no list of tables: write [[tier]] above the keys of each")
+    tiers: list[TierConfig] = []
+    names, paths = ({"file"}, {file.path}) if file else (set(), set())
+    for number, table in enumerate(tables, 1):
+        tier = _read_tier(f"{where} {number}", number, table, root, unsafe=unsafe)
+        if tier.name in names:
+            raise ConfigError(f"{where} {number}: name", f"another tier is called {tier.name} too")
+        if tier.file.path in paths:
+            raise ConfigError(f"{where} {number}: path", f"another tier uses {tier.file.path} too")
+        names.add(tier.name)
+        paths.add(tier.file.path)
+        tiers.append(tier)
+    if len(names) > TIERS_MAX:
+        raise ConfigError(where, f"{len(names)} tiers are too many (most: {TIERS_MAX})")
+    return tuple(tiers)
+
+
+def _read_tier(
+    where: str, number: int, table: Mapping[str, object], root: Path, *, unsafe: bool
+) -> TierConfig:
+    option.check_keys(TIER_OPTIONS, table, where)
+    if "path" not in table:
+        raise ConfigError(where, "path is missing: which file or block device is it?")
+    given: option.Given = {key: (f"{where}: {key}", value) for key, value in table.items()}
+    settled = option.settle(TIER_OPTIONS, given, root)
+    file = fit_place(
+        *(f"{where}: path", settled["path"], settled["size"], settled["direct-io"]),
+        encryption=settled["encryption"],
+        unsafe=unsafe,
+    )
+    kind = settled["kind"]
+    name = settled["name"] or f"{kind}{number}"
+    return TierConfig(name=name, kind=kind, priority=settled["priority"], file=file)
+
+
+def show_tiers(tiers: tuple[TierConfig, ...], show_size: option.ShowSize) -> list[dict[str, Any]]:
+    """Return the tables that ``read_tiers`` reads back."""
+    return [option.shown(TIER_OPTIONS, tier, show_size) for tier in tiers]

@@ -1,0 +1,71 @@
+"""Several tiers below one pool: filled in the order of their priority, and kept over servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fuse.instance import Instance, Start, is_alive, run, wait_until
+from tests.fuse.load import Load, fill
+
+pytestmark = pytest.mark.timeout(200)
+
+
+def _write_config(tmp_path: Path) -> Path:
+    config = tmp_path / "tiers.toml"
+    config.write_text(
+        f'[[tier]]\nname = "first"\npath = "{tmp_path}/first"\nsize = "8M"\npriority = 5\n'
+        f'[[tier]]\nname = "last"\npath = "{tmp_path}/last"\nsize = "64M"\n'
+        f"encryption = false\n"
+    )
+    return config
+
+
+def _tiers(instance: Instance) -> dict[str, dict[str, Any]]:
+    return {tier["name"]: tier for tier in instance.status()["tiers"]}
+
+
+def test_tiers_are_filled_by_priority_and_outlive_servers(tmp_path: Path, start: Start) -> None:
+    config = _write_config(tmp_path)
+    instance = start("64M", "4M", "8M", "--config", config)
+    fill(instance, 4096, 12288)
+    load = Load(instance, 4096)
+    load.run(60, seed=1)
+    tiers = _tiers(instance)
+    assert list(tiers) == ["first", "file", "last"]
+    assert all(tier["slots"] > 0 for tier in tiers.values())
+    assert tiers["first"]["free_segments"] <= 2 >= tiers["file"]["free_segments"]
+    assert sum(tier["slots"] for tier in tiers.values()) == instance.status()["slots"]["file"]
+
+    server = instance.status()["server_pid"]
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not is_alive(server), "the server to die")
+    load.run(60, seed=2)
+    assert {name: tier["kind"] for name, tier in _tiers(instance).items()} == dict.fromkeys(
+        ("first", "file", "last"), "file"
+    )
+
+    done = instance.cli("upgrade")
+    assert done.returncode == 0, done.stderr
+    load.run(60, seed=3)
+    load.verify()
+    counters = instance.counters()
+    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
+    assert counters["server_starts"] == 3
+
+
+def test_tiers_count_as_room_and_nothing_is_left_when_one_is_refused(
+    tmp_path: Path, make_instance: Start
+) -> None:
+    config = _write_config(tmp_path)
+    (tmp_path / "last").write_bytes(b"somebody's data")
+    instance = make_instance()
+    options = ("--config", config, "--size", "48M", "--pool", "4M")
+    done = run(*instance.mount_command(*options))
+    assert done.returncode != 0
+    assert "holds data that is not swapfs's" in done.stderr
+    assert not (tmp_path / "first").exists()

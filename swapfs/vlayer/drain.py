@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.base import NOT_READ, Failure, Traffic, Wanted
+from swapfs.tiers.base import NOT_READ, Failure, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -157,33 +157,45 @@ class Drain:
         wanted = [
             Wanted(slot + index, ref_of(word), blob_codec(word)) for index, word in enumerate(words)
         ]
+        failed: list[Wanted] = []
         while wanted:
-            traffic = self.source.tier.load(wanted, self._scratch)
-            self._count(traffic)
-            for done, each in enumerate(wanted):
-                word = words[each.slot - slot]
+            self._load(wanted)
+            unread = []
+            for each in wanted:
                 if each.failure is NOT_READ:
-                    wanted = wanted[done:]
-                    break
-                if each.failure is not None:
-                    self._fail(each.slot, word, each.failure)
-                elif self._is_enough() or not self._mover.fits(len(each.payload)):
+                    unread.append(each)
+                elif each.failure is not None:
+                    failed.append(each)
+                elif not self._take(each, words[each.slot - slot]):
                     return False
-                else:
-                    self._mover.copy_if_still(each.slot, word, each.codec, each.payload)
-            else:
-                return True
+            wanted = unread
+        return all(self._try_again(each, words[each.slot - slot]) for each in failed)
+
+    def _load(self, wanted: list[Wanted]) -> None:
+        traffic = self.source.tier.load(wanted, self._scratch)
+        with self._layer.lock:
+            self._layer.counters.add("file_read_ops", traffic.reads)
+            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
+
+    def _take(self, blob: Wanted, word: int) -> bool:
+        """Copy a blob that was read; False: the load is full."""
+        if self._is_enough() or not self._mover.fits(len(blob.payload)):
+            return False
+        self._mover.copy_if_still(blob.slot, word, blob.codec, blob.payload)
+        return True
+
+    def _try_again(self, blob: Wanted, word: int) -> bool:
+        """Read a blob once more, which is given up only if it is damaged both times."""
+        self._load([blob])
+        if blob.failure is None:
+            return self._take(blob, word)
+        self._fail(blob.slot, word, blob.failure)
         return True
 
     def _is_enough(self) -> bool:
         return (
             self._pages is not None and len(self._mover.items) + self.progress.moved >= self._pages
         )
-
-    def _count(self, traffic: Traffic) -> None:
-        with self._layer.lock:
-            self._layer.counters.add("file_read_ops", traffic.reads)
-            self._layer.counters.add("file_read_bytes", traffic.read_bytes)
 
     def _fail(self, slot: int, word: int, failure: Failure) -> None:
         layer = self._layer

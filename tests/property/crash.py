@@ -16,9 +16,10 @@ from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers import sector_ref
 from swapfs.tiers.blob import Batch
-from swapfs.tiers.sectors import Extent
+from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, PSector
-from swapfs.vlayer.entry import is_below, ref_of
+from swapfs.vlayer.entry import is_below, ref_of, tier_of
+from swapfs.vlayer.stack import Phase
 from tests.property.tape import Tape
 
 SLOTS: Final = 3 * CLUSTER_SLOTS
@@ -30,9 +31,10 @@ _NEWS: Final = [page(kind, 77) for kind in ("random", "heap", "text")]
 
 @dataclass(frozen=True, slots=True)
 class DiskEvent:
-    """*data* came to lie at *sector* after *stores* stores; or sectors were released there."""
+    """*data* came to lie at *sector* of *tier* after *stores* stores; or sectors were released."""
 
     stores: int
+    tier: int
     sector: int
     data: bytes = b""
     released: int = 0
@@ -41,11 +43,12 @@ class DiskEvent:
 class TapedTier(TierWrapper):
     """Notes what happens to the medium, and when; a write may also be cut off in the middle."""
 
-    def __init__(self, inner: MemoryTier) -> None:
+    def __init__(self, inner: MemoryTier, number: int, events: list[DiskEvent]) -> None:
         super().__init__(inner)
         self.data = inner.data
         self.tape: Tape | None = None
-        self.events: list[DiskEvent] = []
+        self._number = number
+        self._events = events
 
     def write(self, extent: Extent, batch: Batch) -> None:
         data = bytes(batch.view[: batch.sectors * SECTOR_SIZE])
@@ -60,7 +63,7 @@ class TapedTier(TierWrapper):
 
     def _note(self, sector: int, *, data: bytes = b"", released: int = 0) -> None:
         if self.tape is not None:
-            self.events.append(DiskEvent(self.tape.stores, sector, data, released))
+            self._events.append(DiskEvent(self.tape.stores, self._number, sector, data, released))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,13 @@ class Step:
 class History:
     """Operations on a swap file and on the model; those inside ``taped`` can be cut anywhere."""
 
-    def __init__(self, *, promote: bool = False) -> None:
-        self.tier = TapedTier(MemoryTier(SEGMENTS))
+    def __init__(self, *, tiers: int = 1, promote: bool = False) -> None:
+        self.events: list[DiskEvent] = []
+        self.tiers = [
+            TapedTier(MemoryTier(SEGMENTS), number, self.events) for number in range(1, tiers + 1)
+        ]
         self.promote = promote
-        self.harness = Harness(SLOTS, POOL_BYTES, self.tier, promote=promote)
+        self.harness = Harness(SLOTS, POOL_BYTES, self.tiers, promote=promote)
         self.region = self.harness.region
         self.model = SwapModel(SLOTS)
         self.steps: list[Step] = []
@@ -89,16 +95,18 @@ class History:
     @contextmanager
     def taped(self) -> Iterator[None]:
         """Have every store of the operations inside on the tape."""
-        self.medium = bytearray(self.tier.data)
+        self.media = [bytearray(tier.data) for tier in self.tiers]
         self.tape = Tape(self.region)
         with self.tape:
-            self.tier.tape = self.tape
+            for tier in self.tiers:
+                tier.tape = self.tape
             yield
-            self.tier.tape = None
+            for tier in self.tiers:
+                tier.tape = None
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        if self.tier.tape is None:
+        if self.tiers[0].tape is None:
             yield
             return
         first, before = self.tape.stores, dict(self.model.pages)
@@ -154,6 +162,18 @@ class History:
         with self._step("clean"):
             return self.harness.down.clean()
 
+    def drain(self, number: int) -> int:
+        """Move all that is in a tier to others."""
+        with self._step("drain"):
+            moved = self.harness.down.drain(number).run().moved
+        self.harness.stack[number].phase = Phase.ACTIVE
+        return moved
+
+    def sink(self, pages: int) -> int:
+        """Move some of the first tier to the next."""
+        with self._step("sink"):
+            return self.harness.down.sink(1, pages).run().moved
+
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""
         with self._step("compact"):
@@ -162,13 +182,13 @@ class History:
     def crash(self) -> None:
         """Let another server take over, which may die over it too."""
         with self._step("rebuild"):
-            self.harness = _server_after(self.region, self.tier, promote=self.promote)
+            self.harness = _server_after(self.region, self.tiers, promote=self.promote)
 
 
 def _server_after(
-    region: Region, tier: TapedTier | MemoryTier, *, promote: bool = False
+    region: Region, tiers: Sequence[SectorStore], *, promote: bool = False
 ) -> Harness:
-    return Harness(SLOTS, POOL_BYTES, tier, promote=promote, region=region)
+    return Harness(SLOTS, POOL_BYTES, tiers, promote=promote, region=region)
 
 
 # ---- dying ----
@@ -179,7 +199,7 @@ class Autopsy:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._medium = bytearray(history.medium)
+        self._media = [bytearray(medium) for medium in history.media]
         self._steps = iter(history.steps)
         self._turned: set[int] = set()
         begin = history.steps[0].before
@@ -190,7 +210,7 @@ class Autopsy:
     def run(self) -> int:
         """Look at every death; return how many there were."""
         history = self._history
-        events = iter(history.tier.events)
+        events = iter(history.events)
         event = next(events, None)
         try:
             for stores, image in history.tape.images():
@@ -216,7 +236,7 @@ class Autopsy:
     def _happen(self, event: DiskEvent, stores: int, image: bytearray) -> None:
         if event.data:
             start = event.sector * SECTOR_SIZE
-            self._medium[start : start + len(event.data)] = event.data
+            self._media[event.tier - 1][start : start + len(event.data)] = event.data
         self._die(stores, image, event)
 
     def _die(self, stores: int, image: bytearray, event: DiskEvent | None = None) -> None:
@@ -224,7 +244,9 @@ class Autopsy:
         region = Region.attach(os.dup(self._fd))
         self.deaths += 1
         try:
-            harness = _server_after(region, MemoryTier(SEGMENTS, self._medium))
+            harness = _server_after(
+                region, [MemoryTier(SEGMENTS, medium) for medium in self._media]
+            )
             pages = self._check(harness, stores)
             if event is not None and event.released:
                 _check_released(harness, event)
@@ -261,7 +283,7 @@ def _check_released(harness: Harness, event: DiskEvent) -> None:
     """The sectors that were given back just now are named by no word."""
     gone = range(event.sector, event.sector + event.released)
     for slot, word in harness.layer.table.occupied_words():
-        if is_below(word):
+        if is_below(word) and tier_of(word) == event.tier:
             first = sector_ref.sector(ref_of(word))
             count = sector_ref.sectors(ref_of(word))
             assert first >= gone.stop or first + count <= gone.start, (

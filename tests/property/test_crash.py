@@ -130,6 +130,22 @@ def test_a_page_that_is_moved_in_the_pool_is_in_one_place() -> None:
     assert history.harness.counter("compacted_pages") > 2
 
 
+def test_a_page_that_goes_from_tier_to_tier_is_in_one_place() -> None:
+    history = History(tiers=2)
+    _fill(history)
+    history.demote(8)
+
+    def play(history: History) -> None:
+        assert history.sink(3) == 3
+        assert history.drain(1) > 3
+        history.write_around(CLUSTER_SLOTS - 2, RAW[1], RAW[2])
+        assert history.drain(2) > 6
+
+    assert die_everywhere(history, play) > 40
+    assert history.harness.counter("drained_pages") > 9
+    assert history.harness.counter("sunk_pages") == 3
+
+
 # ---- at random ----
 
 
@@ -147,6 +163,11 @@ def _random_operation(history: History, rng: random.Random) -> None:
         (2, history.compact),
         (1, history.crash),
     ]
+    if len(history.tiers) > 1:
+        operations += [
+            (2, lambda: history.drain(rng.randrange(1, 3))),
+            (2, lambda: history.sink(rng.randrange(1, 9))),
+        ]
     weights, choices = zip(*operations, strict=True)
     rng.choices(choices, weights)[0]()
 

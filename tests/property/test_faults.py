@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FAULTS, FaultyTier
-from swapfs.testing.harness import Harness
-from swapfs.testing.media import TIERS
+from swapfs.testing.harness import AnyTier, Harness
+from swapfs.testing.media import TIERS, open_stack
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import mixed_pages
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.stack import Phase
 
 SLOTS = 2 * CLUSTER_SLOTS
 POOL_BYTES = 8 * 64 * 1024
@@ -26,18 +29,22 @@ LASTING = 1 << 30
 class History:
     """One fixed random history; a fault may end a request but must not falsify one."""
 
-    def __init__(self, tier: FaultyTier, *, promote: bool = False) -> None:
+    def __init__(
+        self, tier: FaultyTier, *, promote: bool = False, tiers: Sequence[AnyTier] = ()
+    ) -> None:
         self.tier = tier
-        self.harness = Harness(SLOTS, POOL_BYTES, tier, promote=promote)
+        self.harness = Harness(SLOTS, POOL_BYTES, tiers or tier, promote=promote)
         self.model = SwapModel(SLOTS)
         self.rng = random.Random(5)
 
     def run(self) -> None:
         for _ in range(STEPS):
-            action = self.rng.choices(
-                [self.write, self.read, self.discard, self.demote, self.clean], [8, 6, 1, 3, 1]
-            )[0]
-            action()
+            actions = [self.write, self.read, self.discard, self.demote, self.clean]
+            weights = [8, 6, 1, 3, 1]
+            if len(self.harness.stack) > 1:
+                actions += [self.drain, self.sink]
+                weights += [1, 2]
+            self.rng.choices(actions, weights)[0]()
             self.harness.now_s += 100  # every pause after a failure is over
             self.harness.check()
 
@@ -57,7 +64,7 @@ class History:
         while count:
             try:
                 got = self.harness.load(slot, count)
-            except (TierIOError, BlobCorrupt):
+            except (TierIOError, BlobCorrupt, SlotDamaged):
                 assert self.tier.failures
                 got = b"?" * PAGE_SIZE
             else:
@@ -78,13 +85,23 @@ class History:
     def clean(self) -> None:
         self.harness.down.clean()
 
+    def drain(self) -> None:
+        level = self.harness.stack[self.rng.randrange(1, len(self.harness.stack) + 1)]
+        end = self.harness.down.drain(level.number).run()
+        assert end.done == (not self.harness.layer.table.slots_in(level.number))
+        assert end.done or end.problem
+        level.phase = Phase.ACTIVE
+
+    def sink(self) -> None:
+        self.harness.down.sink(1, self.rng.randrange(1, 150)).run()
+
     def lost_slots(self) -> set[int]:
         """Return the slots that are damaged; every other one must read right."""
         lost = set()
         for slot in range(SLOTS):
             try:
                 assert self.harness.load(slot) == self.model.read(slot)
-            except BlobCorrupt:
+            except (BlobCorrupt, SlotDamaged):
                 lost.add(slot)
         return lost
 
@@ -104,6 +121,27 @@ def test_one_failing_call_never_falsifies_a_page(fault: str, promote: bool) -> N
             assert not lost
         history.harness.region.close()
     assert hits >= 3, "the history has too few such calls to be a test"
+
+
+@pytest.mark.parametrize("others", ["memory", "blobs + memory"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failing_call_of_one_tier_of_several(
+    fault: str, first: bool, others: str, tmp_path: Path
+) -> None:
+    """Costs no page but those that a write lied about, wherever they are moved then."""
+    hits = 0
+    for number in (1, 2, 4, 8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        faulty, more = FaultyTier(MemoryTier(4), fault, number), open_stack(others, folder)(3)
+        history = History(faulty, tiers=[faulty, *more] if first else [more[0], faulty, *more[1:]])
+        history.run()
+        hits += faulty.failures
+        faulty.heal()
+        assert history.lost_slots() <= faulty.damaged_slots
+        history.harness.region.close()
+    assert hits >= 2, "the history has too few such calls to be a test"
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -13,7 +13,7 @@ from swapfs.host import filesystems
 from tests.fuse.instance import Instance, Start, check, run, wait_until
 
 MIB = 1 << 20
-IMAGE = "320M"
+IMAGE = "200M"
 
 
 @pytest.fixture
@@ -57,22 +57,15 @@ def rewrite(instance: Instance) -> int:
     """Write all of the swap file with what does not compress, anywhere; return fio's exit code."""
     return run(
         *("fio", "--name=w", f"--filename={instance.swap}", "--rw=randwrite", "--bs=4k"),
-        *(
-            "--size=60M",
-            "--runtime=30",
-            "--direct=1",
-            "--ioengine=libaio",
-            "--iodepth=8",
-            "--randrepeat=0",
-        ),
-        *("--refill_buffers", "--buffer_compress_percentage=0", "--minimal"),
+        *("--size=30M", "--runtime=20", "--direct=1", "--ioengine=libaio", "--iodepth=8"),
+        *("--randrepeat=0", "--refill_buffers", "--buffer_compress_percentage=0", "--minimal"),
         timeout_s=120,
     ).returncode
 
 
 def mount(instance: Instance) -> str:
     """Mount it; return what the command said beside its result."""
-    words = ("--size", "64M", "--pool", "16M", "--file", f"{instance.backing}:120M")
+    words = ("--size", "32M", "--pool", "8M", "--file", f"{instance.backing}:64M")
     done = run(*instance.mount_command(*words))
     assert done.returncode == 0, done.stderr
     instance._note_pids()
@@ -93,7 +86,7 @@ def test_a_full_btrfs_refuses_no_write(instance: Instance, btrfs: Path) -> None:
 def test_a_file_of_an_earlier_instance_is_made_anew(instance: Instance, btrfs: Path) -> None:
     instance.backing.touch()
     with instance.backing.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, 120 * MIB)
+        os.posix_fallocate(file.fileno(), 0, 64 * MIB)
         assert not filesystems.overwrites(file.fileno())
     assert mount(instance) == ""
     with instance.backing.open("rb") as file:

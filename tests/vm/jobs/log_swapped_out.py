@@ -27,9 +27,9 @@ def is_resident(path: Path) -> bool:
     mincore = ctypes.CDLL(None, use_errno=True).mincore
     mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     answer = ctypes.create_string_buffer(1)
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         held = ctypes.c_char.from_buffer(mapped)
-        mincore(ctypes.addressof(held), mmap.PAGESIZE, answer)
+        mincore(ctypes.addressof(held), 1, answer)
         del held
     return bool(answer.raw[0] & 1)
 
@@ -37,9 +37,11 @@ def is_resident(path: Path) -> bool:
 def page_out(path: Path) -> bool:
     """Do to *path* what memory pressure does to a page that nobody has used for a while."""
 
-    def is_out() -> bool:
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
-            mapped.madvise(MADV_PAGEOUT)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0]  # only what this process has mapped goes out
+        mapped.madvise(MADV_PAGEOUT)
+
+    def is_out() -> bool:  # it may still be in the swap cache
         if RECLAIM.exists():
             try:
                 RECLAIM.write_text("24M swappiness=200")

@@ -17,7 +17,7 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, stale
+from swapfs.command import doctor, figures, stale, tiers
 from swapfs.command import status as status_of
 from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
 from swapfs.config import model, values
@@ -170,7 +170,7 @@ def upgrade(name: str, runtime_dir: Path) -> None:
     click.echo(f"{name}: version {before} has handed over to {now}")
 
 
-for each in (figures.stat, figures.metrics, doctor.doctor):
+for each in (figures.stat, figures.metrics, doctor.doctor, tiers.tier):
     each.epilog = each.epilog or EXIT_CODES
     cli.add_command(each)
 

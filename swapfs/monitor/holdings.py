@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swapfs.config.backing import FileTierConfig
@@ -18,11 +18,11 @@ from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.region.layout import Region
-from swapfs.region.stack_rows import StackRow, read_rows, write_rows
+from swapfs.region.stack_rows import ACTIVE, DRAINING, StackRow, read_rows, write_rows
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.sector_tier import SectorTier
-from swapfs.vlayer.stack import Level, Stack
+from swapfs.vlayer.stack import Level, Phase, Stack
 from swapfs.wire.handover import Handover
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,14 @@ class Holdings:
     """st_dev of the mount."""
 
     def stack(self) -> Stack:
-        """Return the tiers below the pool, for one server."""
+        """Return the tiers below the pool, for one server, as the one before it left them."""
+        phases = {
+            row.number: Phase.DRAINING if row.state == DRAINING else Phase.ACTIVE
+            for row in read_rows(self.region.stack)
+        }
         return Stack(
             [
-                Level(row.number, row.name, SectorTier(file), row.priority)
+                Level(row.number, row.name, SectorTier(file), row.priority, phases[row.number])
                 for row, file in self.tiers
             ]
         )
@@ -85,7 +89,9 @@ def open_tiers(config: Config, region: Region, fds: Sequence[int] | None = None)
     described = [_row(number, tier) for number, tier in enumerate(config.all_tiers, 1)]
     if fds is None:
         write_rows(region.stack, described)
-    elif read_rows(region.stack) != described or len(fds) != len(described):
+    elif [replace(row, state=ACTIVE) for row in read_rows(region.stack)] != described or (
+        len(fds) != len(described)
+    ):
         raise OperationError("the tiers of the running instance are not those that are described")
     return [
         (row, _open_tier(tier.file, region, fds[index] if fds is not None else None))

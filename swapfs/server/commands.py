@@ -6,11 +6,13 @@ import logging
 
 import trio
 
+from swapfs.config import values
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
 from swapfs.host import fusectl, loop, mounts
 from swapfs.host.loop import Backing
 from swapfs.server.snapshot import SnapshotMaker
+from swapfs.units import PAGE_SIZE, format_size
 from swapfs.vlayer.writeback import Writeback
 from swapfs.wire import control
 
@@ -43,6 +45,7 @@ class Commands:
             "status": self._on_status,
             "stop": self._on_stop,
             "demote": self._on_demote,
+            "drain": self._on_drain,
             "abort": self._on_abort,
         }
 
@@ -64,6 +67,22 @@ class Commands:
         self._writeback.request(pages, done)
         await finished.wait()
         return {"demoted": moved[0]}
+
+    async def _on_drain(self, request: dict[str, object]) -> object:
+        """Begin to drain a tier, or end it: the status tells how far it is."""
+        down, name = self._writeback, str(request.get("tier"))
+        level = down.writer.stack.named(name) if down is not None else None
+        if down is None or level is None:
+            raise OperationError(f"there is no tier {values.one_line(name)}")
+        if request.get("stop"):
+            down.drains.stop(level)
+        elif missing := down.drains.missing_pages(level):
+            what = format_size(missing * PAGE_SIZE)
+            raise OperationError(f"the other tiers have no room for {what} of what is in {name}")
+        else:
+            down.drains.start(level)
+            down.wake()
+        return {"tier": level.name, "phase": level.phase}
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint

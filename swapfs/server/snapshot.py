@@ -223,6 +223,7 @@ def _tier(level: Level, slots: int, payload_bytes: int) -> TierStatus:
         kind=level.tier.kind,
         priority=level.priority,
         phase=level.phase,
+        note=level.note,
         slots=slots,
         payload_bytes=payload_bytes,
         healthy=state.healthy,

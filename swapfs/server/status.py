@@ -62,7 +62,9 @@ class PoolStatus(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierStatus(Part):
-    """One tier below the pool. ``detail`` says in words what is wrong, and "" if nothing is.
+    """One tier below the pool.
+
+    ``detail`` says in words what is wrong, ``note`` why draining it does not get on; or "".
 
     ``cautions`` are what may go wrong because of where it is.
     """
@@ -71,6 +73,7 @@ class TierStatus(Part):
     kind: str = ""
     priority: int | None = None
     phase: str = ""
+    note: str = ""
     slots: int | None = _figure("Slots whose blobs are in a tier.")
     path: str = ""
     size_bytes: int | None = _figure("Size of a tier.")

@@ -25,7 +25,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
-from swapfs.vlayer.stack import Level
+from swapfs.vlayer.stack import Level, Phase
 
 _READ_BYTES: Final = 256 * 1024
 _ROUNDS_MAX: Final = 4
@@ -208,3 +208,80 @@ class Drain:
             layer.free(slot, layer.table.exchange(slot, Kind.LOST, "lose"))
             self.progress.lost += 1
             layer.counters.add("lost_pages")
+
+
+class Drains:
+    """What is moved from tier to tier in the thread that owns *mover* and *scratch*.
+
+    Others may call what begins and ends it; the steps are the thread's.
+    """
+
+    def __init__(self, layer: VirtualSlotLayer, mover: Mover, scratch: memoryview) -> None:
+        self._layer = layer
+        self._mover = mover
+        self._scratch = scratch
+        self._under_way: dict[int, Drain] = {}  # by number of the tier
+
+    def missing_pages(self, level: Level) -> int:
+        """Return how many pages of *level* the other tiers might have no room for; 0: none."""
+        table = self._layer.table
+        room = sum(
+            max(0, other.tier.guaranteed_pages() - table.slots_in(other.number))
+            for other in self._layer.stack
+            if other is not level and other.phase is Phase.ACTIVE
+        )
+        return max(0, table.slots_in(level.number) - room)
+
+    def start(self, level: Level) -> None:
+        """Have all that is in *level* moved to others, and nothing new go there."""
+        level.note = ""
+        self._layer.set_phase(level, Phase.DRAINING)
+
+    def stop(self, level: Level) -> None:
+        """Use *level* as before; what was moved stays where it is."""
+        level.note = ""
+        self._layer.set_phase(level, Phase.ACTIVE)
+
+    # ---- the thread ----
+
+    def step(self, go_on: Callable[[], bool]) -> bool:
+        """Move one load out of each tier that is being drained; whether there is more to do now."""
+        more = False
+        for level in self._layer.stack:
+            if level.phase is not Phase.DRAINING:
+                self._under_way.pop(level.number, None)
+            elif self._layer.table.slots_in(level.number) and go_on():
+                more = self._step(level) or more
+        return more
+
+    def _step(self, level: Level) -> bool:
+        drain = self._under_way.get(level.number) or self.drain(level.number)
+        self._under_way[level.number] = drain
+        if drain.step():
+            level.note = ""
+            return True
+        level.note = drain.progress.problem  # again from the start, at the next look
+        del self._under_way[level.number]
+        return False
+
+    def drain(self, number: int) -> Drain:
+        """Return what moves all that is in tier *number* to others; nothing new goes there."""
+        level = self._layer.stack[number]
+        self._layer.set_phase(level, Phase.DRAINING)
+        return self._make(level, lambda: tuple(self._layer.stack))
+
+    def sink(self, number: int, pages: int) -> Drain:
+        """Return what moves *pages* pages of tier *number* to tiers that come after it."""
+        level = self._layer.stack[number]
+        return self._make(level, lambda: self._layer.stack.below(level), "sink", pages)
+
+    def _make(
+        self,
+        level: Level,
+        targets: Callable[[], Sequence[Level]],
+        cause: str = "drain",
+        pages: int | None = None,
+    ) -> Drain:
+        return Drain(
+            *(self._layer, self._mover, self._scratch, level, targets), cause=cause, pages=pages
+        )

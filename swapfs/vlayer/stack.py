@@ -37,6 +37,8 @@ class Level:
     phase: Phase = Phase.ACTIVE
     health: Health = field(default_factory=Health)
     payload_bytes: int = 0
+    note: str = ""
+    """Why draining it does not get on; empty: it does, or is not wanted."""
 
     def may_take(self, now_s: float) -> bool:
         """Whether new blobs may go there now."""
@@ -88,6 +90,10 @@ class Stack:
     def get(self, number: int) -> Level | None:
         """Return the level of tier *number*, if there is one."""
         return self._levels[number]
+
+    def named(self, name: str) -> Level | None:
+        """Return the level that is called *name*, if there is one."""
+        return next((level for level in self if level.name == name), None)
 
     def below(self, level: Level) -> tuple[Level, ...]:
         """Return the levels where pages go after *level*."""

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from swapfs.tiers.base import Staging
@@ -22,12 +22,11 @@ from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
 from swapfs.vlayer.blob_writer import BlobWriter
 from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.clock import ClockHand
-from swapfs.vlayer.drain import Drain
+from swapfs.vlayer.drain import Drains
 from swapfs.vlayer.entry import blob_codec, blob_length
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.progress import WAIT_S
-from swapfs.vlayer.stack import Level, Phase
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Writeback:
         self.low_bytes = low_bytes
         self._layer = layer
         self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
-        self._scratch = scratch
+        self.drains = Drains(layer, self._mover, scratch)
         self._hand = ClockHand(layer)
         self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s
@@ -92,6 +91,8 @@ class Writeback:
                 self.balance()
                 self._serve_requests()
                 self.clean()
+                if self.drains.step(lambda: not self._stop):
+                    self._wake.set()
             except Exception:  # the thread must outlive a bug: without it the pool fills
                 log.exception("writeback failed")
                 with self._layer.lock:
@@ -160,6 +161,10 @@ class Writeback:
             return False
         finally:
             self._tell = None
+
+    def wake(self) -> None:
+        """Have the thread look at once whether there is anything to do."""
+        self._wake.set()
 
     def stop(self) -> None:
         """Let ``run`` return after the batch in hand."""
@@ -235,33 +240,6 @@ class Writeback:
                         return
                     mover.copy(slot, word, blob_codec(word), self._layer.blob(word))
                 lock.resched()
-
-    # ---- from tier to tier ----
-
-    def drain(self, number: int) -> Drain:
-        """Return what moves all that is in tier *number* to others, one step at a time.
-
-        Its steps are for the thread that demotes; nothing new goes to the tier from now on.
-        """
-        level = self._layer.stack[number]
-        level.phase = Phase.DRAINING
-        return self._drain(level, lambda: tuple(self._layer.stack))
-
-    def sink(self, number: int, pages: int) -> Drain:
-        """Return what moves *pages* pages of tier *number* to tiers that come after it."""
-        level = self._layer.stack[number]
-        return self._drain(level, lambda: self._layer.stack.below(level), "sink", pages)
-
-    def _drain(
-        self,
-        level: Level,
-        targets: Callable[[], Sequence[Level]],
-        cause: str = "drain",
-        pages: int | None = None,
-    ) -> Drain:
-        return Drain(
-            *(self._layer, self._mover, self._scratch, level, targets), cause=cause, pages=pages
-        )
 
     def clean(self) -> int:
         """Clean the tiers where free space is short; return the slots moved."""

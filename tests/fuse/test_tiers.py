@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fuse.instance import Instance, Start, is_alive, run, wait_until
+from tests.fuse.instance import Instance, Start, check, is_alive, run, wait_until
 from tests.fuse.load import Load, fill
 
 pytestmark = pytest.mark.timeout(200)
@@ -69,3 +71,51 @@ def test_tiers_count_as_room_and_nothing_is_left_when_one_is_refused(
     assert done.returncode != 0
     assert "holds data that is not swapfs's" in done.stderr
     assert not (tmp_path / "first").exists()
+
+
+@pytest.mark.parametrize("death", [False, True], ids=["", "a server dies meanwhile"])
+def test_a_tier_is_drained_under_load(tmp_path: Path, start: Start, death: bool) -> None:
+    config = _write_config(tmp_path)
+    instance = start("64M", "4M", "8M", "--config", config)
+    fill(instance, 4096, 8192)
+    load = Load(instance, 4096)
+    load.run(60, seed=1)
+    assert _tiers(instance)["first"]["slots"] > 1000
+    loading = threading.Thread(target=load.run, args=(200, 2))
+    loading.start()
+    drain = subprocess.Popen([*instance.command, *_drain(instance)], stdout=subprocess.PIPE)
+    if death:
+        wait_until(lambda: _tiers(instance)["first"]["phase"] == "draining", "the drain to begin")
+        os.kill(instance.status()["server_pid"], signal.SIGKILL)
+    assert drain.wait(60) == 0 or death  # its socket goes with the server; the drain does not
+    drain.communicate()
+    wait_until(lambda: _tiers(instance)["first"]["slots"] == 0, "the tier to be empty")
+    loading.join()
+    load.verify()
+    assert _tiers(instance)["first"]["phase"] == "draining"
+    counters = instance.counters()
+    assert counters["drained_pages"] > 500
+    assert counters["lost_pages"] == counters["failed_read_checksum"] == 0
+
+    check(*instance.command, *_drain(instance), "--stop")
+    table = check(*instance.command, "tier", "list", instance.name, *_where(instance))
+    assert table.split("\n")[1].split()[:4] == ["first", "file", "5", "active"]
+
+
+def test_a_tier_is_not_drained_when_the_others_have_no_room(start: Start) -> None:
+    instance = start("32M", "4M", "48M")
+    fill(instance, 0, 8192)
+    done = run(*instance.command, "tier", "drain", "file", instance.name, *_where(instance))
+    assert done.returncode == 1
+    assert "have no room for" in done.stderr
+    assert _tiers(instance)["file"]["phase"] == "active"
+    done = run(*instance.command, "tier", "drain", "tape", instance.name, *_where(instance))
+    assert done.stderr == "swapfs: drain: there is no tier tape\n"
+
+
+def _where(instance: Instance) -> list[str]:
+    return ["--runtime-dir", str(instance.runtime_dir)]
+
+
+def _drain(instance: Instance) -> list[str]:
+    return ["tier", "drain", "first", instance.name, *_where(instance)]

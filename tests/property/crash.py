@@ -165,14 +165,14 @@ class History:
     def drain(self, number: int) -> int:
         """Move all that is in a tier to others."""
         with self._step("drain"):
-            moved = self.harness.down.drain(number).run().moved
+            moved = self.harness.down.drains.drain(number).run().moved
         self.harness.stack[number].phase = Phase.ACTIVE
         return moved
 
     def sink(self, pages: int) -> int:
         """Move some of the first tier to the next."""
         with self._step("sink"):
-            return self.harness.down.sink(1, pages).run().moved
+            return self.harness.down.drains.sink(1, pages).run().moved
 
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""

@@ -87,13 +87,13 @@ class History:
 
     def drain(self) -> None:
         level = self.harness.stack[self.rng.randrange(1, len(self.harness.stack) + 1)]
-        end = self.harness.down.drain(level.number).run()
+        end = self.harness.down.drains.drain(level.number).run()
         assert end.done == (not self.harness.layer.table.slots_in(level.number))
         assert end.done or end.problem
         level.phase = Phase.ACTIVE
 
     def sink(self) -> None:
-        self.harness.down.sink(1, self.rng.randrange(1, 150)).run()
+        self.harness.down.drains.sink(1, self.rng.randrange(1, 150)).run()
 
     def lost_slots(self) -> set[int]:
         """Return the slots that are damaged; every other one must read right."""

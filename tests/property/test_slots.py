@@ -144,7 +144,7 @@ class Slots(RuleBasedStateMachine):
         """A tier is emptied as far as the others have room, and then used again."""
         level = self.harness.stack[number]
         before = self.harness.layer.table.slots_in(number)
-        end = self.harness.down.drain(number).run()
+        end = self.harness.down.drains.drain(number).run()
         left = self.harness.layer.table.slots_in(number)
         assert end.moved == before - left
         assert end.done == (not left)
@@ -156,7 +156,7 @@ class Slots(RuleBasedStateMachine):
     @rule(pages=st.integers(1, 300))
     def sink(self, pages: int) -> None:
         before = self.harness.layer.table.slots_in(1)
-        end = self.harness.down.sink(1, pages).run()
+        end = self.harness.down.drains.sink(1, pages).run()
         assert end.moved <= pages
         assert self.harness.layer.table.slots_in(1) == before - end.moved
         assert end.moved == min(pages, before) or end.problem

@@ -17,7 +17,7 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, stale, tiers
+from swapfs.command import doctor, figures, stale, tiers, unit_files
 from swapfs.command import status as status_of
 from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
 from swapfs.config import model, values
@@ -61,11 +61,11 @@ def mount(foreground: bool, **options: Any) -> None:
 def up(**options: Any) -> None:
     """Mount, attach a loop device, mkswap and swapon; all of it or nothing."""
     _require_root("up")
-    from swapfs.command import lifecycle
+    from swapfs.command import adopt, lifecycle
 
     settings = load(options)
     _let_interrupt()
-    device = lifecycle.up(settings)
+    device = adopt.running(settings) or lifecycle.up(settings)
     size = values.exact_size(settings.size_bytes)
     click.echo(f"{settings.name}: {size} of swap on {device}, priority {settings.priority}")
 
@@ -168,6 +168,28 @@ def upgrade(name: str, runtime_dir: Path) -> None:
 
     before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir)
     click.echo(f"{name}: version {before} has handed over to {now}")
+
+
+@cli.command("install-unit", epilog=EXIT_CODES)
+@click.argument("name", required=False)
+@click.option("--config", "config_file", metavar="FILE", help="Default: /etc/swapfs/NAME.toml.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=unit_files.UNIT_DIR,
+    show_default=True,
+    help="Where units are.",
+)
+def install_unit(name: str | None, config_file: str | None, directory: Path) -> None:
+    """Write the systemd unit of instance NAME (swapfs), which waits for what its file names."""
+    from swapfs.command import install_unit as units
+
+    if name is not None:
+        values.parse_name("NAME", name)
+    file = Path(config_file) if config_file else units.default_config(name or "swapfs")
+    settings = model.load({"name": name}, file)
+    service, changed = units.install(settings, file, directory)
+    click.echo(units.next_steps(service, changed))
 
 
 for each in (figures.stat, figures.metrics, doctor.doctor, tiers.tier):

@@ -49,8 +49,8 @@ INSTANCE: Final = (
         `.log`.
 
         It is part of the paths below, the label `name` of every metric, and the argument of
-        `down`, `status`, `demote` and `upgrade`. Two instances need two names, and the systemd
-        unit must give a name of your own to `down` and `upgrade`.
+        `down`, `status`, `demote` and `upgrade`. Two instances need two names; each has a systemd
+        unit of its own, which `swapfs install-unit NAME` writes.
         """,
     ),
     Option(

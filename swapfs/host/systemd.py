@@ -6,6 +6,7 @@ Without systemd everything here does nothing.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Final
@@ -13,8 +14,8 @@ from typing import Final
 from swapfs.errors import OperationError
 from swapfs.host.proc import ROOT
 
-UNIT_PREFIX: Final = "swapfs"
-"""Units that are ours begin with it; a service that merely started us does not."""
+_UNIT: Final = re.compile(r"swapfs(@[^/]+)?\.service")
+"""Units that are an instance's; a service that merely started one is not."""
 
 
 def unit_of(pid: int, root: Path = ROOT) -> str | None:
@@ -26,8 +27,7 @@ def unit_of(pid: int, root: Path = ROOT) -> str | None:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         unit = path.rpartition("/")[2]
-        ours = unit.startswith(UNIT_PREFIX) and unit.endswith(".service")
-        if controllers in ("", "name=systemd") and ours:
+        if controllers in ("", "name=systemd") and _UNIT.fullmatch(unit):
             return unit
     return None
 

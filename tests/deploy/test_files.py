@@ -22,7 +22,6 @@ DEPLOY = ROOT / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboard.json"
 EXAMPLE = DEPLOY / "swapfs.toml.example"
-UNIT = DEPLOY / "swapfs.service"
 DOCS = ROOT / "docs" / "metrics.md"
 
 METRIC_NAME = re.compile(r"\bswapfs_[a-z0-9_]+")
@@ -206,51 +205,3 @@ def test_unknown_key_in_the_example_would_be_noticed(
     path.write_text(EXAMPLE.read_text() + "\npool-size = 1\n")
     with pytest.raises(ConfigError, match="pool-size"):
         model.load(here, path)
-
-
-# swapfs.service
-
-
-def unit_settings() -> dict[str, list[str]]:
-    settings: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith(("#", "[")):
-            settings.setdefault(key, []).append(value)
-    return settings
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("Type", "forking"),
-        ("ExecStart", "/usr/local/bin/swapfs up --config /etc/swapfs/swapfs.toml"),
-        ("ExecStop", "/usr/local/bin/swapfs down"),
-        ("ExecReload", "/usr/local/bin/swapfs upgrade"),
-        ("NotifyAccess", "all"),
-        ("SendSIGKILL", "no"),
-        ("KillMode", "process"),
-        ("Restart", "no"),
-        ("OOMScoreAdjust", "-1000"),
-        ("LimitMEMLOCK", "infinity"),
-        ("MemorySwapMax", "0"),
-        ("IgnoreOnIsolate", "yes"),
-    ],
-)
-def test_unit_never_risks_the_pages(key: str, expected: str) -> None:
-    assert unit_settings()[key] == [expected]
-
-
-def test_unit_has_the_capabilities_that_the_guards_need() -> None:
-    (capabilities,) = unit_settings()["CapabilityBoundingSet"]
-    guards = {"CAP_SYS_ADMIN", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE", "CAP_SYS_NICE"}
-    assert guards | {"CAP_SYS_PTRACE"} == set(capabilities.split())
-
-
-def test_unit_stays_in_the_mount_namespace_of_the_machine() -> None:
-    own_namespace = re.compile(r"Protect|Private|Read(Only|Write)|Inaccessible|Bind|Temporary|Root")
-    assert [key for key in unit_settings() if own_namespace.match(key)] == []
-
-
-def test_unit_sets_no_limit_that_kills_or_throttles() -> None:
-    assert not {"MemoryMax", "MemoryHigh", "WatchdogSec", "RuntimeMaxSec"} & set(unit_settings())

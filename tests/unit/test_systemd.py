@@ -24,7 +24,9 @@ def put(root: Path, pid: int, cgroup: str) -> None:
         ("0::/system.slice/system-swapfs.slice/swapfs@a.service\n", "swapfs@a.service"),
         ("4:memory:/x\n1:name=systemd:/system.slice/swapfs.service\n", "swapfs.service"),
         ("4:memory:/system.slice/swapfs.service\n0::/\n", None),
+        ("0::/swapfs.slice/swapfs@a.b.service\n", "swapfs@a.b.service"),
         ("0::/system.slice/cron.service\n", None),
+        ("0::/system.slice/swapfs-sleep.service\n", None),
         ("0::/user.slice/user-0.slice/session-1.scope\n", None),
     ],
 )

@@ -24,12 +24,16 @@ _TAIL_LINES: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class JobRun:
-    """A job that ended: the steps it reported, its figures, and the kernel's log."""
+    """A job that ended: the steps it reported, its figures, and the kernel's log.
+
+    `off_at_s` is when the VM was reset or switched off, in seconds since the epoch.
+    """
 
     failed: tuple[str, ...]
     steps: tuple[str, ...]
     figures: dict[str, Any]
     dmesg: str
+    off_at_s: tuple[float, ...] = ()
 
     def problems(self, *, expected: str = "", allow_memcg_oom: bool = False) -> list[str]:
         """Return the bad lines of the kernel log but those that match *expected* (a regex)."""
@@ -67,5 +71,9 @@ def _read(result: VmResult) -> JobRun:
     if result.exit_status != 0 and not failed:
         failed = [f"the job exited with {result.exit_status}"]
     return JobRun(
-        tuple(failed), tuple(step["name"] for step in steps), report["figures"], result.dmesg
+        tuple(failed),
+        tuple(step["name"] for step in steps),
+        report["figures"],
+        result.dmesg,
+        tuple(event.at_s for event in result.power if event.by_guest),
     )

@@ -1,0 +1,49 @@
+"""What ``up`` finds running when systemd starts a unit of ours.
+
+After a stop that was refused the unit is "failed", and its instance goes on in it: a start takes it
+over. One that runs elsewhere, in a shell's session, is none of the unit's: taken for it, systemd
+would see an empty unit, and take the instance down.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from swapfs.command.stale import daemon_lives, loops_of, was_born
+from swapfs.errors import OperationError
+from swapfs.host import proc, swap, systemd
+from swapfs.wire import control
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from swapfs.config.model import Config
+
+
+def running(config: Config, root: Path = proc.ROOT) -> Path | None:
+    """Return the swap area of *config*'s instance if it runs in the unit that this process is of.
+
+    None if it does not run, or has no swap, or systemd has not started us.
+
+    :raises OperationError: it runs, and not in this unit
+    """
+    unit = systemd.unit_of(os.getpid(), root)
+    if unit is None or not daemon_lives(config.runtime_dir, config.name):
+        return None
+    if all(systemd.unit_of(pid, root) != unit for pid in _processes(config)):
+        raise OperationError(
+            f"{config.name} runs already, and not in {unit}: run 'swapfs down {config.name}' "
+            f"first, then start {unit} again"
+        )
+    areas = [attached.device for attached in loops_of(config.runtime_dir, config.name)]
+    return next((device for device in areas if swap.find(device) is not None), None)
+
+
+def _processes(config: Config) -> list[int]:
+    """Return the processes of the instance, monitor and server, that live."""
+    written = control.read_snapshot(config.runtime_dir, config.name)
+    born = written[1].get("born") if written else None
+    if not isinstance(born, dict):
+        return []
+    return [int(pid) for pid, tick in born.items() if was_born(pid, tick)]

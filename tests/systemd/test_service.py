@@ -1,0 +1,55 @@
+"""swapfs as a service of a systemd that is PID 1."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.vm.host.mirror import host_release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.systemd.conftest import RunSystemd
+
+TIMEOUT_S = 900
+EXPECTED = r"I/O error|Read-error on swap-device|lost async page write"
+"""What the kernel says of a swap area whose server is dead."""
+
+
+@pytest.fixture(autouse=True)
+def _installed(release: str) -> None:
+    if release != host_release():
+        pytest.skip("swapfs is in no image but that of the host's Debian")
+
+
+pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(TIMEOUT_S + 300)]
+
+
+def test_verbs_and_others_at_the_same_time(run_systemd: RunSystemd) -> None:
+    run = run_systemd("verbs", timeout_s=TIMEOUT_S, disks_mib=(64,))
+    assert run.failed == ()
+    assert run.problems() == []
+
+
+def test_deaths_refusals_and_sleep_are_mended_by_systemd_alone(run_systemd: RunSystemd) -> None:
+    run = run_systemd("deaths", timeout_s=TIMEOUT_S)
+    assert run.failed == ()
+    assert run.problems(expected=EXPECTED) == []
+
+
+def test_reboot_and_poweroff_with_swap_full(
+    run_systemd: RunSystemd, record_property: Callable[[str, object], None]
+) -> None:
+    run = run_systemd("power", timeout_s=TIMEOUT_S, disks_mib=(512,))
+    figures = run.figures
+    for how, off_at_s in zip(("reboot", "poweroff"), run.off_at_s, strict=False):
+        figures[f"{how}: to the end s"] = round(off_at_s - figures[f"{how}: asked at"], 1)
+        taken_s = figures[f"{how}: stop of the unit s"]
+        figures[f"{how}: stop to swapoff alone"] = round(taken_s / figures["swapoff alone s"], 2)
+    record_property("summary", json.dumps(figures))
+    print(json.dumps(figures, indent=1))
+    assert run.failed == ()
+    assert run.problems() == []

@@ -13,10 +13,10 @@ import sys
 if "swapfs.monitor" in sys.argv:
     from swapfs.monitor import monitor
 {code}
-    sys.argv = sys.argv[2:]  # of: -m swapfs.monitor DESCRIPTOR
+    sys.argv = sys.argv[sys.argv.index("-m") + 1 :]  # of: OPTIONS -m swapfs.monitor DESCRIPTOR
     sys.exit(monitor.main())
 import runpy
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[sys.argv.index("-m") + 1 :]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 

@@ -17,14 +17,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import click
+
 import swapfs
 from swapfs.command import unit_files
 from swapfs.command.unit_files import VENDOR_DIRS, Instance
+from swapfs.config import model, values
+from swapfs.config.options import BY_KEY
 from swapfs.config.paths import default_mountpoint
 from swapfs.errors import ConfigError, OperationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from swapfs.config.model import Config
 
@@ -34,9 +38,29 @@ ALL_AT_BOOT: Final = "sysinit.target"
 _VERSION: Final = re.compile(r"systemd (\d+)")
 
 
-def default_config(name: str) -> Path:
-    """Return where instance *name* has its configuration unless the user says otherwise."""
-    return unit_files.CONFIG_DIR / f"{name}.toml"
+@click.command("install-unit")
+@click.argument("name", required=False)
+@click.option("--config", "config_file", metavar="FILE", help="Default: /etc/swapfs/NAME.toml.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=unit_files.UNIT_DIR,
+    show_default=True,
+    help="Where units are.",
+)
+def command(name: str | None, config_file: str | None, directory: Path) -> None:
+    """Write the systemd unit of instance NAME (swapfs), which waits for what its file names."""
+    if name is not None:
+        values.parse_name("NAME", name)
+    default = unit_files.CONFIG_DIR / f"{name or BY_KEY['name'].default}.toml"
+    file = Path(config_file) if config_file else default
+    service, changed = install(model.load({"name": name}, file), file, directory)
+    for path in changed:
+        click.echo(f"wrote {path}")
+    if changed:
+        click.echo(f"next: systemctl daemon-reload; systemctl enable --now {service}")
+    else:
+        click.echo(f"{service}: already as the configuration needs it")
 
 
 def install(config: Config, config_file: Path, directory: Path) -> tuple[str, list[Path]]:
@@ -172,11 +196,3 @@ def _is_block(path: Path) -> bool:
 def _in_dev(path: Path) -> Path:
     """Return the name of a block device that systemd has a unit for; links elsewhere have none."""
     return path if path.is_relative_to("/dev") else path.resolve()
-
-
-def next_steps(service: str, changed: Sequence[Path]) -> str:
-    """Say what was written, and what to do now."""
-    if not changed:
-        return f"{service}: already as the configuration needs it"
-    lines = [f"wrote {path}" for path in changed]
-    return "\n".join([*lines, f"next: systemctl daemon-reload; systemctl enable --now {service}"])

@@ -17,7 +17,7 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, stale, tiers, unit_files
+from swapfs.command import doctor, figures, install_unit, stale, tiers
 from swapfs.command import status as status_of
 from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
 from swapfs.config import model, values
@@ -170,29 +170,7 @@ def upgrade(name: str, runtime_dir: Path) -> None:
     click.echo(f"{name}: version {before} has handed over to {now}")
 
 
-@cli.command("install-unit", epilog=EXIT_CODES)
-@click.argument("name", required=False)
-@click.option("--config", "config_file", metavar="FILE", help="Default: /etc/swapfs/NAME.toml.")
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=unit_files.UNIT_DIR,
-    show_default=True,
-    help="Where units are.",
-)
-def install_unit(name: str | None, config_file: str | None, directory: Path) -> None:
-    """Write the systemd unit of instance NAME (swapfs), which waits for what its file names."""
-    from swapfs.command import install_unit as units
-
-    if name is not None:
-        values.parse_name("NAME", name)
-    file = Path(config_file) if config_file else units.default_config(name or "swapfs")
-    settings = model.load({"name": name}, file)
-    service, changed = units.install(settings, file, directory)
-    click.echo(units.next_steps(service, changed))
-
-
-for each in (figures.stat, figures.metrics, doctor.doctor, tiers.tier):
+for each in (figures.stat, figures.metrics, doctor.doctor, tiers.tier, install_unit.command):
     each.epilog = each.epilog or EXIT_CODES
     cli.add_command(each)
 

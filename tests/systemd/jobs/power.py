@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Final
 
 from deploy.vm.guest import lab
@@ -15,6 +17,7 @@ SWAPPED_MIB: Final = 300
 LIMIT_MIB: Final = 32
 LEAST_MIB: Final = SWAPPED_MIB * 9 // 10
 ENDS: Final = {1: "reboot", 2: "poweroff"}
+_USED: Final = re.compile(r" swapon\[[0-9]+\]: ([0-9]+)$", re.MULTILINE)
 WORSE: Final = ("Failed to start", "failed with result", "timed out", "Killing", "ordering cycle")
 
 
@@ -45,12 +48,27 @@ def swapoff_alone(report: lab.Report) -> None:
     report.check("swap is on again", done and len(areas()) == 1, said)
 
 
+def show_swaps_at_stop() -> None:
+    """Have the unit put into the journal what was swapped when it was stopped."""
+    stop = "ExecStop=/usr/local/bin/swapfs down swapfs"
+    if stop not in Path(f"/etc/systemd/system/{SERVICE}").read_text():
+        raise lab.LabError(f"{SERVICE} has no {stop}")
+    folder = Path(f"/etc/systemd/system/{SERVICE}.d")
+    folder.mkdir()
+    show = "ExecStop=swapon --show=USED --bytes --noheadings"
+    (folder / "show.conf").write_text(f"[Service]\nExecStop=\n{show}\n{stop}\n")
+    lab.must("systemctl", "daemon-reload")
+
+
 def look_back(report: lab.Report, how: str) -> None:
     """Check how the boot before this one ended."""
     said = unit.journal(SERVICE, "--boot=-1")
     took_s = unit.between(said, "Stopping", "Stopped")
     report.figures[f"{how}: stop of the unit s"] = took_s
     report.check(f"{how}: the unit was stopped", took_s is not None, said[-600:])
+    used = [int(found[1]) // lab.MIB for found in _USED.finditer(said)]
+    full = bool(used) and used[-1] >= LEAST_MIB
+    report.check(f"{how}: swap was full until then", full, f"{used} MiB")
     everything = lab.must("journalctl", "--no-pager", "-o", "short-monotonic", "--boot=-1")
     ours = [line for line in everything.splitlines() if "swap" in line.lower()]
     bad = [line for line in ours if any(word in line for word in WORSE)]
@@ -66,6 +84,7 @@ def main() -> int:
         if boot == 1:
             unit.write_config(size="512M", pool="256M", rest=f'file = "{unit.DISK}:512M"\n')
             unit.install()
+            show_swaps_at_stop()
             enabled, said = systemctl("enable", "--now", SERVICE)
             report.check("enable --now", enabled and len(areas()) == 1, said)
             swapoff_alone(report)
@@ -74,7 +93,7 @@ def main() -> int:
             on = state() == "active" and len(areas()) == 1
             report.check(f"boot {boot}: it is up", on, f"{state()} {areas()}")
         if boot in ENDS:
-            fill(report, ENDS[boot])
+            unit.outlive_the_job(*fill(report, ENDS[boot]))
             report.figures[f"{ENDS[boot]}: asked at"] = time.time()
             lab.end_boot(report, "systemctl", ENDS[boot])
     return report.status

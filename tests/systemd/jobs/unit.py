@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -86,11 +87,18 @@ def between(text: str, first: str, last: str) -> float | None:
 
 
 def fill(mib: int, limit_mib: int, name: str = "hog") -> tuple[lab.Hog, lab.Cgroup]:
-    """Return a hog of *mib*, of which all but *limit_mib* is in swap; nothing limits it any more.
-
-    It is in no unit, so that nobody ends it before the last moment.
-    """
+    """Return a hog of *mib*, of which all but *limit_mib* is in swap, and what limits it."""
     group = lab.Cgroup(name, limit_mib)
     hog = lab.Hog(mib, group)
     hog.do("fill")
     return hog, group
+
+
+def outlive_the_job(hog: lab.Hog, group: lab.Cgroup) -> None:
+    """Have *hog* stay until the last moment of a shutdown: it is in no unit, and must hear no end.
+
+    It ends with its standard input, which a process beside it holds open.
+    """
+    assert hog.process.stdin is not None
+    keeper = subprocess.Popen(("sleep", "infinity"), pass_fds=(hog.process.stdin.fileno(),))
+    (group.path / "cgroup.procs").write_text(str(keeper.pid))

@@ -35,6 +35,7 @@ _ENTER = f"""
 set -e
 tree=$1 cache=$2
 shift 2
+mount --rbind "$tree" "$tree"  # its root is a mount: unshare(1) wants one
 mount -t proc proc "$tree/proc"
 mount --rbind /sys "$tree/sys"
 mount --rbind /dev "$tree/dev"

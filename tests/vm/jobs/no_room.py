@@ -11,7 +11,7 @@ from typing import Final
 from deploy.vm.guest import lab
 from tests.vm.jobs.pressure import vmstat
 
-UP: Final = ("--size", "512M", "--pool", "64M", "--overcommit", "20")
+UP: Final = ("--size", "768M", "--pool", "64M", "--file", "/dev/disk/by-id/virtio-data0")
 DATA_MIB: Final = 360
 GROUP_MIB: Final = 48
 LIMIT_MIB: Final = 16

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
-from swapfs.config.model import SWAP_FILE_NAME, SWAP_INODE
+from swapfs.config.paths import SWAP_FILE_NAME, SWAP_INODE
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 

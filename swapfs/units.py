@@ -16,6 +16,8 @@ SECTOR_SIZE: Final = 512
 """Bytes in one sector, the grain of a backing file."""
 FILE_BYTES_MAX: Final = SECTOR_SIZE << 32
 """The largest backing file: a table word has 32 bits for a sector."""
+TIERS_MAX: Final = 8
+"""Tiers of one instance, the pool among them: a table word has three bits for the tier."""
 CLUSTER_SLOTS: Final = 512
 """Slots in one cluster (mm/swap.h SWAPFILE_CLUSTER with THP swap: one 4 KiB table page)."""
 CLUSTER_SHIFT: Final = 9

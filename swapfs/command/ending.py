@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.command.stale import daemon_lives, was_born
-from swapfs.config.model import mount_source
+from swapfs.config.paths import mount_source
 from swapfs.errors import OperationError
 from swapfs.host import mounts, proc
 from swapfs.wire import control

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from swapfs.command import ending, reserve, stale, turn_on
 from swapfs.command.stale import daemon_lives
-from swapfs.config.model import default_mountpoint, load, swap_backing
+from swapfs.config.model import load
+from swapfs.config.paths import default_mountpoint, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, systemd
 from swapfs.server.status import Status

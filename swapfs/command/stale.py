@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swapfs.config.model import mount_source, swap_backing
+from swapfs.config.paths import mount_source, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, proc, swap
 from swapfs.host.loop import FileId

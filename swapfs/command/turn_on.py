@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from swapfs.command import reserve, stale, turn_off
 from swapfs.command.stale import daemon_lives
-from swapfs.config.model import describe, mount_source
+from swapfs.config.model import describe
+from swapfs.config.paths import mount_source
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, swap
 from swapfs.wire import control

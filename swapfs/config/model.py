@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swapfs.config import option, values
-from swapfs.config.options import BY_KEY, DEFAULTS, KEYS, OPTIONS
-from swapfs.config.paths import (
-    SWAP_FILE_NAME,
-    SWAP_INODE,
-    default_mountpoint,
-    mount_source,
-    swap_backing,
-)
+from swapfs.config.options import BY_KEY, DEFAULTS, OPTIONS
+from swapfs.config.paths import SWAP_FILE_NAME
 from swapfs.config.tiers import TierConfig, read_tiers, show_tiers
 from swapfs.errors import ConfigError
 from swapfs.host import proc
@@ -33,20 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from swapfs.config.backing import FileTierConfig
-
-__all__ = [
-    "KEYS",
-    "SWAP_FILE_NAME",
-    "SWAP_INODE",
-    "Config",
-    "check_room",
-    "default_mountpoint",
-    "describe",
-    "load",
-    "mount_source",
-    "swap_backing",
-]
-
 
 TIER: Final = "tier"
 """The key of the tables that describe tiers."""

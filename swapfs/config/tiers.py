@@ -14,10 +14,11 @@ from swapfs.config import option, values
 from swapfs.config.backing import DIRECT_IO, FileTierConfig, fit_place
 from swapfs.config.option import REQUIRED, SWITCH_TAKES, Form, Option, Section, as_size, as_text
 from swapfs.errors import ConfigError
+from swapfs.units import TIERS_MAX
 
 KINDS: Final = ("file",)
-TIERS_MAX: Final = 7
-"""A table word has three bits for the tier, and 0 is the pool."""
+BELOW_MAX: Final = TIERS_MAX - 1
+"""The pool is a tier too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,8 @@ def read_tiers(
         names.add(tier.name)
         paths.add(tier.file.path)
         tiers.append(tier)
-    if len(names) > TIERS_MAX:
-        raise ConfigError(where, f"{len(names)} tiers are too many (most: {TIERS_MAX})")
+    if len(names) > BELOW_MAX:
+        raise ConfigError(where, f"{len(names)} tiers are too many (most: {BELOW_MAX})")
     return tuple(tiers)
 
 

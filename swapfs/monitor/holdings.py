@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swapfs.config.backing import FileTierConfig
-from swapfs.config.model import Config, mount_source, swap_backing
+from swapfs.config.model import Config
+from swapfs.config.paths import mount_source, swap_backing
 from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls

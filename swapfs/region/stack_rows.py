@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swapfs.units import TIERS_MAX
+
 ROW_BYTES: Final = 256
-ROWS: Final = 8
 _ROW: Final = struct.Struct("<BBh12s48s32s32sQQ")
 ACTIVE, DRAINING = 1, 2
 """States of a row; see ``vlayer.stack.Phase``."""
@@ -37,7 +38,7 @@ class StackRow:
 
 def write_rows(stack: memoryview, rows: Sequence[StackRow]) -> None:
     """Put *rows* in the place of those that are in *stack*, the view of the region."""
-    stack[: ROWS * ROW_BYTES] = bytes(ROWS * ROW_BYTES)
+    stack[: TIERS_MAX * ROW_BYTES] = bytes(TIERS_MAX * ROW_BYTES)
     for row in rows:
         _ROW.pack_into(
             *(stack, row.number * ROW_BYTES, row.number, row.state, row.priority),
@@ -48,7 +49,7 @@ def write_rows(stack: memoryview, rows: Sequence[StackRow]) -> None:
 def read_rows(stack: memoryview) -> list[StackRow]:
     """Return the rows in *stack*, by number."""
     rows = []
-    for at in range(0, ROWS * ROW_BYTES, ROW_BYTES):
+    for at in range(0, TIERS_MAX * ROW_BYTES, ROW_BYTES):
         number, state, priority, kind, name, digest, *_ = _ROW.unpack_from(stack, at)
         if number:
             kind, name = (text.rstrip(b"\0").decode() for text in (kind, name))

@@ -24,7 +24,8 @@ from typing import Final
 import trio
 
 from swapfs import session
-from swapfs.config.model import SWAP_INODE, Config, swap_backing
+from swapfs.config.model import Config
+from swapfs.config.paths import SWAP_INODE, swap_backing
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout

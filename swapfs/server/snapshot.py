@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from swapfs import __version__, session
-from swapfs.config.model import Config, describe, swap_backing
+from swapfs.config.model import Config, describe
+from swapfs.config.paths import swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import journal, loop, proc, swap
 from swapfs.host.guards import Guards

@@ -39,6 +39,7 @@ from swapfs.core._core import (
     TIER_SHIFT,
     ZSPAGE_SHIFT,
 )
+from swapfs.units import TIERS_MAX
 
 __all__ = [
     "BACKING_MASK",
@@ -59,7 +60,6 @@ __all__ = [
     "STATES",
     "STATE_MASK",
     "STATE_OF_WORD",
-    "TIERS_MAX",
     "TIER_STATE",
     "Backing",
     "Codec",
@@ -105,8 +105,7 @@ class Backing(IntEnum):
     BELOW = 4
 
 
-TIERS_MAX: Final = TIER_MASK + 1
-"""Tiers that a word can name, the pool among them."""
+assert TIER_MASK + 1 == TIERS_MAX, "a word names as many tiers as there may be"
 REF_BITS: Final = 64 - REF_SHIFT
 FLAGS: Final = HEAT_MASK | MOVING
 """Bits that say nothing about what the slot holds."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from swapfs.tiers.base import Tier
-from swapfs.vlayer.entry import TIERS_MAX, ref_of, tier_of
+from swapfs.units import TIERS_MAX
+from swapfs.vlayer.entry import ref_of, tier_of
 from swapfs.vlayer.health import Health
 
 

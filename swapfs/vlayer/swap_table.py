@@ -18,8 +18,8 @@ from swapfs.errors import TierFull
 from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
-from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.entry import STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, TIERS_MAX, is_legal
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, TIERS_MAX
+from swapfs.vlayer.entry import STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, is_legal
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

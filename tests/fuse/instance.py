@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from swapfs.config.model import swap_backing
+from swapfs.config.paths import swap_backing
 from swapfs.host import loop, mounts
 from swapfs.region.layout import Region
 from swapfs.wire import control

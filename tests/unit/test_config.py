@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swapfs.config.backing import FileTierConfig
-from swapfs.config.model import KEYS, Config, check_room, describe, load
+from swapfs.config.model import Config, check_room, describe, load
 from swapfs.config.option import Option, Section, as_size, check_keys, fields, settle, shown
-from swapfs.config.options import DEFAULTS, OPTIONS
+from swapfs.config.options import DEFAULTS, KEYS, OPTIONS
 from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
 from swapfs.host import syscalls

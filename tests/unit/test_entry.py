@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swapfs.testing.harness import Harness
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, TIERS_MAX, MiB
 from swapfs.vlayer.entry import (
     HEAT_MASK,
     HEAT_ONE,
@@ -17,7 +17,6 @@ from swapfs.vlayer.entry import (
     STATE_MASK,
     STATE_OF_WORD,
     TIER_STATE,
-    TIERS_MAX,
     Backing,
     Codec,
     Kind,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from swapfs.config.model import SWAP_INODE
+from swapfs.config.paths import SWAP_INODE
 from swapfs.fs import SWAP_NAME, Namespace
 from swapfs.session import pyfuse3
 

@@ -138,7 +138,7 @@ def check_config(as_json: bool, **options: Any) -> None:
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 
     settings = load(options)
-    geometry = geometry_for(settings.size_bytes, settings.pool_bytes)
+    geometry = geometry_for(settings.size_bytes, settings.pool_bytes, settings.log_bytes)
     model.check_room(settings, guaranteed_bytes(geometry, *settings.tier_bytes))
     for tier in settings.all_tiers:
         backing_file.look(tier.file.path, tier.file.size_bytes)

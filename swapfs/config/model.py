@@ -48,6 +48,7 @@ class Config:
     file: FileTierConfig | None = DEFAULTS["file"]
     tiers: tuple[TierConfig, ...] = ()
     metrics: tuple[str, int] | None = DEFAULTS["metrics"]
+    log_bytes: int = DEFAULTS["access-log"]
     high_watermark_percent: int = DEFAULTS["high-watermark"]
     low_watermark_percent: int = DEFAULTS["low-watermark"]
     promote: bool = DEFAULTS["promote"]

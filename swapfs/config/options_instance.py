@@ -7,6 +7,7 @@ from typing import Final
 
 from swapfs.config import checks, values
 from swapfs.config.option import SWITCH_TAKES, Form, Option, Section, as_text
+from swapfs.units import MiB, format_size
 
 MONITORING: Final = (
     Option(
@@ -29,6 +30,25 @@ MONITORING: Final = (
         that is taken is an error.
 
         See [metrics.md](metrics.md).
+        """,
+    ),
+    Option(
+        key="access-log",
+        field="log_bytes",
+        section=Section.MONITORING,
+        parse=values.parse_log_size,
+        default=MiB,
+        show=lambda size_bytes, show: show(size_bytes) if size_bytes else "off",
+        takes="bytes, off",
+        metavar="SIZE",
+        help="Ring of what was read and written, or off",
+        text=f"""
+        How much memory holds the newest events of the slots, for policies and for `swapfs trace`,
+        {format_size(values.LOG_BYTES_MIN)} to {format_size(values.LOG_BYTES_MAX)} and rounded down
+        to a power of two; or `off`.
+
+        An event takes 16 bytes: {format_size(MiB)} holds 65536. Whoever reads too slowly misses
+        the oldest, and nothing ever waits for it. 4 bytes for each 2M of the file come on top.
         """,
     ),
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from swapfs import units
 from swapfs.errors import ConfigError
-from swapfs.units import PAGE_SIZE, KiB, MiB, TiB, format_size
+from swapfs.units import PAGE_SIZE, GiB, KiB, MiB, TiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 SIZE_BYTES_MIN: Final = 1 * MiB
 SIZE_BYTES_MAX: Final = 1 * TiB
+LOG_BYTES_MIN: Final = 64 * KiB
+LOG_BYTES_MAX: Final = 1 * GiB
 PRIORITY_MAX: Final = 32767
 """Highest priority that swapon -p takes (include/linux/swap.h SWAP_FLAG_PRIO_MASK)."""
 POOL_BYTES_MIN: Final = 4 * MiB
@@ -142,6 +144,20 @@ def parse_pool_size(where: str, value: object) -> int:
         least = format_size(POOL_BYTES_MIN)
         raise ConfigError(where, f"{format_size(pool_bytes)} is too small (least: {least})")
     return pool_bytes
+
+
+def parse_log_size(where: str, value: object) -> int:
+    """Return the bytes of a ring of events, a power of two; 0 for ``off``."""
+    if value == "off":
+        return 0
+    try:
+        size_bytes = parse_size(where, value)
+    except ConfigError as error:
+        raise ConfigError(where, f"{error.problem}, or off") from error
+    if not LOG_BYTES_MIN <= size_bytes <= LOG_BYTES_MAX:
+        least, most = format_size(LOG_BYTES_MIN), format_size(LOG_BYTES_MAX)
+        raise ConfigError(where, f"{format_size(size_bytes)} is not from {least} to {most}, or off")
+    return 1 << size_bytes.bit_length() - 1
 
 
 def parse_address(where: str, value: object) -> tuple[str, int] | None:

@@ -37,6 +37,32 @@ NO_INDEX: Final[int]
 LIST_NO_ROOM: Final[int]
 LIST_ROOM: Final[int]
 
+# log.h
+EVENT_STORE: Final[int]
+EVENT_LOAD: Final[int]
+EVENT_DISCARD: Final[int]
+EVENT_DEMOTE: Final[int]
+EVENT_PROMOTE: Final[int]
+EVENT_MOVE: Final[int]
+EVENT_REFAULT: Final[int]
+EVENT_SLOT_BITS: Final[int]
+EVENT_KIND_SHIFT: Final[int]
+EVENT_SIZE_SHIFT: Final[int]
+EVENT_AGE_SHIFT: Final[int]
+EVENT_TIER_SHIFT: Final[int]
+EVENT_WAS_SHIFT: Final[int]
+NO_SIZE: Final[int]
+AGE_TICK_SHIFT: Final[int]
+
+@final
+class Log:
+    def __new__(
+        cls, *, head: Buffer, touched: Buffer, events: Buffer, class_of_grains: Buffer
+    ) -> Log: ...
+    def add(self, kind: int, slot: int, old: int, new: int, length: int, /) -> None: ...
+
+def log_read(head: Buffer, events: Buffer, out: Buffer, since: int, /) -> tuple[int, int]: ...
+
 @final
 class Lock:
     def acquire(self) -> None: ...
@@ -66,6 +92,7 @@ class Reader:
         counters: memoryview,
         counts: tuple[int, int, int, int],
         size_bytes: int,
+        log: Log | None = None,
         /,
     ) -> Reader: ...
     def capsule(self) -> object: ...
@@ -89,6 +116,7 @@ class Writer:
     def __new__(
         cls,
         counts: tuple[int, int, int],
+        log: Log | None,
         /,
         *,
         directory: Buffer,

@@ -26,6 +26,6 @@ int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
 extern PyTypeObject LockType, ReaderType, WriterType, MarkerType;
-extern PyMethodDef load_functions[], store_functions[], rebuild_functions[];
+extern PyMethodDef load_functions[], store_functions[], rebuild_functions[], log_functions[];
 
 #endif

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "log.h"
 #include "reader.h"
 #include "word.h"
 
@@ -76,10 +77,21 @@ typedef struct {
     PyObject_HEAD
     struct swapfs_reader entry; /* what the session loop calls */
     Lock *lock;
+    Log *log; /* NULL: there is none */
     Py_buffer directory, arena, counters;
     uint64_t size_bytes;
     Py_ssize_t pages_read[READ_KINDS], bytes_read; /* indexes among the counters */
 } Reader;
+
+/* Notes the reads of *count* slots from *slot* on, which *words* were about. */
+static void log_loads(const Reader *self, uint64_t slot, const uint64_t *words, Py_ssize_t count)
+{
+    uint64_t now = self->log != NULL && count > 0 ? now_ns() : 0;
+    for (Py_ssize_t i = 0; self->log != NULL && i < count; i++)
+        if (words[i] != 0)
+            log_append(self->log, EVENT_LOAD, slot + (uint64_t)i,
+                       log_class_of(self->log, words[i]), 0, 0, now);
+}
 
 /* Fills pages from *words on; stops at the first that is not in memory, or damaged. */
 static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer *arena, char *to,
@@ -154,6 +166,7 @@ static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, 
             reads[KIND_EMPTY] += (uint64_t)run;
         } else {
             got = load_words(words, run, &self->arena, to, reads);
+            log_loads(self, slot + (uint64_t)done, words, got);
         }
         if (got < run || run == 0)
             return done + got;
@@ -243,13 +256,17 @@ static bool are_counters(const Reader *self)
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *lock, *views[3];
+    PyObject *lock, *log = Py_None, *views[3];
     unsigned long long size_bytes;
     Py_ssize_t reads[READ_KINDS], bytes_read;
-    if (!PyArg_ParseTuple(args, "O!OOO(nnnn)K", &LockType, &lock, &views[0], &views[1], &views[2],
+    if (!PyArg_ParseTuple(args, "O!OOO(nnnn)K|O", &LockType, &lock, &views[0], &views[1], &views[2],
                           &reads[KIND_EMPTY], &reads[KIND_SAME], &reads[KIND_BLOB], &bytes_read,
-                          &size_bytes))
+                          &size_bytes, &log))
         return NULL;
+    if (log != Py_None && !PyObject_TypeCheck(log, &LogType)) {
+        PyErr_SetString(PyExc_TypeError, "log is a Log or None");
+        return NULL;
+    }
     Reader *self = (Reader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -260,12 +277,14 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     }
     self->directory = b[0], self->arena = b[1], self->counters = b[2];
     self->lock = (Lock *)Py_NewRef(lock);
+    self->log = log == Py_None ? NULL : (Log *)Py_NewRef(log);
     memcpy(self->pages_read, reads, sizeof(reads));
     self->bytes_read = bytes_read;
     self->size_bytes = size_bytes;
     self->entry = (struct swapfs_reader){reader_read, self, &self->lock->waiting};
     uint64_t clusters = (uint64_t)self->directory.len / sizeof(uint32_t);
-    if (size_bytes > clusters << (CLUSTER_SHIFT + PAGE_SHIFT) || !are_counters(self)) {
+    if (size_bytes > clusters << (CLUSTER_SHIFT + PAGE_SHIFT) || !are_counters(self) ||
+        (self->log != NULL && self->log->clusters < clusters)) {
         Py_DECREF(self);
         PyErr_SetString(PyExc_ValueError, "the file is not inside its buffers");
         return NULL;
@@ -284,6 +303,7 @@ static void reader_dealloc(Reader *self)
     PyBuffer_Release(&self->arena);
     PyBuffer_Release(&self->counters);
     Py_XDECREF(self->lock);
+    Py_XDECREF(self->log);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -303,7 +323,7 @@ PyTypeObject ReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Reader",
     .tp_basicsize = sizeof(Reader),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Reader(lock, directory, arena, counters, counts, size_bytes)\n\n"
+    .tp_doc = "Reader(lock, directory, arena, counters, counts, size_bytes, log=None)\n\n"
               "Reads pages that are in memory. counts: the indexes of the counters of empty, same\n"
               "and pool pages, and of bytes that the session loop was given.",
     .tp_new = reader_new,

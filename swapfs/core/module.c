@@ -3,6 +3,7 @@
  */
 #include "core.h"
 
+#include "log.h"
 #include "word.h"
 
 #define CONSTANT(name) {#name, (long)(name)}
@@ -18,7 +19,12 @@ static const struct {
     CONSTANT(STATE_MASK), CONSTANT(REF_SHIFT), CONSTANT(BACKING_MASK), CONSTANT(IN_POOL),
     CONSTANT(LENGTH_SHIFT), CONSTANT(LENGTH_MASK), CONSTANT(PLACE_SHIFT), CONSTANT(GRAIN_SHIFT),
     CONSTANT(SAME_DOUBLED), CONSTANT(SAME_SHIFT), CONSTANT(ZSPAGE_SHIFT), CONSTANT(NO_CLASS),
-    CONSTANT(NO_INDEX), CONSTANT(LIST_NO_ROOM), CONSTANT(LIST_ROOM),
+    CONSTANT(NO_INDEX), CONSTANT(LIST_NO_ROOM), CONSTANT(LIST_ROOM), CONSTANT(EVENT_STORE),
+    CONSTANT(EVENT_LOAD), CONSTANT(EVENT_DISCARD), CONSTANT(EVENT_DEMOTE), CONSTANT(EVENT_PROMOTE),
+    CONSTANT(EVENT_MOVE), CONSTANT(EVENT_REFAULT), CONSTANT(EVENT_SLOT_BITS),
+    CONSTANT(EVENT_KIND_SHIFT), CONSTANT(EVENT_SIZE_SHIFT), CONSTANT(EVENT_AGE_SHIFT),
+    CONSTANT(EVENT_TIER_SHIFT), CONSTANT(EVENT_WAS_SHIFT), CONSTANT(NO_SIZE),
+    CONSTANT(AGE_TICK_SHIFT),
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
@@ -26,8 +32,9 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
 
 PyMODINIT_FUNC PyInit__core(void)
 {
-    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType};
-    PyMethodDef *const functions[] = {load_functions, store_functions, rebuild_functions};
+    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType, &LogType};
+    PyMethodDef *const functions[] = {load_functions, store_functions, rebuild_functions,
+                                      log_functions};
     PyObject *self = PyModule_Create(&module);
     for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)
         if (PyModule_AddType(self, types[i]) < 0)

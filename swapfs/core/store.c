@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "log.h"
 #include "word.h"
 
 /* ---- pack ---- */
@@ -115,6 +116,7 @@ typedef struct {
     uint64_t zspages;
     size_t size_classes;
     Py_ssize_t write_same, write_compressed, write_raw; /* indexes among the counters */
+    Log *log; /* NULL: there is none */
 } Writer;
 
 /* ---- the lists of zspages with room: ListHeads in region/lists.py ---- */
@@ -270,13 +272,18 @@ static PyObject *writer_publish(Writer *self, PyObject *const *args, Py_ssize_t 
     } else {
         const uint64_t *drafts = b[DRAFTS].buf;
         const char *source = (const char *)b[SOURCE].buf + position, *blobs = b[BLOBS].buf;
+        uint64_t now = self->log != NULL ? now_ns() : 0;
         Py_ssize_t done = 0;
         for (; done < count; done++) {
             uint64_t at = (uint64_t)(slot + done), *word = word_of(self, at);
             Py_ssize_t i = first + done, byte = i << PAGE_SHIFT;
+            uint64_t old = word == NULL ? 0 : *word;
             if (word == NULL || !publish_one(self, word, drafts[i], source + byte, blobs + byte,
                                              at >> CLUSTER_SHIFT))
                 break;
+            if (self->log != NULL)
+                log_append(self->log, EVENT_STORE, at, log_class_of(self->log, *word), 0,
+                           log_tier(old), now);
         }
         result = PyLong_FromSsize_t(done);
     }
@@ -308,6 +315,8 @@ static bool fits_together(const Writer *w)
     for (size_t i = 0; i < classes; i++)
         if (w->sizes[i] == 0)
             return false;
+    if (w->log != NULL && w->log->clusters < (uint64_t)b[OCCUPIED].len / 2)
+        return false;
     return has_words(&b[COUNTERS], w->write_same, 1) && has_words(&b[COUNTERS], w->write_raw, 1) &&
            has_words(&b[COUNTERS], w->write_compressed, 1);
 }
@@ -315,8 +324,13 @@ static bool fits_together(const Writer *w)
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     Py_ssize_t same, compressed, raw;
-    if (!PyArg_ParseTuple(args, "(nnn)", &same, &compressed, &raw))
+    PyObject *log;
+    if (!PyArg_ParseTuple(args, "(nnn)O", &same, &compressed, &raw, &log))
         return NULL;
+    if (log != Py_None && !PyObject_TypeCheck(log, &LogType)) {
+        PyErr_SetString(PyExc_TypeError, "log is a Log or None");
+        return NULL;
+    }
     Writer *self = (Writer *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -336,6 +350,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->zspages = (uint64_t)b[CLASSES].len;
     self->size_classes = (size_t)b[SIZES].len / sizeof(uint16_t);
     self->write_same = same, self->write_compressed = compressed, self->write_raw = raw;
+    self->log = log == Py_None ? NULL : (Log *)Py_NewRef(log);
     if (!fits_together(self)) {
         Py_DECREF(self);
         PyErr_SetString(PyExc_ValueError, "the tables do not fit together");
@@ -347,6 +362,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 static void writer_dealloc(Writer *self)
 {
     buffers_release(self->parts, PARTS);
+    Py_XDECREF(self->log);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -361,9 +377,9 @@ PyTypeObject WriterType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Writer",
     .tp_basicsize = sizeof(Writer),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Writer(counts, *, directory, arena, ...)\n\n"
+    .tp_doc = "Writer(counts, log, *, directory, arena, ...)\n\n"
               "Stores pages in the pool. counts: the indexes of the counters of pages stored as\n"
-              "SAME, compressed and RAW. A rebuild makes new tables, which need a new Writer.",
+              "SAME, compressed and RAW; log: a Log or None. A rebuild makes new tables, which need a new Writer.",
     .tp_new = writer_new,
     .tp_dealloc = (destructor)writer_dealloc,
     .tp_methods = writer_methods,

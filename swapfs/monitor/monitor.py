@@ -99,7 +99,7 @@ class Monitor:
         :raises SwapfsError: that is not possible; nothing is left behind
         """
         config = self._config
-        geometry = geometry_for(config.size_bytes, config.pool_bytes)
+        geometry = geometry_for(config.size_bytes, config.pool_bytes, config.log_bytes)
         check_room(config, guaranteed_bytes(geometry, *config.tier_bytes))
         lock_fd = holdings.lock_instance(config)
         self._set_guards()

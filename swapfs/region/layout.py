@@ -8,6 +8,8 @@ Layout, each part starting on a page::
                from byte 2048 on the rows of the stack (stack_rows.py)
     directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
     classes    one byte a zspage: its size class, 255 = free
+    log        the access log, if there is one: a page with the number of events ever; when each
+               cluster was last touched, 4 bytes each; the ring, 16 bytes an event (core/log.h)
     arena      the pool: zspages of 64 KiB, aligned to 64 KiB
 
 The region is a memfd, so that it can be handed to another process; it is never a named file.
@@ -28,12 +30,12 @@ from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 ZSPAGE_BYTES: Final = 1 << ZSPAGE_SHIFT
 """Bytes in one zspage, the unit in which the arena is divided among size classes."""
 
 _MAGIC: Final = b"swapfs\0\0"
-_HEADER = struct.Struct("<8sIIQQ")  # magic, version, counters, size_bytes, pool_bytes
+_HEADER = struct.Struct("<8sIIQQQ")  # magic, version, counters, size, pool and log in bytes
 _KEY_OFFSET: Final = 256
 _KEY_BYTES: Final = 32
 _INIT_OFFSET: Final = 512
@@ -52,10 +54,12 @@ class Geometry:
 
     :param size_bytes: virtual size of the swap file, a multiple of PAGE_SIZE
     :param pool_bytes: size of the arena, a multiple of ZSPAGE_BYTES
+    :param log_bytes: size of the ring of events: 0, or a power of two from PAGE_SIZE on
     """
 
     size_bytes: int
     pool_bytes: int
+    log_bytes: int = 0
 
     @property
     def slots(self) -> int:
@@ -83,9 +87,29 @@ class Geometry:
         return self.directory_offset + _page_ceil(4 * self.clusters)
 
     @property
+    def log_offset(self) -> int:
+        """Byte offset of the access log: its head, then ``touched_offset`` and the ring."""
+        return self.classes_offset + _page_ceil(self.zspages)
+
+    @property
+    def touched_offset(self) -> int:
+        """Byte offset of the times at which clusters were touched."""
+        return self.log_offset + (PAGE_SIZE if self.log_bytes else 0)
+
+    @property
+    def events_offset(self) -> int:
+        """Byte offset of the ring of events."""
+        return self.touched_offset + _page_ceil(4 * self.touched)
+
+    @property
+    def touched(self) -> int:
+        """Clusters of which the access log notes when they were touched: all, or none."""
+        return self.clusters if self.log_bytes else 0
+
+    @property
     def arena_offset(self) -> int:
         """Byte offset of the arena, a multiple of ZSPAGE_BYTES."""
-        end = self.classes_offset + _page_ceil(self.zspages)
+        end = self.events_offset + self.log_bytes
         return -(-end // ZSPAGE_BYTES) * ZSPAGE_BYTES
 
     @property
@@ -94,12 +118,33 @@ class Geometry:
         return self.arena_offset + self.pool_bytes
 
 
+def read_geometry(fd: int) -> Geometry:
+    """Return the geometry of the region behind *fd*.
+
+    :raises RegionError: not a region, or of a format that this version cannot use
+    """
+    header = os.pread(fd, _HEADER.size, 0)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise RegionError("this descriptor holds no swapfs region")
+    _, version, counters, size_bytes, pool_bytes, log_bytes = _HEADER.unpack(header)
+    if version != FORMAT_VERSION or counters > len(COUNTERS):
+        raise RegionError(
+            f"the region has format {version}.{counters}, this swapfs reads "
+            f"{FORMAT_VERSION}.{len(COUNTERS)}: keep the version that made it"
+        )
+    geometry = Geometry(size_bytes, pool_bytes, log_bytes)
+    if os.fstat(fd).st_size != geometry.total_bytes:
+        raise RegionError("the region's length does not fit its header")
+    return geometry
+
+
 class Region:
     """A mapped region and typed views of its parts.
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
     same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``),
-    ``counter_words`` (u64) and ``stack`` (bytes).
+    ``counter_words`` (u64), ``stack`` (bytes); of the access log ``log_head`` (one u64),
+    ``log_touched`` (u32) and ``log_events`` (u64), all empty if there is none.
     A store to an element of a ``Q`` view is one aligned 8-byte store, which is what publishes a
     word (I3).
     """
@@ -115,6 +160,9 @@ class Region:
         self.arena = whole[g.arena_offset :][: g.pool_bytes]
         self.arena_words = self.arena.cast("Q")
         self.arena_halves = self.arena.cast("H")
+        self.log_head = whole[g.log_offset :][: 8 if g.log_bytes else 0].cast("Q")
+        self.log_touched = whole[g.touched_offset :][: 4 * g.touched].cast("I")
+        self.log_events = whole[g.events_offset :][: g.log_bytes].cast("Q")
         self.blob_key = whole[_KEY_OFFSET : _KEY_OFFSET + _KEY_BYTES]
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:_STACK_OFFSET].cast("Q")
@@ -137,7 +185,8 @@ class Region:
             size = geometry.total_bytes
             raise RegionError(f"cannot reserve {size} bytes of memory: {error.strerror}") from error
         header = _HEADER.pack(
-            _MAGIC, FORMAT_VERSION, len(COUNTERS), geometry.size_bytes, geometry.pool_bytes
+            *(_MAGIC, FORMAT_VERSION, len(COUNTERS)),
+            *(geometry.size_bytes, geometry.pool_bytes, geometry.log_bytes),
         )
         region.classes[:] = bytes([NO_CLASS]) * geometry.zspages
         region._whole[: len(header)] = header
@@ -149,19 +198,7 @@ class Region:
 
         :raises RegionError: not a region, or of a format that this version cannot use
         """
-        header = os.pread(fd, _HEADER.size, 0)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise RegionError("this descriptor holds no swapfs region")
-        _, version, counters, size_bytes, pool_bytes = _HEADER.unpack(header)
-        if version != FORMAT_VERSION or counters > len(COUNTERS):
-            raise RegionError(
-                f"the region has format {version}.{counters}, this swapfs reads "
-                f"{FORMAT_VERSION}.{len(COUNTERS)}: keep the version that made it"
-            )
-        geometry = Geometry(size_bytes, pool_bytes)
-        if os.fstat(fd).st_size != geometry.total_bytes:
-            raise RegionError("the region's length does not fit its header")
-        return cls(fd, geometry)
+        return cls(fd, read_geometry(fd))
 
     def populate(self) -> None:
         """Have every page of the region in memory and mapped, so that no later use faults.

@@ -87,12 +87,13 @@ class Harness:
         promote: bool = False,
         region: Region | None = None,
         wait_s: float = 0.0,
+        log_bytes: int = 0,
         clock_s: Callable[[], float] | None = None,
     ) -> None:
         self.now_s = 1000.0
         self._clock_s = clock_s or (lambda: self.now_s)
         recover = region is not None
-        self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes))
+        self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes, log_bytes))
         self.tier = tier[0] if isinstance(tier, Sequence) else tier
         self.stack = stack_of(tier)
         self.stack.prepare()

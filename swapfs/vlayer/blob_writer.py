@@ -166,7 +166,7 @@ class BlobWriter:
         """
         layer = self._layer
         word = encode_below(level.number, item.codec, ref)
-        old = layer.table.exchange(item.slot, word, cause)
+        old = layer.table.exchange(item.slot, word, cause, item.length)
         level.payload_bytes += level.tier.payload_bytes(ref)
         layer.free(item.slot, old)
 

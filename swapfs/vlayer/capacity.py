@@ -9,9 +9,9 @@ from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 from swapfs.vlayer.swap_table import table_reserve_bytes
 
 
-def geometry_for(size_bytes: int, pool_bytes: int) -> Geometry:
+def geometry_for(size_bytes: int, pool_bytes: int, log_bytes: int = 0) -> Geometry:
     """Return the region of a swap file of *size_bytes* over a pool of about *pool_bytes*."""
-    return Geometry(size_bytes, pool_bytes // ZSPAGE_BYTES * ZSPAGE_BYTES)
+    return Geometry(size_bytes, pool_bytes // ZSPAGE_BYTES * ZSPAGE_BYTES, log_bytes)
 
 
 def guaranteed_bytes(geometry: Geometry, *tier_bytes: int) -> int:

@@ -9,9 +9,10 @@ is looked at again before anything is called damaged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from swapfs.core._core import EVENT_LOAD, EVENT_REFAULT
 from swapfs.errors import BlobCorrupt, TierError
 from swapfs.tiers.base import Failure
 from swapfs.tiers.pool import NO_PLACE
@@ -29,7 +30,7 @@ from swapfs.vlayer.entry import (
     tier_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
-from swapfs.vlayer.single_flight import GIVEN_UP, Run, SingleFlight
+from swapfs.vlayer.single_flight import GIVEN_UP, Flight, Run, SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -176,12 +177,30 @@ class Fetcher:
             oldest = self._newest_sequence() - self._recent_blobs
             refaulted = sum(flight.sequence >= oldest for flight in flights)
             layer.counters.add("refaulted_pages", refaulted)
+            self._log_reads(run.slot, flights, payloads, oldest)
             if self._promote is not None:
                 for index, flight in enumerate(flights):
                     if index:
                         layer.lock.resched()
                     if self._promote():
                         self._bring_back(run.slot + index, flight.word, payloads[index])
+
+    def _log_reads(
+        self,
+        slot: int,
+        flights: Sequence[Flight],
+        payloads: Sequence[bytes | memoryview],
+        oldest: int,
+    ) -> None:
+        """Note pages in the access log that were read from *slot* on."""
+        log = self._layer.log
+        if log is None:
+            return
+        for index, flight in enumerate(flights):
+            word, length = flight.word, len(payloads[index])
+            log.add(EVENT_LOAD, slot + index, word, word, length)
+            if flight.sequence >= oldest:
+                log.add(EVENT_REFAULT, slot + index, word, word, length)
 
     def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from swapfs.core._core import Lock, Reader, Writer
+from swapfs.core._core import Lock, Log, Reader, Writer
 from swapfs.errors import TierFull
 from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
 from swapfs.region.stack_rows import ACTIVE, DRAINING, set_state
 from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
+from swapfs.tiers.pool.size_classes import CLASS_OF_GRAINS
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -56,6 +57,17 @@ _READ_COUNTS: Final = (
 )
 
 
+def _access_log(region: Region) -> Log | None:
+    if not region.geometry.log_bytes:
+        return None
+    return Log(
+        head=region.log_head,
+        touched=region.log_touched,
+        events=region.log_events,
+        class_of_grains=CLASS_OF_GRAINS,
+    )
+
+
 class SlotDamaged(Exception):
     """A slot's bytes in memory are not a page (I4)."""
 
@@ -69,7 +81,8 @@ class VirtualSlotLayer:
     def __init__(self, region: Region, stack: Stack | None = None) -> None:
         self.lock = Lock()
         self.pool = Pool(region)
-        self.table = SwapTable(region, self.pool)
+        self.log = _access_log(region)
+        self.table = SwapTable(region, self.pool, self.log)
         self.stack = stack or Stack()
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
@@ -82,7 +95,7 @@ class VirtualSlotLayer:
     def _make_writer(self) -> Writer:
         region = self._region
         return Writer(
-            (_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW),
+            *((_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW), self.log),
             directory=region.directory,
             arena=region.arena,
             classes=region.classes,
@@ -116,7 +129,7 @@ class VirtualSlotLayer:
         region = self._region
         return Reader(
             *(self.lock, region.directory, region.arena, region.counter_words),
-            *(_READ_COUNTS, size_bytes),
+            *(_READ_COUNTS, size_bytes, self.log),
         )
 
     # ---- store ----

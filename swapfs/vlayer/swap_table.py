@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from itertools import compress
 from typing import TYPE_CHECKING, Final
 
-from swapfs.core._core import count_states
+from swapfs.core._core import (
+    EVENT_DEMOTE,
+    EVENT_DISCARD,
+    EVENT_MOVE,
+    EVENT_PROMOTE,
+    EVENT_STORE,
+    Log,
+    count_states,
+)
 from swapfs.errors import TierFull
 from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.region.lists import ListHeads
@@ -29,6 +37,17 @@ _PAGES_PER_ZSPAGE: Final = ZSPAGE_BYTES // PAGE_SIZE
 _RESERVE_SHARE: Final = 8
 """At most 1/8 of the pool is held back for tables that an overcommitted file may need."""
 _COUNTED: Final = TIER_STATE + TIERS_MAX
+_EVENTS: Final = {
+    "write": EVENT_STORE,
+    "write_direct": EVENT_STORE,
+    "discard": EVENT_DISCARD,
+    "demote": EVENT_DEMOTE,
+    "promote": EVENT_PROMOTE,
+    "clean": EVENT_MOVE,
+    "drain": EVENT_MOVE,
+    "sink": EVENT_MOVE,
+}
+"""What the access log says of a change, by its cause; of others it says nothing."""
 _UNUSED, _LIVE = range(2)
 """Lists of clusters: without a table page, and with one in the order of the clock hand."""
 
@@ -42,8 +61,9 @@ def table_reserve_bytes(clusters: int, pool_bytes: int) -> int:
 class SwapTable:
     """The words of every slot of one region. Not thread safe: the layer's lock covers it."""
 
-    def __init__(self, region: Region, pool: Pool) -> None:
+    def __init__(self, region: Region, pool: Pool, log: Log | None = None) -> None:
         self._pool = pool
+        self._log = log
         self._words = region.arena_words
         self._arena = region.arena
         self._directory = region.directory
@@ -94,9 +114,10 @@ class SwapTable:
         else:
             self._words[index] &= ~bits
 
-    def exchange(self, slot: int, new: int, cause: str) -> int:
+    def exchange(self, slot: int, new: int, cause: str, length: int = 0) -> int:
         """Publish the word *new* for *slot* and return the old one, whose place is then free.
 
+        :param length: of the blob, for the access log, where neither word says it
         :raises TierFull: the cluster has no page yet and the pool has none left
         """
         cluster = slot >> CLUSTER_SHIFT
@@ -109,6 +130,8 @@ class SwapTable:
         old: int = self._words[index]
         assert is_legal(cause, old, new), f"{cause}: {old:#x} -> {new:#x}"
         self._words[index] = new
+        if self._log is not None and cause in _EVENTS:
+            self._log.add(_EVENTS[cause], slot, old, new, length)
         self.counts[STATE_OF_WORD[old & STATE_MASK]] -= 1
         self.counts[STATE_OF_WORD[new & STATE_MASK]] += 1
         if not old:

@@ -86,7 +86,7 @@ class History:
             TapedTier(MemoryTier(SEGMENTS), number, self.events) for number in range(1, tiers + 1)
         ]
         self.promote = promote
-        self.harness = Harness(SLOTS, POOL_BYTES, self.tiers, promote=promote)
+        self.harness = Harness(SLOTS, POOL_BYTES, self.tiers, promote=promote, log_bytes=PAGE_SIZE)
         self.region = self.harness.region
         self.model = SwapModel(SLOTS)
         self.steps: list[Step] = []

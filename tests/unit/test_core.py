@@ -140,7 +140,7 @@ def _writer(
         **harness.layer.table.tables(),
         **changes,
     }
-    return Writer(counts, **tables)
+    return Writer(counts, None, **tables)
 
 
 @pytest.mark.parametrize(

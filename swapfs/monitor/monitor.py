@@ -33,7 +33,7 @@ from swapfs.monitor.servers import Servers
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.layout import Region
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
-from swapfs.wire.control import snapshot_path
+from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 from swapfs.wire.startup import announce, describe, note, prepare
 
@@ -157,7 +157,7 @@ class Monitor:
             gone = outcome in (Outcome.UNMOUNTED, Outcome.NEVER_SERVED)
             if gone or (outcome is None and not self._servers.ever_served):
                 holdings.unmount(self._config)
-                snapshot_path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
+                state_file.path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
         return outcome
 
     def _how_it_closed(self, held: Holdings) -> Outcome:

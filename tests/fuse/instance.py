@@ -21,7 +21,7 @@ from typing import Any, Final
 from swapfs.config.paths import swap_backing
 from swapfs.host import loop, mounts
 from swapfs.region.layout import Region
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 COMMAND_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 30.0
@@ -132,7 +132,7 @@ class Instance:
             text=True,
         )
         process = self.foreground
-        path = control.snapshot_path(self.runtime_dir, self.name)
+        path = state_file.path(self.runtime_dir, self.name)
         wait_until(lambda: path.exists() or process.poll() is not None, "mount")
         assert process.poll() is None, process.communicate()
         # Until it has read the daemon's answer, a signal to the command goes nowhere.

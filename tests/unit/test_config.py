@@ -22,7 +22,7 @@ from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
 from swapfs.host import syscalls
 from swapfs.units import GiB, MiB, TiB
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -137,7 +137,7 @@ def test_each_mistake_is_one_line(root: Path, key: str, value: object, says: str
 
 def test_no_instance_is_named_like_a_file_of_another() -> None:
     run = Path("/run")
-    made = {control.socket_path(run, "a").name, control.snapshot_path(run, "a").name}
+    made = {control.socket_path(run, "a").name, state_file.path(run, "a").name}
     documented = re.findall(r"^\| `NAME(\.\w+)` \|", CONFIGURATION.read_text(), re.MULTILINE)
     made |= {f"a{suffix}" for suffix in documented}
     assert {"a.sock", "a.json", "a.lock", "a.log", "a.tmp"} <= made

@@ -390,6 +390,38 @@ def test_what_systemd_would_break_is_refused_and_not_written(
     assert not (tmp_path / "etc").exists()
 
 
+CYCLE_FROM_A_STRANGER = """\
+local-fs.target: Found ordering cycle on tmp.mount/start
+local-fs.target: Found dependency on swap.target/start
+local-fs.target: Found dependency on swapfs.service/start
+local-fs.target: Found dependency on local-fs.target/start
+local-fs.target: Job tmp.mount/start deleted to break ordering cycle \
+starting with local-fs.target/start
+"""
+CYCLE_FROM_OURS = """\
+swapfs.service: Found ordering cycle on local-fs.target/start
+swapfs.service: Found dependency on tmp.mount/start
+swapfs.service: Found dependency on swap.target/start
+swapfs.service: Found dependency on swapfs.service/start
+swapfs.service: Job local-fs.target/start deleted to break ordering cycle \
+starting with swapfs.service/start
+"""
+CYCLE_OF_OTHERS = CYCLE_FROM_A_STRANGER.replace("swapfs", "other")
+OF_OTHERS = "other.service: Command /usr/bin/nothing is not executable\n"
+OF_OURS = "swapfs.service:3: Unknown key name 'Afer' in section 'Unit', ignoring.\n"
+
+
+@pytest.mark.parametrize("cycle", [CYCLE_FROM_A_STRANGER, CYCLE_FROM_OURS])
+def test_a_cycle_with_our_unit_is_told_whole(cycle: str) -> None:
+    """systemd tells of it from any unit, in the order of a hash that is another at each start."""
+    told = install_unit.complaints_of_ours(OF_OTHERS + cycle + OF_OTHERS + OF_OURS)
+    assert told == (cycle + OF_OURS).splitlines()
+
+
+def test_what_is_wrong_with_other_units_is_not_told() -> None:
+    assert install_unit.complaints_of_ours(OF_OTHERS + CYCLE_OF_OTHERS + OF_OTHERS) == []
+
+
 def test_a_path_that_no_unit_can_name_is_refused(tmp_path: Path, program: Path) -> None:
     assert program
     with pytest.raises(ConfigError, match="cannot be named"):

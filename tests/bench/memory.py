@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from swapfs.units import PAGE_SIZE
 from tests.bench import corpus as corpus_module
-from tests.bench.corpus import PAGE_SIZE, Corpus
+from tests.bench.corpus import Corpus
 from tests.bench.layer_cost import measure_apart
 from tests.bench.names import (
     MEMORY,

@@ -331,7 +331,14 @@ def test_a_device_is_waited_for_and_not_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Path("/dev/disk/by-id/virtio-a b-part1")
-    monkeypatch.setattr(install_unit, "_is_block", lambda path: path == device)
+    status_of = Path.stat
+
+    def status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path == device:
+            return os.stat_result((stat.S_IFBLK, *(0,) * 9))
+        return status_of(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", status)
     config = make_config(tmp_path, name="a-b", file=FileTierConfig(device, 1 << 24))
     made = install(config, tmp_path)
     unit, escaped = made["swapfs@a-b.service"], r"dev-disk-by\x2did-virtio\x2da\x20b\x2dpart1"
@@ -345,10 +352,10 @@ def test_a_device_is_waited_for_and_not_required(
     ]
 
 
+@pytest.mark.usefixtures("program")
 def test_a_link_to_a_device_is_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "disk").symlink_to("/dev/null")
     monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISCHR)
-    monkeypatch.setattr(install_unit, "_program", lambda: Path("/usr/bin/swapfs"))
     config = make_config(tmp_path, file=FileTierConfig(tmp_path / "disk", 1 << 24))
     instance = install_unit.instance_of(config, Path("/etc/x.toml"))
     assert instance.devices == (Path("/dev/null"),)

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -273,7 +274,8 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
 ) -> None:
     backing = tmp_path / "backing"
     backing.write_bytes(b"x" * 6 * MiB)
-    monkeypatch.setattr("swapfs.config.backing._free_bytes", lambda where, path: 0)
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda path: full)
     assert load({**BASE, "file": f"{backing}:4M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
     assert "its file system has 0B free" in problem({"file": f"{tmp_path}/new:2T"}, root)

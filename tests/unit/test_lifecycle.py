@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs.command
-from swapfs.command import ending, lifecycle, reserve, stale, turn_on
+from swapfs.command import ending, lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config, describe
 from swapfs.errors import OperationError, SwapfsError
@@ -219,12 +219,12 @@ def test_swapon_that_the_kernel_does_not_show_is_undone(
 def test_failed_undo_is_a_note_on_the_first_error(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def check(device: Path, priority: int) -> None:
-        raise OperationError("first")
+    def swapon(device: Path, wanted: int) -> None:
+        machine.swap_priority = wanted - 1
 
-    monkeypatch.setattr(turn_on, "_check_swap", check)
+    monkeypatch.setattr(swap, "swapon", swapon)
     machine.fail = {failing}
-    with pytest.raises(OperationError, match="first") as caught:
+    with pytest.raises(OperationError, match="priority 99 instead of 100") as caught:
         lifecycle.up(machine.config)
     (note,) = caught.value.__notes__
     assert f"{failing} failed" in note

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from swapfs.command.stale import daemon_lives, loops_of, was_born
 from swapfs.errors import OperationError
 from swapfs.host import proc, swap, systemd
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def running(config: Config, root: Path = proc.ROOT) -> Path | None:
 
 def _processes(config: Config) -> list[int]:
     """Return the processes of the instance, monitor and server, that live."""
-    written = control.read_snapshot(config.runtime_dir, config.name)
+    written = state_file.read(config.runtime_dir, config.name)
     born = written[1].get("born") if written else None
     if not isinstance(born, dict):
         return []

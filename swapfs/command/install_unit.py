@@ -36,6 +36,8 @@ ANALYZE: Final = "systemd-analyze"
 ALL_AT_BOOT: Final = "sysinit.target"
 """Pulls in local-fs.target and swap.target; every service comes after it."""
 _VERSION: Final = re.compile(r"systemd (\d+)")
+_MORE_OF_CYCLE: Final = re.compile(r": Found dependency on |deleted to break ordering cycle")
+"""What follows "Found ordering cycle" (src/core/transaction.c of systemd)."""
 
 
 @click.command("install-unit")
@@ -139,10 +141,24 @@ def check(made: Mapping[Path, str], instance: Instance, vendor: Path | None) -> 
         said = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment
         ).stderr
-    # It complains of the machine's own units too.
-    ours = [line.replace(f"{folder}/", "") for line in said.splitlines() if "swapfs" in line]
+    ours = [line.replace(f"{folder}/", "") for line in complaints_of_ours(said)]
     if ours:
         raise OperationError(f"systemd does not accept {instance.service}: {'; '.join(ours)}")
+
+
+def complaints_of_ours(said: str) -> list[str]:
+    """Return the lines of `systemd-analyze verify` that are about a unit of ours.
+
+    It complains of the machine's own units too. A cycle is one report of several lines, which
+    begins at any unit of it: not always the first names ours, and it is kept whole if one does.
+    """
+    reports: list[list[str]] = []
+    for line in said.splitlines():
+        if _MORE_OF_CYCLE.search(line) and reports:
+            reports[-1].append(line)
+        else:
+            reports.append([line])
+    return [line for report in reports if any("swapfs" in one for one in report) for line in report]
 
 
 def _systemd_version() -> int:

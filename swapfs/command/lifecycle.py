@@ -19,7 +19,7 @@ from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, systemd
 from swapfs.server.status import Status
 from swapfs.tiers.state import TierState
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -83,7 +83,7 @@ def down(name: str, runtime_dir: Path, *, force: bool = False) -> list[str]:
     :param force: turn swap off although there seems to be no room for what comes back
     :raises OperationError: a step failed; what that step protects is left as it is
     """
-    written = control.read_snapshot(runtime_dir, name)
+    written = state_file.read(runtime_dir, name)
     last = written[1] if written else {}
     devices = [attached.device for attached in stale.loops_of(runtime_dir, name)]
     alive = daemon_lives(runtime_dir, name)
@@ -107,7 +107,7 @@ def down(name: str, runtime_dir: Path, *, force: bool = False) -> list[str]:
     _remove_mountpoint(runtime_dir, name)
     for left in (
         control.socket_path(runtime_dir, name),
-        control.snapshot_path(runtime_dir, name),
+        state_file.path(runtime_dir, name),
     ):
         left.unlink(missing_ok=True)
     return done
@@ -139,7 +139,7 @@ def _status_to_upgrade(name: str, runtime_dir: Path) -> dict[str, Any]:
             control.socket_path(runtime_dir, name), "status", ending.STOP_TIMEOUT_S
         )
     except OperationError:
-        written = control.read_snapshot(runtime_dir, name)
+        written = state_file.read(runtime_dir, name)
         if written and written[1].get("held") and daemon_lives(runtime_dir, name):
             return written[1]
         raise

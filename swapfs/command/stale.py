@@ -18,7 +18,7 @@ from swapfs.config.paths import mount_source, swap_backing
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, proc, swap
 from swapfs.host.loop import FileId
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,7 +50,7 @@ def daemon_lives(runtime_dir: Path, name: str) -> bool:
     with contextlib.suppress(OSError):  # not ours to open: the snapshot will do
         if instance_lock.is_held(runtime_dir / f"{name}.lock"):
             return True
-    written = control.read_snapshot(runtime_dir, name)
+    written = state_file.read(runtime_dir, name)
     born = written[1].get("born") if written else None
     return isinstance(born, dict) and any(was_born(pid, tick) for pid, tick in born.items())
 
@@ -98,7 +98,7 @@ class Remembered:
 
 def remembered(runtime_dir: Path, name: str) -> Remembered:
     """Return what is remembered of instance *name*; nothing is if there is no snapshot."""
-    written = control.read_snapshot(runtime_dir, name)
+    written = state_file.read(runtime_dir, name)
     last = written[1] if written else {}
     mountpoint, handover = last.get("mountpoint"), last.get("handover")
     device = handover.get("device") if isinstance(handover, dict) else None

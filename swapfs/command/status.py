@@ -15,7 +15,7 @@ from swapfs.command import stale
 from swapfs.errors import OperationError
 from swapfs.server.status import Status
 from swapfs.units import format_size
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,7 +87,7 @@ def _look_at(runtime_dir: Path, name: str) -> Instance:
         pass  # not root, or nobody there: the snapshot knows
     else:
         return Instance(name, State.RUNNING, 0.0, answer)
-    written = control.read_snapshot(runtime_dir, name)
+    written = state_file.read(runtime_dir, name)
     if written is None:
         return Instance(name, State.DEAD, 0.0, {"degraded": ["no snapshot to read"]})
     age_s, snapshot = round(written[0], 1), written[1]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import select
-from collections.abc import Iterator
 from typing import IO
 
 from swapfs.errors import OperationError
@@ -45,19 +43,24 @@ class FuseControl:
 
     def get(self, name: str) -> int:
         """Return the value of *name*."""
-        with self._open(name, "r") as file:
-            return int(file.read())
+        try:
+            with self._open(name, os.O_RDONLY) as file:
+                return int(file.read())
+        except OSError as error:
+            raise self._failed(name, error) from error
 
     def set(self, name: str, value: int) -> None:
         """Make *value* that of *name*."""
-        with self._open(name, "w") as file:
-            file.write(f"{value}\n")
-
-    @contextlib.contextmanager
-    def _open(self, name: str, mode: str) -> Iterator[IO[str]]:
-        flags = {"r": os.O_RDONLY, "w": os.O_WRONLY}[mode] | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(name, flags, dir_fd=self._directory), mode) as file:
-                yield file
+            with self._open(name, os.O_WRONLY) as file:
+                file.write(b"%d\n" % value)
         except OSError as error:
-            raise OperationError(f"fusectl {name}: {error.strerror}") from error
+            raise self._failed(name, error) from error
+
+    def _open(self, name: str, flags: int) -> IO[bytes]:
+        descriptor = os.open(name, flags | os.O_CLOEXEC, dir_fd=self._directory)
+        return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "wb", buffering=0)
+
+    @staticmethod
+    def _failed(name: str, error: OSError) -> OperationError:
+        return OperationError(f"fusectl {name}: {error.strerror}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from swapfs.config.model import Config
 from swapfs.monitor.holdings import Holdings
-from swapfs.wire.control import read_snapshot, write_snapshot
+from swapfs.wire import state_file
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def report(config: Config, held: Holdings, user: str) -> None:
         f"one is killed; run 'swapfs down {config.name}'"
     )
     log.critical("%s", reason)
-    written = read_snapshot(config.runtime_dir, config.name)
+    written = state_file.read(config.runtime_dir, config.name)
     status: dict[str, Any] = written[1] if written else {}
     status |= {
         "mountpoint": str(config.mountpoint),
@@ -38,6 +38,6 @@ def report(config: Config, held: Holdings, user: str) -> None:
         "degraded": [reason],
     }
     try:
-        write_snapshot(config.runtime_dir, config.name, status)
+        state_file.write(config.runtime_dir, config.name, status)
     except OSError as error:
         log.error("state file of %s: %s", config.name, error.strerror)

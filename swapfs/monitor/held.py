@@ -19,7 +19,7 @@ from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.outcome import Outcome
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.counters import Counters
-from swapfs.wire.control import read_snapshot, write_snapshot
+from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Successor
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class HeldState:
 
     def _write_state(self, reason: str, parent: int) -> None:
         config = self._config
-        written = read_snapshot(config.runtime_dir, config.name)
+        written = state_file.read(config.runtime_dir, config.name)
         status: dict[str, Any] = written[1] if written else {}
         known: list[str] = [] if status.get("held") else status.get("degraded", [])
         status |= {
@@ -119,7 +119,7 @@ class HeldState:
             "counters": Counters(self._held.region.counter_words).snapshot(),
         }
         try:
-            write_snapshot(config.runtime_dir, config.name, status)
+            state_file.write(config.runtime_dir, config.name, status)
         except OSError as error:
             # As a server does, from the child of a fork: the monitor's ring is not its own.
             journal.enter_server()

@@ -33,7 +33,7 @@ from swapfs.monitor.servers import Servers
 from swapfs.monitor.shutdown import TakeDown
 from swapfs.region.layout import Region
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
-from swapfs.wire.control import snapshot_path
+from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 from swapfs.wire.startup import announce, describe, note, prepare
 
@@ -83,15 +83,16 @@ class Monitor:
     """Makes or takes over what is held, and watches the servers of one instance.
 
     :param answer_fd: where the command that started this waits for word
+    :param servers: what forks them, if not this
     """
 
-    def __init__(self, config: Config, answer_fd: int) -> None:
+    def __init__(self, config: Config, answer_fd: int, servers: Servers | None = None) -> None:
         self._config = config
         self._answer_fd = answer_fd
         self._guards = Guards(config.unsafe)
         self._take_down = TakeDown(config.name, config.runtime_dir)
         self._policy = RestartPolicy()
-        self._servers = Servers(config, answer_fd, SIGNALS)
+        self._servers = servers or Servers(config, answer_fd, SIGNALS)
 
     def run(self) -> Outcome:
         """Make what is held, serve until unmounted, and take it all down again.
@@ -150,14 +151,14 @@ class Monitor:
         """Watch, and unmount at the end; never under a server that may still be there."""
         outcome = None
         try:
-            outcome = self._watch(held)
+            outcome = self.watch(held)
             if outcome is Outcome.UNMOUNTED:
                 outcome = self._how_it_closed(held)
         finally:
             gone = outcome in (Outcome.UNMOUNTED, Outcome.NEVER_SERVED)
             if gone or (outcome is None and not self._servers.ever_served):
                 holdings.unmount(self._config)
-                snapshot_path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
+                state_file.path(self._config.runtime_dir, self._config.name).unlink(missing_ok=True)
         return outcome
 
     def _how_it_closed(self, held: Holdings) -> Outcome:
@@ -180,7 +181,7 @@ class Monitor:
 
     # ---- watching ----
 
-    def _watch(self, held: Holdings) -> Outcome:
+    def watch(self, held: Holdings) -> Outcome:
         """Fork servers until the connection is closed, or another monitor has it."""
         death = ""
         while True:

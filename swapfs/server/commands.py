@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import trio
@@ -12,6 +13,7 @@ from swapfs.errors import OperationError
 from swapfs.host import fusectl, loop, mounts
 from swapfs.host.loop import Backing
 from swapfs.server.snapshot import SnapshotMaker
+from swapfs.server.threads import in_thread
 from swapfs.units import PAGE_SIZE, format_size
 from swapfs.vlayer.writeback import Writeback
 from swapfs.wire import control
@@ -90,7 +92,7 @@ class Commands:
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.
-        await trio.to_thread.run_sync(mounts.umount, mountpoint)
+        await in_thread(functools.partial(mounts.umount, mountpoint))
         return {"stopped": True}
 
     async def _on_abort(self, request: dict[str, object]) -> object:

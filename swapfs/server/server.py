@@ -36,10 +36,10 @@ from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
 from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
-from swapfs.server.threads import VitalThreads
+from swapfs.server.threads import VitalThreads, in_thread
 from swapfs.session import fuse_init, pyfuse3
 from swapfs.vlayer.stack import Stack
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Server:
             self._metrics = serve()
             return
         # A name is looked up, which may take long, and this thread has names to serve as well.
-        self._metrics = await trio.to_thread.run_sync(serve, abandon_on_cancel=True)
+        self._metrics = await in_thread(serve, abandon_on_cancel=True)
 
     async def _offer(
         self, nursery: trio.Nursery, what: str, serve: Callable[[], Awaitable[object]]
@@ -255,7 +255,7 @@ class Server:
             async for _ in signals:
                 log.info("retiring")
                 self._retiring = True
-                await trio.to_thread.run_sync(session.stop)
+                await in_thread(session.stop)
 
     def _finish_deferred(self) -> None:
         """Wait until every request that was taken is answered.
@@ -284,7 +284,7 @@ class Server:
         while True:
             try:
                 status = self._snapshots.make().as_dict()
-                control.write_snapshot(config.runtime_dir, config.name, status)
+                state_file.write(config.runtime_dir, config.name, status)
             except OSError as error:
                 log.warning("state file of %s: %s", config.name, error.strerror)
             except Exception:  # what nobody's page depends on must not end the server

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FALLOC_KEEP_SIZE: Final = 0x01
 FALLOC_PUNCH_HOLE: Final = 0x02
 FALLOC_ZERO_RANGE: Final = 0x10
-_DISCARDS: Final = frozenset(
+DISCARDS: Final = frozenset(
     {
         FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
         FALLOC_PUNCH_HOLE,
@@ -39,7 +39,7 @@ _DISCARDS: Final = frozenset(
 )
 
 _OFFSET_MASK: Final = PAGE_SIZE - 1
-_INLINE_DISCARD_SLOTS: Final = 2048
+INLINE_DISCARD_SLOTS: Final = 2048
 """Longer ones leave the session thread; the kernel discards by clusters of 512."""
 _ZEROS: Final = bytes(PAGE_SIZE)
 _READ_BYTES: Final = COUNTER_INDEX["read_bytes"]
@@ -202,14 +202,14 @@ class SwapFile:
 
     def fallocate(self, request: Request, mode: int, offset: int, length: int) -> int | None:
         """Free the whole slots of a range and zero the rest; 0, -errno, or None if deferred."""
-        if mode not in _DISCARDS:
+        if mode not in DISCARDS:
             return -EOPNOTSUPP
         if offset >= self._size:
             return -EINVAL
         end = min(offset + length, self._size)
         with self._layer.lock:
             self._layer.counters.add("discard_requests")
-        if end - offset <= _INLINE_DISCARD_SLOTS << PAGE_SHIFT and self._discard_now(offset, end):
+        if end - offset <= INLINE_DISCARD_SLOTS << PAGE_SHIFT and self._discard_now(offset, end):
             return 0
         ticket = request.defer()
         self._workers.submit(lambda buffers: self._discard_later(ticket, offset, end, buffers))

@@ -1,13 +1,19 @@
-"""Threads that a server cannot do without: when one dies, the server ends.
+"""Threads of a server: those that it cannot do without, and those that trio lends for one call.
 
-A process that lives and serves nothing is the worst that can happen: its monitor sees nothing to
-do, and whoever needs a page waits for ever. A dead one is replaced within milliseconds.
+When a vital one dies, the server ends. A process that lives and serves nothing is the worst that
+can happen: its monitor sees nothing to do, and whoever needs a page waits for ever. A dead one is
+replaced within milliseconds.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
 
 
 class VitalThreads:
@@ -42,3 +48,27 @@ class VitalThreads:
     def stopping(self) -> None:
         """Say that from now on they may end."""
         self._stopping = True
+
+
+async def in_thread(call: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
+    """Return what *call* returns in a thread of trio's, while this one serves others.
+
+    What it raises is handed over in a list that is emptied at once. trio itself keeps it in
+    frames that its traceback reaches, a cycle of 53 objects, and gc is off.
+
+    :param abandon_on_cancel: when cancelled, let the thread go on unheard
+    :raises Exception: what *call* raises
+    """
+    returned: list[T] = []
+    raised: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            returned.append(call())
+        except Exception as error:  # noqa: BLE001 (raised again below)
+            raised.append(error)
+
+    await trio.to_thread.run_sync(attempt, abandon_on_cancel=abandon_on_cancel)
+    if raised:
+        raise raised.pop()
+    return returned.pop()

@@ -53,7 +53,7 @@ class Compactor:
         self._round = threading.Lock()
         zspages = layer.pool.zspages.count
         self.low_zspages = zspages // _LOW_SHARE
-        self._worth_zspages = max(1, zspages // _WORTH_SHARE)
+        self.worth_zspages = max(1, zspages // _WORTH_SHARE)
 
     def is_low(self) -> bool:
         """Whether free zspages are short; cheap."""
@@ -65,7 +65,7 @@ class Compactor:
             wanted = 2 * self.low_zspages - self._layer.pool.free_zspages
             if not self.is_low():
                 return 0
-            return self._pack(wanted, self._worth_zspages)
+            return self._pack(wanted, self.worth_zspages)
 
     def make_room(self, pages: int, *, look: bool = True) -> bool:
         """Make room for *pages* pages that found none; False if there is no more to be made.
@@ -80,7 +80,7 @@ class Compactor:
             with self._layer.lock:
                 if look and pool.room_for_any():
                     return True
-            return bool(self._pack(max(zspages, self._worth_zspages), 1) or self._squeeze(pages))
+            return bool(self._pack(max(zspages, self.worth_zspages), 1) or self._squeeze(pages))
 
     # ---- the two kinds of round ----
 

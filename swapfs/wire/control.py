@@ -2,8 +2,10 @@
 
 ``request`` is the client (synchronous, for the command line), ``serve`` the server (trio).
 The server runs beside the swap file, so a peer can do it no harm: lines, connections and
-time are bounded, and what a handler raises becomes an error answer. Also reads NAME.json,
-the snapshot that the server leaves for those who may not use the socket. Knows no command.
+time are bounded, and what a handler raises becomes an error answer. It speaks to sockets and not
+to streams of trio, and lets a time limit pass rather than fail: both of those turn one exception
+into another in a generator, which on Python 3.13 leaves a cycle of 20 objects, and gc is off.
+Knows no command.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from swapfs.errors import OperationError, SwapfsError
-from swapfs.host import proc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -58,49 +59,9 @@ def socket_path(runtime_dir: Path, name: str) -> Path:
     return runtime_dir / f"{name}.sock"
 
 
-def snapshot_path(runtime_dir: Path, name: str) -> Path:
-    """Return the place of the status snapshot of instance *name*."""
-    return runtime_dir / f"{name}.json"
-
-
 def wanted_path(runtime_dir: Path, name: str) -> Path:
     """Return the mark of `up`: while it is there, the kernel shall swap on instance *name*."""
     return runtime_dir / f"{name}.on"
-
-
-def read_snapshot(runtime_dir: Path, name: str) -> tuple[float, dict[str, Any]] | None:
-    """Return how old *name*'s last snapshot is, in seconds, and the snapshot.
-
-    By the clock that nobody sets, if it is of this boot. None if there is none or it is not a
-    snapshot: the file is only ever a hint.
-    """
-    try:
-        content = json.loads(snapshot_path(runtime_dir, name).read_bytes())
-        status, boot = content["status"], content.get("boot")
-        if boot is not None and boot == proc.boot():
-            age_s = time.monotonic() - float(content["written_monotonic_s"])
-        else:
-            age_s = time.time() - float(content["written_unix_s"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return (max(0.0, age_s), status) if isinstance(status, dict) else None
-
-
-def write_snapshot(runtime_dir: Path, name: str, status: dict[str, Any]) -> None:
-    """Replace the status snapshot of instance *name*; everybody may read it.
-
-    :raises OSError: it cannot be written; the one before is still there
-    """
-    path = snapshot_path(runtime_dir, name)
-    scratch = path.with_suffix(".tmp")
-    written = {
-        "written_unix_s": time.time(),
-        "written_monotonic_s": time.monotonic(),
-        "boot": proc.boot(),
-    }
-    scratch.write_text(json.dumps({**written, "status": status}))
-    scratch.chmod(0o644)
-    scratch.rename(path)
 
 
 def request(sock: Path, command: str, timeout_s: float, **args: object) -> dict[str, Any]:
@@ -176,23 +137,23 @@ async def serve(
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
-                stream = await _accept(listener)
-                nursery.start_soon(server.connection, stream)
+                peer = await _accept(listener)
+                nursery.start_soon(server.connection, peer)
     finally:
         listener.close()
         _unlink_own(path, inode)
 
 
-async def _accept(listener: trio.socket.SocketType) -> trio.SocketStream:
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
     while True:
         try:
-            connection, _ = await listener.accept()
+            peer, _ = await listener.accept()
         except OSError as error:
             # Peers that left early, or no descriptors: the second must not spin.
             log.warning("control socket: accept: %s", error)
             await trio.sleep(0.1)
         else:
-            return trio.SocketStream(connection)
+            return peer
 
 
 def _listen(path: Path) -> tuple[trio.socket.SocketType, int]:
@@ -249,43 +210,49 @@ class _Server:
         self.peer_timeout_s = peer_timeout_s
         self.connections = 0
 
-    async def connection(self, stream: trio.SocketStream) -> None:
+    async def connection(self, peer: trio.socket.SocketType) -> None:
         """Serve one peer; whatever it does, only its own connection ends."""
         self.connections += 1
         try:
-            async with stream:
-                await self._serve_peer(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            log.debug("control connection ended: %r", error)
+            with peer:
+                await self._serve_peer(peer)
         except OSError as error:
-            log.debug("control connection failed: %s", error)
+            log.debug("control connection ended: %s", error)
         finally:
             self.connections -= 1
 
-    async def _serve_peer(self, stream: trio.SocketStream) -> None:
-        uid = _peer_uid(stream)
+    async def _serve_peer(self, peer: trio.socket.SocketType) -> None:
+        uid = _peer_uid(peer)
         if uid != self.allowed_uid:
-            return await self._refuse(stream, f"user {uid} may not use the control socket")
+            return await self._refuse(peer, f"user {uid} may not use the control socket")
         if self.connections > CONNECTIONS_MAX:
-            return await self._refuse(stream, "too many connections")
+            return await self._refuse(peer, "too many connections")
         received = bytearray()
         while True:
             try:
-                with trio.fail_after(self.peer_timeout_s):
-                    line = await _next_line(stream, received)
+                line = await self._receive(peer, received)
                 if line is None:
                     return None
                 answer = await self._answer(line)
             except _BadRequestError as error:
-                return await self._refuse(stream, str(error))
-            await self._send(stream, answer)
+                return await self._refuse(peer, str(error))
+            await self._send(peer, answer)
 
-    async def _refuse(self, stream: trio.SocketStream, problem: str) -> None:
-        await self._send(stream, {"ok": False, "error": problem})
+    async def _refuse(self, peer: trio.socket.SocketType, problem: str) -> None:
+        await self._send(peer, {"ok": False, "error": problem})
 
-    async def _send(self, stream: trio.SocketStream, answer: dict[str, object]) -> None:
-        with trio.fail_after(self.peer_timeout_s):
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
+    async def _receive(self, peer: trio.socket.SocketType, received: bytearray) -> bytes | None:
+        with trio.move_on_after(self.peer_timeout_s):
+            return await _next_line(peer, received)
+        raise TimeoutError("the peer sends no line")
+
+    async def _send(self, peer: trio.socket.SocketType, answer: dict[str, object]) -> None:
+        left = memoryview(json.dumps(answer).encode() + b"\n")
+        with trio.move_on_after(self.peer_timeout_s):
+            while left:
+                left = left[await peer.send(left) :]
+            return
+        raise TimeoutError("the peer does not take its answer")
 
     async def _answer(self, line: bytes) -> dict[str, object]:
         """Return the answer to the request *line*.
@@ -308,15 +275,15 @@ class _Server:
         return {"ok": True, "result": result}
 
 
-def _peer_uid(stream: trio.SocketStream) -> int:
+def _peer_uid(peer: trio.socket.SocketType) -> int:
     layout = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
     assert isinstance(raw, bytes)
     uid: int = layout.unpack(raw)[1]
     return uid
 
 
-async def _next_line(stream: trio.SocketStream, received: bytearray) -> bytes | None:
+async def _next_line(peer: trio.socket.SocketType, received: bytearray) -> bytes | None:
     """Take the next line out of *received*, reading more as needed; None at the end.
 
     :raises _BadRequestError: the line is longer than REQUEST_BYTES_MAX, or ends without newline
@@ -324,7 +291,7 @@ async def _next_line(stream: trio.SocketStream, received: bytearray) -> bytes | 
     while (end := received.find(b"\n")) < 0:
         if len(received) > REQUEST_BYTES_MAX:
             break
-        chunk = await stream.receive_some(8 << 10)
+        chunk = await peer.recv(8 << 10)
         if not chunk:
             if received:
                 raise _BadRequestError("the request ends without a newline")

@@ -31,7 +31,7 @@ from tests.bench.targets import judge
 PROJECT: Final = Path(__file__).resolve().parents[2]
 QUICK_ROUNDS: Final = 3
 FULL_ROUNDS: Final = 5
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -40,7 +40,7 @@ class Interrupted(BaseException):
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     # Once: a second signal would end the clean-up that the first one has started.
-    for each in _SIGNALS:
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(signal.Signals(number).name)
 
@@ -107,7 +107,7 @@ def _give_back(out: Path, written: Sequence[Path]) -> None:
             os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=_SUMMARY)
     parser.add_argument("--full", action="store_true", help="more rounds, longer measurements")
     parser.add_argument("--only", help=f"comma-separated parts: {', '.join(names.PARTS)}")
@@ -144,8 +144,8 @@ def _plan(options: argparse.Namespace) -> Iterator[Plan]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, write, show."""
-    options = _arguments(words)
-    for number in _SIGNALS:
+    options = arguments(words)
+    for number in SIGNALS:
         signal.signal(number, _stop)
     start = time.monotonic()
     results = Results(host=host.describe())
@@ -162,7 +162,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"bench: stopped by {stop}, nothing is written", file=sys.stderr)
         return 130
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # nothing is left to clean up
     results.made |= {
         "load_after": host.load(),

@@ -4,28 +4,24 @@ Two tests on instances that hold pages in the usual mix. *At rest*: the pool is 
 it is demoted on request with nothing else to do, in turns with ``dd`` to another part of the same
 file. *Under load*: random writes keep the pool above its high watermark, so that demotion, cleaning
 and direct writes happen as they do when a machine swaps. A third test takes the seal by itself.
-
-What reached the disk is not what swapfs says it wrote: for a file it is ``write_bytes`` of the
-server in /proc/PID/io (what it handed to the block layer), for a block device its own ``stat``.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from swapfs.tiers.aead import KEY_BYTES, AeadSeal
 from swapfs.tiers.seal import ChecksumSeal, Seal
-from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB
+from swapfs.units import PAGE_SIZE, MiB
 from swapfs.vlayer.codec import compress
 from tests.bench import contents, fio, names, subjects, threads
+from tests.bench.demotion_readings import LOOK_EVERY_S, Change, Reading, Subject, write_sizes
 from tests.bench.record import Better, Plan, Recorder
 
 NAME: Final = names.DEMOTION
@@ -49,8 +45,6 @@ DD_BYTES: Final = 64 * MiB
 """About what those pages come to on the disk."""
 LOAD_KIB: Final = 256
 """What the kernel merges swap-out into."""
-_CHUNK_BYTES: Final = MiB
-_LOOK_EVERY_S: Final = 0.001
 _SETTLE_S: Final = 0.1
 _SEALED_PAGES: Final = 2000
 
@@ -58,89 +52,6 @@ _DISK_NOTE: Final = "what the block layer was given / pages moved down, uncompre
 _CPU_NOTE: Final = "of the thread that demotes"
 _DD_NOTE: Final = "MB that reach the disk; dd if=RANDOM bs=1M oflag=direct conv=notrunc"
 _MB: Final = 1_000_000
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An instance with a file tier, and where its disk writes are counted."""
-
-    name: str
-    mounted: subjects.Mounted
-    device: Path
-    """The loop device on the swap file."""
-    pid: int
-    demoter: int
-    """The thread of the server that demotes."""
-    disk: Path | None
-    """The block device that is the tier; None: the tier is a file."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Everything that is counted, at one moment."""
-
-    at_s: float
-    counters: dict[str, int]
-    disk_bytes: int
-    disk_writes: int
-    """Of a block device; 0 for a file, where only bytes are counted."""
-    demoter_s: float
-    server_s: float
-
-    @classmethod
-    def of(cls, subject: Subject) -> Reading:
-        """Read everything now."""
-        used = threads.cpu_seconds(subject.pid)
-        writes, written = (
-            (0, threads.written_bytes(subject.pid))
-            if subject.disk is None
-            else device_writes(subject.disk)
-        )
-        return cls(
-            time.monotonic(),
-            subject.mounted.status()["counters"],
-            written,
-            writes,
-            used[subject.demoter],
-            sum(used.values()),
-        )
-
-
-@dataclass(frozen=True)
-class Change:
-    """What happened between two readings."""
-
-    before: Reading
-    after: Reading
-
-    def count(self, *counters: str) -> int:
-        """Return how much these counters rose, together."""
-        return sum(self.after.counters[c] - self.before.counters[c] for c in counters)
-
-    @property
-    def seconds(self) -> float:
-        """The time between."""
-        return self.after.at_s - self.before.at_s
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that reached the disk."""
-        return self.after.disk_bytes - self.before.disk_bytes
-
-    @property
-    def disk_writes(self) -> int:
-        """Requests that carried them, where they are counted."""
-        return self.after.disk_writes - self.before.disk_writes
-
-    @property
-    def demoter_s(self) -> float:
-        """Processor time of the demoting thread."""
-        return self.after.demoter_s - self.before.demoter_s
-
-    @property
-    def server_s(self) -> float:
-        """Processor time of the whole server."""
-        return self.after.server_s - self.before.server_s
 
 
 def run(plan: Plan, recorder: Recorder) -> None:
@@ -198,7 +109,7 @@ def _at_rest(subject: Subject, data: Path, recorder: Recorder) -> None:
     """Fill the pool, then have most of it demoted."""
     _write(subject.device, data)
     before = Reading.of(subject)
-    with _write_sizes(subject.disk) as sizes:
+    with write_sizes(subject.disk) as sizes:
         subject.mounted.demote(DEMOTED_PAGES)
         change = Change(before, Reading.of(subject))
     pages = change.count("demoted_pages")
@@ -224,7 +135,7 @@ def _at_rest(subject: Subject, data: Path, recorder: Recorder) -> None:
             "KiB")  # fmt: skip
     if sizes:
         add("write size, p50 in the block layer", statistics.median(sizes) / 1024, "KiB",
-            f"its counters read every {_LOOK_EVERY_S * 1000:g} ms")  # fmt: skip
+            f"its counters read every {LOOK_EVERY_S * 1000:g} ms")  # fmt: skip
     add(names.THROUGHPUT, change.disk_bytes / change.seconds / _MB, "MB/s", _DD_NOTE)
     add("pages moved", pages * PAGE_SIZE / change.seconds / _MB, "MB/s", "uncompressed")
     add("CPU per page", change.demoter_s / pages * 1e6, "us", _CPU_NOTE)
@@ -356,45 +267,3 @@ def _dd(noise: Path, tier: Path) -> float:
         "conv=notrunc", "status=none",
     )  # fmt: skip
     return DD_BYTES / (time.monotonic() - started)
-
-
-# ---- what the kernel counted ----
-
-
-def device_writes(device: Path) -> tuple[int, int]:
-    """Return the writes that a block device has completed, and their bytes."""
-    fields = Path("/sys/block", device.name, "stat").read_text().split()
-    return int(fields[4]), int(fields[6]) * SECTOR_SIZE
-
-
-@dataclass
-class _Watcher:
-    """Reads a device's counters so often that it sees most writes one by one."""
-
-    device: Path
-    sizes: list[int] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        writes, written = device_writes(self.device)
-        while not self.stop.wait(_LOOK_EVERY_S):
-            writes_now, written_now = device_writes(self.device)
-            if count := writes_now - writes:
-                self.sizes += [(written_now - written) // count] * count
-            writes, written = writes_now, written_now
-
-
-@contextmanager
-def _write_sizes(device: Path | None) -> Iterator[list[int]]:
-    """Give a list that fills with the sizes of the writes to *device*."""
-    if device is None:
-        yield []
-        return
-    watcher = _Watcher(device)
-    thread = threading.Thread(target=watcher.run)
-    thread.start()
-    try:
-        yield watcher.sizes
-    finally:
-        watcher.stop.set()
-        thread.join()

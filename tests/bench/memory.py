@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from swapfs.units import PAGE_SIZE
 from tests.bench import corpus as corpus_module
-from tests.bench.corpus import PAGE_SIZE, Corpus
+from tests.bench.corpus import Corpus
 from tests.bench.layer_cost import measure_apart
 from tests.bench.names import (
     MEMORY,
@@ -76,7 +77,7 @@ def run(plan: Plan, recorder: Recorder) -> None:
     try:
         _describe(corpus, recorder)
         counts = [corpus.pages, *(COUNTS_FULL if plan.full else COUNTS)]
-        counts = [count for count in counts if _fits(corpus, count, recorder)]
+        counts = [count for count in counts if fits(corpus, count, recorder)]
         for number in range(2 if plan.full else 1):
             for index, count in enumerate(counts):
                 _hold(plan, recorder, corpus, count, real=index == 0, first=number == 0)
@@ -108,14 +109,14 @@ def _describe(corpus: Corpus, recorder: Recorder) -> None:
         )
 
 
-def _pool_bytes(corpus: Corpus, count: int) -> int:
+def pool_bytes(corpus: Corpus, count: int) -> int:
     """Return a pool that holds *count* pages, with room to spare."""
     each = corpus.mix.lz4_bytes / corpus.pages * POOL_FACTOR + 8
     return (int(count * each) + POOL_MARGIN_BYTES) >> 20 << 20
 
 
-def _fits(corpus: Corpus, count: int, recorder: Recorder) -> bool:
-    needed, have = _pool_bytes(corpus, count), meminfo("MemAvailable")
+def fits(corpus: Corpus, count: int, recorder: Recorder) -> bool:
+    needed, have = pool_bytes(corpus, count), meminfo("MemAvailable")
     if needed <= have * MEMORY_SHARE:
         return True
     recorder.skip(f"{count} pages", f"needs {needed >> 20} MiB of {have >> 20} MiB available")
@@ -159,7 +160,7 @@ def _hold(
 
 def hold_in_swapfs(directory: Path, corpus: Corpus, count: int) -> Held:
     """Store *count* pages in a new swapfs instance through a loop device."""
-    size, pool = _whole_mib(count * PAGE_SIZE), _pool_bytes(corpus, count)
+    size, pool = _whole_mib(count * PAGE_SIZE), pool_bytes(corpus, count)
     arguments = ("--overcommit", 1000)
     with (
         swapfs_mount(directory, size_bytes=size, pool_bytes=pool, arguments=arguments) as mounted,
@@ -168,10 +169,10 @@ def hold_in_swapfs(directory: Path, corpus: Corpus, count: int) -> Held:
         slab = meminfo("Slab")
         write_pages(device, corpus, count)
         slab = meminfo("Slab") - slab
-        return _held_by(mounted, count, slab)
+        return held_by(mounted, count, slab)
 
 
-def _held_by(mounted: Mounted, count: int, slab_bytes: int) -> Held:
+def held_by(mounted: Mounted, count: int, slab_bytes: int) -> Held:
     status = mounted.status()
     pool, slots = status["pool"], status["slots"]
     if sum(slots.values()) - slots["empty"] != count:
@@ -257,7 +258,7 @@ def _whole_mib(size_bytes: int) -> int:
 
 def _cost(plan: Plan, recorder: Recorder, corpus: Corpus, count: int) -> None:
     """Record what a page costs in the slot layer that holds *count* of them."""
-    cost = measure_apart(corpus.file, count, _pool_bytes(corpus, count), plan.project)
+    cost = measure_apart(corpus.file, count, pool_bytes(corpus, count), plan.project)
     test = at_count("slots in the layer", count)
     recorder.add(test, SWAPFS, "store", cost.store_us, "us")
     recorder.add(test, SWAPFS, "load", cost.load_us, "us")

@@ -109,7 +109,7 @@ def timed_mount(
         yield mounted, time.monotonic() - began
 
 
-def _fits(recorder: Recorder, what: str, needed_bytes: int) -> bool:
+def fits(recorder: Recorder, what: str, needed_bytes: int) -> bool:
     have = meminfo("MemAvailable")
     if needed_bytes <= have * MEMORY_SHARE:
         return True
@@ -128,7 +128,7 @@ def _at_size(plan: Plan, recorder: Recorder, size_bytes: int) -> None:
         step = (size_bytes - MiB) // (PLACES - 1) // MiB * MiB
         places = [number * step for number in range(PLACES)]
         page = KINDS[1].page
-        _write(mounted.swap, page, places)
+        write(mounted.swap, page, places)
         recovery_ms = 1000 * recover(mounted, places[-1], page)
         recorder.add(test, SWAPFS, RECOVERY, recovery_ms, "ms")
         with loop_device(mounted.swap) as device:
@@ -136,7 +136,7 @@ def _at_size(plan: Plan, recorder: Recorder, size_bytes: int) -> None:
 
 
 def _at_pool(plan: Plan, recorder: Recorder, pool_bytes: int) -> None:
-    if not _fits(recorder, f"a pool of {pool_bytes // MiB} MiB", pool_bytes):
+    if not fits(recorder, f"a pool of {pool_bytes // MiB} MiB", pool_bytes):
         return
     test = at_bytes("pool", pool_bytes)
     with timed_mount(plan.work, 2 * pool_bytes, pool_bytes) as (mounted, started_s):
@@ -151,7 +151,7 @@ def _over_slots(plan: Plan, recorder: Recorder, kind: Kind) -> None:
     levels = [
         level
         for level in (LEVELS_FULL if plan.full else LEVELS)
-        if _fits(recorder, f"{level} slots, {kind.subject}", level * kind.bytes_per_slot)
+        if fits(recorder, f"{level} slots, {kind.subject}", level * kind.bytes_per_slot)
     ]
     if not levels:
         return
@@ -163,9 +163,9 @@ def _over_slots(plan: Plan, recorder: Recorder, kind: Kind) -> None:
     ):
         filled = 0
         for level in levels:
-            _write(mounted.swap, kind.page, range(filled * PAGE_SIZE, level * PAGE_SIZE, MiB))
+            write(mounted.swap, kind.page, range(filled * PAGE_SIZE, level * PAGE_SIZE, MiB))
             filled = level
-            _check_used(mounted, level)
+            check_used(mounted, level)
             _at_level(plan, recorder, kind, mounted, device, level)
 
 
@@ -179,11 +179,11 @@ def _at_level(
         recovery_ms = 1000 * recover(mounted, places[-1], kind.page)
         recorder.add(test, kind.subject, RECOVERY, recovery_ms, "ms")
         _record_memory(recorder, test, kind.subject, mounted)
-    _check_used(mounted, level)
+    check_used(mounted, level)
     recorder.say(f"{level} slots, {kind.subject}: {recovery_ms:.0f} ms until the next server reads")
 
 
-def _check_used(mounted: Mounted, slots: int) -> None:
+def check_used(mounted: Mounted, slots: int) -> None:
     """Raise unless *slots* slots are in use: else something else was measured."""
     found = mounted.status()["slots"]
     if (used := sum(found.values()) - found["empty"]) != slots:
@@ -205,13 +205,13 @@ def _record_memory(recorder: Recorder, test: str, subject: str, mounted: Mounted
 def recover(mounted: Mounted, offset: int, expected: bytes) -> float:
     """Kill the server; return the seconds until a read of the page at *offset* is answered."""
     pid = mounted.server_pid
-    time.sleep(max(0.0, LIVED_S - _age_s(pid)))
+    time.sleep(max(0.0, LIVED_S - age_s(pid)))
     fd = os.open(mounted.swap, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        _wait_for_end(pid)
-        page = _read_in_time(fd, offset)
+        wait_for_end(pid)
+        page = read_in_time(fd, offset)
         took_s = time.monotonic() - began
     finally:
         os.close(fd)
@@ -222,13 +222,13 @@ def recover(mounted: Mounted, offset: int, expected: bytes) -> float:
     return took_s
 
 
-def _age_s(pid: int) -> float:
+def age_s(pid: int) -> float:
     """Return how long ago process *pid* was made."""
     started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def _read_in_time(fd: int, offset: int) -> bytes:
+def read_in_time(fd: int, offset: int) -> bytes:
     """Return the page at *offset*; raise if nobody answers, so that the caller can unmount."""
     answers: queue.SimpleQueue[tuple[bytes, str]] = queue.SimpleQueue()
 
@@ -251,7 +251,7 @@ def _read_in_time(fd: int, offset: int) -> bytes:
     return page
 
 
-def _wait_for_end(pid: int) -> None:
+def wait_for_end(pid: int) -> None:
     """Return when *pid* runs no more; its monitor may not have reaped it yet."""
     deadline = time.monotonic() + END_TIMEOUT_S
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -275,7 +275,7 @@ def read_p50_us(device: Path, places: range | list[int]) -> float:
     return statistics.median(times_ns) / 1000
 
 
-def _write(file: Path, page: bytes, places: range | list[int]) -> None:
+def write(file: Path, page: bytes, places: range | list[int]) -> None:
     """Write *page* again and again into the MiBs at *places*."""
     with _direct(file, os.O_WRONLY) as (fd, buffer):
         buffer[:] = page * (MiB // PAGE_SIZE)

@@ -331,7 +331,14 @@ def test_a_device_is_waited_for_and_not_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Path("/dev/disk/by-id/virtio-a b-part1")
-    monkeypatch.setattr(install_unit, "_is_block", lambda path: path == device)
+    status_of = Path.stat
+
+    def status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path == device:
+            return os.stat_result((stat.S_IFBLK, *(0,) * 9))
+        return status_of(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", status)
     config = make_config(tmp_path, name="a-b", file=FileTierConfig(device, 1 << 24))
     made = install(config, tmp_path)
     unit, escaped = made["swapfs@a-b.service"], r"dev-disk-by\x2did-virtio\x2da\x20b\x2dpart1"
@@ -345,10 +352,10 @@ def test_a_device_is_waited_for_and_not_required(
     ]
 
 
+@pytest.mark.usefixtures("program")
 def test_a_link_to_a_device_is_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "disk").symlink_to("/dev/null")
     monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISCHR)
-    monkeypatch.setattr(install_unit, "_program", lambda: Path("/usr/bin/swapfs"))
     config = make_config(tmp_path, file=FileTierConfig(tmp_path / "disk", 1 << 24))
     instance = install_unit.instance_of(config, Path("/etc/x.toml"))
     assert instance.devices == (Path("/dev/null"),)
@@ -388,6 +395,38 @@ def test_what_systemd_would_break_is_refused_and_not_written(
     with pytest.raises(OperationError, match=r"swapfs\.service: .*ordering cycle"):
         install(config, tmp_path)
     assert not (tmp_path / "etc").exists()
+
+
+CYCLE_FROM_A_STRANGER = """\
+local-fs.target: Found ordering cycle on tmp.mount/start
+local-fs.target: Found dependency on swap.target/start
+local-fs.target: Found dependency on swapfs.service/start
+local-fs.target: Found dependency on local-fs.target/start
+local-fs.target: Job tmp.mount/start deleted to break ordering cycle \
+starting with local-fs.target/start
+"""
+CYCLE_FROM_OURS = """\
+swapfs.service: Found ordering cycle on local-fs.target/start
+swapfs.service: Found dependency on tmp.mount/start
+swapfs.service: Found dependency on swap.target/start
+swapfs.service: Found dependency on swapfs.service/start
+swapfs.service: Job local-fs.target/start deleted to break ordering cycle \
+starting with swapfs.service/start
+"""
+CYCLE_OF_OTHERS = CYCLE_FROM_A_STRANGER.replace("swapfs", "other")
+OF_OTHERS = "other.service: Command /usr/bin/nothing is not executable\n"
+OF_OURS = "swapfs.service:3: Unknown key name 'Afer' in section 'Unit', ignoring.\n"
+
+
+@pytest.mark.parametrize("cycle", [CYCLE_FROM_A_STRANGER, CYCLE_FROM_OURS])
+def test_a_cycle_with_our_unit_is_told_whole(cycle: str) -> None:
+    """systemd tells of it from any unit, in the order of a hash that is another at each start."""
+    told = install_unit.complaints_of_ours(OF_OTHERS + cycle + OF_OTHERS + OF_OURS)
+    assert told == (cycle + OF_OURS).splitlines()
+
+
+def test_what_is_wrong_with_other_units_is_not_told() -> None:
+    assert install_unit.complaints_of_ours(OF_OTHERS + CYCLE_OF_OTHERS + OF_OTHERS) == []
 
 
 def test_a_path_that_no_unit_can_name_is_refused(tmp_path: Path, program: Path) -> None:

@@ -29,8 +29,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
-    fakes: dict[str, Callable[..., Any]] = {"run": run, "_add_hooks": add_hooks}
-    for name in ("_add_systemd_hooks", "need", "make_ext4", "remove_tree", "say"):
+    fakes: dict[str, Callable[..., Any]] = {"run": run, "add_hooks": add_hooks}
+    for name in ("add_systemd_hooks", "need", "make_ext4", "remove_tree", "say"):
         fakes[name] = nothing
     for name, fake in fakes.items():
         monkeypatch.setattr(image, name, fake)
@@ -48,9 +48,9 @@ def included(commands: list[list[str]]) -> list[set[str]]:
 
 def test_the_plain_image_keeps_its_key(tmp_path: Path, commands: list[list[str]]) -> None:
     entry = image.make_root(Cache(tmp_path)).entry
-    parts = [image._RECIPE, "bookworm", image._PACKAGES, str(image._SIZE_MIB), *image._UNWANTED]
+    parts = [image.RECIPE, "bookworm", image.PACKAGES, str(image.SIZE_MIB), *image.UNWANTED]
     assert entry.name == f"root-{digest(*parts)}"
-    assert included(commands) == [set(image._PACKAGES.split(","))]
+    assert included(commands) == [set(image.PACKAGES.split(","))]
 
 
 def test_extra_packages_make_an_image_of_their_own(

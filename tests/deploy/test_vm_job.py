@@ -32,7 +32,7 @@ def test_a_job_of_ours_needs_no_sources(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", GUEST_MODULES)
 def test_what_the_guest_gets_is_all_that_its_modules_need(tmp_path: Path, module: str) -> None:
-    files = [file for name in app._OURS for file in app.source_files(app.CHECKOUT / name)]
+    files = [file for name in app.OURS for file in app.source_files(app.CHECKOUT / name)]
     files += app.source_files(app.CHECKOUT / "swapfs")
     app.copy_files(files, app.CHECKOUT, tmp_path)
     code = f"import {module} as it; print(it.__file__)"

@@ -21,7 +21,7 @@ from typing import Any, Final
 from swapfs.config.paths import swap_backing
 from swapfs.host import loop, mounts
 from swapfs.region.layout import Region
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 COMMAND_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 30.0
@@ -120,7 +120,7 @@ class Instance:
     def mount(self, *options: object) -> None:
         """Mount in the background; it must work."""
         check(*self.mount_command(*options))
-        self._note_pids()
+        self.note_pids()
 
     def mount_in_foreground(self, *options: object) -> None:
         """Mount with --foreground and return when it serves."""
@@ -132,13 +132,13 @@ class Instance:
             text=True,
         )
         process = self.foreground
-        path = control.snapshot_path(self.runtime_dir, self.name)
+        path = state_file.path(self.runtime_dir, self.name)
         wait_until(lambda: path.exists() or process.poll() is not None, "mount")
         assert process.poll() is None, process.communicate()
         # Until it has read the daemon's answer, a signal to the command goes nowhere.
         fds = Path(f"/proc/{process.pid}/fd")
         wait_until(lambda: len(list(fds.iterdir())) == 3, "the answer to be read")
-        self._note_pids()
+        self.note_pids()
 
     def cli(self, command: str, *options: object) -> subprocess.CompletedProcess[str]:
         """Run a swapfs command on this instance."""
@@ -185,7 +185,7 @@ class Instance:
                 return Region.attach(os.open(link, os.O_RDWR | os.O_CLOEXEC))
         raise AssertionError("the monitor holds no region")
 
-    def _note_pids(self) -> None:
+    def note_pids(self) -> None:
         status = self.status()
         self._pids |= {status["pid"], status["server_pid"]}
         self.swap_backing = swap_backing(self.mountpoint, status["handover"]["device"])
@@ -213,7 +213,7 @@ class Instance:
     def close(self) -> None:
         """Take down whatever is left, with force if need be."""
         with suppress(Exception):
-            self._note_pids()
+            self.note_pids()
         with suppress(Exception):
             self.detach_loops()
         with suppress(Exception):

@@ -68,7 +68,7 @@ def mount(instance: Instance) -> str:
     words = ("--size", "32M", "--pool", "8M", "--file", f"{instance.backing}:64M")
     done = run(*instance.mount_command(*words))
     assert done.returncode == 0, done.stderr
-    instance._note_pids()
+    instance.note_pids()
     return done.stderr
 
 

@@ -15,7 +15,7 @@ from swapfs.command import status
 from swapfs.host import loop
 from swapfs.host.fusectl import FuseControl
 from swapfs.session.fuse_init import FLAG_HAS_RESEND, decode
-from swapfs.wire import control
+from swapfs.wire import state_file
 from tests.fuse.instance import Instance, Start, is_alive, wait_until
 from tests.fuse.planted import plant
 
@@ -205,4 +205,4 @@ def test_status_knows_whether_the_kernel_can_resend(start: Start) -> None:
     shown = instance.status()
     assert shown["kernel"] == {"fuse_minor": session.minor, "resend": modern}
     assert bool(shown["limits"]) != modern
-    assert control.read_snapshot(instance.runtime_dir, instance.name) is not None
+    assert state_file.read(instance.runtime_dir, instance.name) is not None

@@ -114,7 +114,7 @@ def test_a_metrics_address_may_come_later_than_swap(make_instance: Start) -> Non
     check(
         "unshare", "-n", "sh", "-c", '"$1" "$2" "$3" && shift 3 && exec "$@"', "", *python, *words
     )
-    instance._note_pids()
+    instance.note_pids()
     status = instance.status()
     assert any(f"{LATE_ADDRESS}:{port}: Cannot assign" in why for why in status["degraded"])
     inside = ("nsenter", "-t", status["pid"], "-n", sys.executable, "-c")

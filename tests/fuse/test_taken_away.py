@@ -9,7 +9,7 @@ import pytest
 
 from swapfs.host import loop, mounts
 from swapfs.host.fusectl import FuseControl
-from swapfs.wire import control
+from swapfs.wire import state_file
 from tests.fuse.instance import Instance, Start, check, is_alive, wait_until
 
 
@@ -60,7 +60,7 @@ def test_an_abort_below_a_loop_device_is_no_unmount(start: Start) -> None:
     wait_until(lambda: not is_alive(monitor), "the end of the monitor")
     assert f"the kernel has ended the connection below {device}" in instance.log()
     assert mounts.at(instance.mountpoint) is not None, "down finds it by its mount"
-    assert control.snapshot_path(instance.runtime_dir, instance.name).exists()
+    assert state_file.path(instance.runtime_dir, instance.name).exists()
     shown = instance.cli("status").stdout
     assert "dead" in shown
     assert "the kernel has ended the connection" in shown
@@ -76,4 +76,4 @@ def test_an_abort_that_nothing_stands_on_is_the_end(start: Start) -> None:
     abort(instance)
     wait_until(lambda: not is_alive(monitor), "the end of the monitor")
     instance.assert_gone()
-    assert not control.snapshot_path(instance.runtime_dir, instance.name).exists()
+    assert not state_file.path(instance.runtime_dir, instance.name).exists()

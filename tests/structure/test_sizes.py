@@ -16,13 +16,6 @@ C_LINES_MAX = 450
 CLASS_LINES_MAX = 250
 FUNCTION_LINES_MAX = 70
 
-# Today's exceptions: they may shrink and not grow. `test_no_exception_is_left_over` says which
-# line to delete when one has shrunk below the limit.
-LONGER = {
-    "tests/bench/corpus.py": 513,
-    "tests/bench/demotion.py": 400,
-}
-
 _C_FUNCTION = re.compile(r"^\{\n.*?^\}", re.MULTILINE | re.DOTALL)
 
 
@@ -60,12 +53,7 @@ def sizes(path: Path) -> Iterator[tuple[str, int, int]]:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_is_too_long_to_be_seen_whole(path: Path) -> None:
     for name, length, most in sizes(path):
-        assert length <= LONGER.get(name, most), f"{name} has {length} lines"
-
-
-def test_no_exception_is_left_over() -> None:
-    longer = {name for path in FILES for name, length, most in sizes(path) if length > most}
-    assert set(LONGER) - longer == set(), "within the limit now: delete these lines of LONGER"
+        assert length <= most, f"{name} has {length} lines"
 
 
 @pytest.mark.parametrize("path", [path for path in PYTHON if is_test(path)], ids=name_of)

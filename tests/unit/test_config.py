@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +23,7 @@ from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
 from swapfs.host import syscalls
 from swapfs.units import GiB, MiB, TiB
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -137,7 +138,7 @@ def test_each_mistake_is_one_line(root: Path, key: str, value: object, says: str
 
 def test_no_instance_is_named_like_a_file_of_another() -> None:
     run = Path("/run")
-    made = {control.socket_path(run, "a").name, control.snapshot_path(run, "a").name}
+    made = {control.socket_path(run, "a").name, state_file.path(run, "a").name}
     documented = re.findall(r"^\| `NAME(\.\w+)` \|", CONFIGURATION.read_text(), re.MULTILINE)
     made |= {f"a{suffix}" for suffix in documented}
     assert {"a.sock", "a.json", "a.lock", "a.log", "a.tmp"} <= made
@@ -273,7 +274,8 @@ def test_space_that_a_file_has_already_is_not_asked_for_again(
 ) -> None:
     backing = tmp_path / "backing"
     backing.write_bytes(b"x" * 6 * MiB)
-    monkeypatch.setattr("swapfs.config.backing._free_bytes", lambda where, path: 0)
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda path: full)
     assert load({**BASE, "file": f"{backing}:4M"}, None, root).file is not None
     assert "has 0B free" in problem({"file": f"{backing}:8M"}, root)
     assert "its file system has 0B free" in problem({"file": f"{tmp_path}/new:2T"}, root)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from swapfs.errors import OperationError, TierError
 from swapfs.host import proc
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -284,26 +284,26 @@ def test_any_bytes_leave_the_server_unharmed(tmp_path: Path, pieces: list[bytes]
 
 
 def test_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert control.read_snapshot(tmp_path, "one") is None
-    path = control.snapshot_path(tmp_path, "one")
+    assert state_file.read(tmp_path, "one") is None
+    path = state_file.path(tmp_path, "one")
     for content in ("", "[]", "{}", '{"written_unix_s": 1, "status": []}', "\xff"):
         path.write_text(content)
-        assert control.read_snapshot(tmp_path, "one") is None
+        assert state_file.read(tmp_path, "one") is None
     monkeypatch.setattr(time, "time", lambda: 101.5)
     path.write_text('{"written_unix_s": 1.5, "status": {"pid": 7}}')
-    assert control.read_snapshot(tmp_path, "one") == (100.0, {"pid": 7})
+    assert state_file.read(tmp_path, "one") == (100.0, {"pid": 7})
 
 
 def test_a_clock_that_is_set_makes_a_snapshot_neither_old_nor_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control.write_snapshot(tmp_path, "one", {"pid": 7})
+    state_file.write(tmp_path, "one", {"pid": 7})
     for clock_s in (0.0, 1e12):
         monkeypatch.setattr(time, "time", lambda clock_s=clock_s: clock_s)
-        read = control.read_snapshot(tmp_path, "one")
+        read = state_file.read(tmp_path, "one")
         assert read is not None
         assert 0 <= read[0] < 60
     monkeypatch.setattr(proc, "boot", lambda: "another one")
-    read = control.read_snapshot(tmp_path, "one")
+    read = state_file.read(tmp_path, "one")
     assert read is not None
     assert read[0] > 1e11, "of another boot: only that clock is common to both"

@@ -11,7 +11,7 @@ import pytest
 
 from swapfs.command import doctor, main, stale
 from swapfs.command.doctor import Severity, examine
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 MACHINE = {
     "dev/fuse": "",
@@ -109,9 +109,9 @@ def test_instances_are_looked_at(root: Path) -> None:
     run_dir = root / "run"
     run_dir.mkdir()
     well: dict[str, Any] = {"name": "well", "degraded": []}
-    control.write_snapshot(run_dir, "well", well)
-    control.write_snapshot(run_dir, "ill", {**well, "degraded": ["file tier: a disk"]})
-    control.write_snapshot(run_dir, "dead", well)
+    state_file.write(run_dir, "well", well)
+    state_file.write(run_dir, "ill", {**well, "degraded": ["file tier: a disk"]})
+    state_file.write(run_dir, "dead", well)
     found = {one.what: (one.severity, one.found) for one in amiss(root)}
     assert found == {
         "instance ill": ("warning", "file tier: a disk"),

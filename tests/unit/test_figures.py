@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swapfs.command import main, stale
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 SNAPSHOT: dict[str, Any] = {
     "name": "one",
@@ -46,7 +46,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runtime directory with the instances one and two, which live."""
     monkeypatch.setattr(stale, "daemon_lives", lambda runtime_dir, name: name != "dead")
     for name in ("one", "two"):
-        control.write_snapshot(tmp_path, name, {**SNAPSHOT, "name": name})
+        state_file.write(tmp_path, name, {**SNAPSHOT, "name": name})
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def test_textfiles_are_written_and_taken_away_with_the_instance(
 ) -> None:
     to = tmp_path / "textfile"
     to.mkdir()
-    control.write_snapshot(run_dir, "dead", {**SNAPSHOT, "name": "dead"})
+    state_file.write(run_dir, "dead", {**SNAPSHOT, "name": "dead"})
     (to / "swapfs-dead.prom").write_text("of when it lived")
     assert swapfs(capsys, "metrics", "--textfile", to, "--runtime-dir", run_dir) == ""
     assert sorted(path.name for path in to.iterdir()) == ["swapfs-one.prom", "swapfs-two.prom"]

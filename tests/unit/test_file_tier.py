@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import resource
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from swapfs.errors import ConfigError, OperationError, TierIOError, TierNoSpace
-from swapfs.host import filesystems, syscalls
+from swapfs.host import syscalls
 from swapfs.testing.pages import page
-from swapfs.tiers import backing_file, sector_ref
+from swapfs.tiers import sector_ref
 from swapfs.tiers.blob import Batch, check_blob
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal
@@ -150,7 +151,14 @@ def test_places_that_are_no_file_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_direct_io_that_is_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backing_file, "_set_direct", lambda fd: False)
+    allowed = fcntl.fcntl
+
+    def refuse(fd: int, command: int, flags: int = 0) -> object:
+        if command == fcntl.F_SETFL and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "made to fail")
+        return allowed(fd, command, flags)
+
+    monkeypatch.setattr("fcntl.fcntl", refuse)
     with pytest.raises(OperationError, match="no direct I/O"):
         FileTier(tmp_path / "back", SIZE, "on")
     assert not (tmp_path / "back").exists()
@@ -246,7 +254,11 @@ def test_a_place_that_may_fail_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, says: str | None
 ) -> None:
     monkeypatch.setattr(syscalls, "file_system_type", lambda fd: magic)
-    monkeypatch.setattr(filesystems, "_flags", lambda fd: 0)
+
+    def no_flags(*_: object) -> bytes:
+        raise OSError(errno.ENOTTY, "made to fail")
+
+    monkeypatch.setattr("fcntl.ioctl", no_flags)
     for _ in range(2):  # made, and found
         tier = FileTier(tmp_path / "back", SIZE)
         found = tier.stats().cautions

@@ -189,8 +189,8 @@ def _watch(config: Config, lock_fd: int, *, dies: bool) -> tuple[Outcome, int]:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             gone_read, gone_write = os.pipe()
-            monitor = Monitor(config, -1)
-            monitor._servers = stand_ins = _StandIns(config, gone_read if dies else -1)
+            stand_ins = _StandIns(config, gone_read if dies else -1)
+            monitor = Monitor(config, -1, stand_ins)
             other = Other(holdings.lock_path(config), locks=True, asks=os.getpid())
             if dies:  # when it has been believed, and the server makes way
 
@@ -208,7 +208,7 @@ def _watch(config: Config, lock_fd: int, *, dies: bool) -> tuple[Outcome, int]:
 
                 Successor.is_proven = is_proven  # type: ignore[method-assign]
             held = Holdings(None, None, _closed(), lock_fd)  # type: ignore[arg-type]
-            outcome = monitor._watch(held)
+            outcome = monitor.watch(held)
             other.end()
             os.write(result_write, f"{outcome.value} {stand_ins.forks}".encode())
         finally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import swapfs.command
-from swapfs.command import ending, lifecycle, reserve, stale, turn_on
+from swapfs.command import ending, lifecycle, reserve, stale
 from swapfs.command.stale import GhostSwap
 from swapfs.config.model import Config, describe
 from swapfs.errors import OperationError, SwapfsError
@@ -25,7 +25,7 @@ from swapfs.host.headroom import Room
 from swapfs.host.loop import LoopDevice
 from swapfs.host.mounts import MountEntry
 from swapfs.host.swap import SwapEntry
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,12 +219,12 @@ def test_swapon_that_the_kernel_does_not_show_is_undone(
 def test_failed_undo_is_a_note_on_the_first_error(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def check(device: Path, priority: int) -> None:
-        raise OperationError("first")
+    def swapon(device: Path, wanted: int) -> None:
+        machine.swap_priority = wanted - 1
 
-    monkeypatch.setattr(turn_on, "_check_swap", check)
+    monkeypatch.setattr(swap, "swapon", swapon)
     machine.fail = {failing}
-    with pytest.raises(OperationError, match="first") as caught:
+    with pytest.raises(OperationError, match="priority 99 instead of 100") as caught:
         lifecycle.up(machine.config)
     (note,) = caught.value.__notes__
     assert f"{failing} failed" in note
@@ -394,7 +394,7 @@ def test_down_without_room_takes_nothing_away(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lifecycle.up(machine.config)
-    control.snapshot_path(machine.config.runtime_dir, "one").touch()
+    state_file.path(machine.config.runtime_dir, "one").touch()
     lock = instance_lock.acquire(machine.config.runtime_dir / "one.lock")
     assert lock is not None
     monkeypatch.setattr(headroom, "of_machine", lambda _area, _areas: Room(2, 1))
@@ -413,7 +413,7 @@ def test_down_without_room_takes_nothing_away(
 def test_down_takes_any_parts(machine: Machine, mounted: bool, loop: bool, swap: bool) -> None:
     machine.config.runtime_dir.mkdir()
     snapshot = {"mountpoint": str(machine.config.mountpoint), "loop": str(LOOP), "pid": NO_PROCESS}
-    path = control.snapshot_path(machine.config.runtime_dir, "one")
+    path = state_file.path(machine.config.runtime_dir, "one")
     path.write_text(json.dumps({"written_unix_s": 0, "status": snapshot}))
     machine.mounted, machine.loop = mounted, loop
     machine.swap_priority = 1 if swap and loop else None
@@ -463,7 +463,7 @@ def hold(machine: Machine, **changes: object) -> Path:
     run = machine.config.runtime_dir
     run.mkdir(exist_ok=True)
     place = str(machine.config.mountpoint)
-    control.write_snapshot(run, "one", {"held": True, "mountpoint": place, **changes})
+    state_file.write(run, "one", {"held": True, "mountpoint": place, **changes})
     return run
 
 
@@ -487,7 +487,7 @@ def test_down_asks_a_held_monitor_to_end(machine: Machine) -> None:
         run = hold(machine, pid=monitor.pid, born=proc.births(monitor.pid))
         lifecycle.down("one", run)
         assert monitor.wait(timeout=10) == -signal.SIGTERM
-    assert not control.snapshot_path(run, "one").exists()
+    assert not state_file.path(run, "one").exists()
 
 
 def test_down_signals_no_process_that_has_the_number_of_a_dead_monitor(
@@ -531,7 +531,7 @@ def test_down_waits_for_the_daemon(
             "mountpoint": str(machine.config.mountpoint),
         }
         written = json.dumps({"written_unix_s": 0, "status": status})
-        control.snapshot_path(run, "one").write_text(written)
+        state_file.path(run, "one").write_text(written)
         machine.mounted = True
 
         def umount(path: Path) -> None:
@@ -552,7 +552,7 @@ def test_down_waits_for_the_daemon(
                 match="but its daemon still runs",
             ):
                 lifecycle.down("one", run)
-            assert control.snapshot_path(run, "one").exists()
+            assert state_file.path(run, "one").exists()
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -18,7 +18,7 @@ from swapfs.command import lifecycle, main, stale
 from swapfs.config.options import OPTIONS
 from swapfs.errors import GuardError, OperationError
 from swapfs.host import limits, proc
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from swapfs.config.model import Config
@@ -200,7 +200,7 @@ def test_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     born = proc.births(os.getpid())
     written = {"written_unix_s": 0, "status": {"born": born, "size_bytes": 4096}}
 
-    control.snapshot_path(tmp_path, "one").write_text(json.dumps(written))
+    state_file.path(tmp_path, "one").write_text(json.dumps(written))
 
     assert main.main(["status", "--json", *run]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -10,21 +10,25 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from errno import EIO, ENOSPC
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from errno import EBUSY, EIO, ENOSPC
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from swapfs import fs
-from swapfs.errors import TierError, TierIOError
+from swapfs.errors import OperationError, TierError, TierIOError
+from swapfs.host.fusectl import FuseControl
 from swapfs.server import metrics
 from swapfs.server.status import Status
+from swapfs.server.threads import in_thread
 from swapfs.server.workers import Buffers, Workers
 from swapfs.session import pyfuse3
 from swapfs.testing.faulty import FaultyTier
@@ -57,12 +61,27 @@ def assert_nothing_stays(fail: Callable[[], object], times: int = TIMES) -> None
     """Call *fail* again and again with gc off; nothing may be left behind by it."""
     for _ in range(20):  # what is made once: caches, free lists
         fail()
+    with _nothing_stays(times):
+        for _ in range(times):
+            fail()
+
+
+async def assert_nothing_stays_of(fail: Callable[[], Awaitable[None]], times: int) -> None:
+    """Do the same with one that is awaited."""
+    for _ in range(20):
+        await fail()
+    with _nothing_stays(times):
+        for _ in range(times):
+            await fail()
+
+
+@contextmanager
+def _nothing_stays(times: int) -> Iterator[None]:
     gc.collect()
     gc.disable()
     try:
         before = len(gc.get_objects())
-        for _ in range(times):
-            fail()
+        yield
         left = _objects_beyond(before, times // 10)
         unreachable = gc.collect()
     finally:
@@ -351,6 +370,67 @@ async def test_peers_of_the_control_socket(said: bytes, listen: bool, tmp_path: 
         await nursery.start(serve)
         await trio.to_thread.run_sync(measure)
         nursery.cancel_scope.cancel()
+
+
+async def test_peers_that_take_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+
+    async def talkative(_: dict[str, object]) -> object:
+        return {"text": "x" * (1 << 20)}
+
+    def leave_it() -> None:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+            peer.sendall(b'{"command":"talk"}\n')
+            assert peer.recv(1, socket.MSG_PEEK)  # it has begun to answer
+            ended = select.poll()
+            ended.register(peer, select.POLLHUP)
+            assert ended.poll(30_000), "the server waits for ever"
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(
+            control.serve,
+            *(path, {"talk": talkative}),
+            allowed_uid=os.geteuid(),
+            peer_timeout_s=0.01,
+        )
+        await nursery.start(serve)
+        await trio.to_thread.run_sync(assert_nothing_stays, leave_it, TIMES // 10)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def fail() -> None:
+            with suppress(OperationError):
+                await nursery.start(control.serve, tmp_path / "nowhere" / "sock", {})
+
+        await assert_nothing_stays_of(fail, TIMES // 4)
+
+
+async def test_calls_that_fail_in_a_thread() -> None:
+    def unmount() -> None:
+        raise OperationError("busy") from OSError(EBUSY, "made to fail")
+
+    async def fail() -> None:
+        with suppress(OperationError):
+            await in_thread(unmount)
+
+    await assert_nothing_stays_of(fail, TIMES // 4)
+
+
+def test_a_connection_that_nothing_can_be_set_for() -> None:
+    """Whether or not the test may open fusectl."""
+
+    def fail() -> None:
+        fuse = FuseControl(os.makedev(0, 1 << 19))
+        with suppress(OperationError):
+            fuse.set("abort", 1)
+        with suppress(OperationError):
+            fuse.get("waiting")
+
+    assert_nothing_stays(fail)
 
 
 @pytest.mark.parametrize(

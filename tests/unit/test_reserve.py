@@ -149,11 +149,15 @@ def test_crash_before_the_value_was_set(
     if held_before:
         machine.hold("b", 2000)
 
-    def crash(root: Path, value_kib: int) -> None:
-        raise KeyboardInterrupt
+    write_text = Path.write_text
+
+    def crash(path: Path, text: str) -> int:
+        if path == machine.setting:
+            raise KeyboardInterrupt
+        return write_text(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reserve, "_write", crash)
+        patch.setattr(Path, "write_text", crash)
         with pytest.raises(KeyboardInterrupt):
             machine.hold("a")
     machine.release("a", alive={"b"} if held_before else NOBODY)

@@ -13,7 +13,7 @@ from swapfs.command import stale
 from swapfs.command.stale import Remembered
 from swapfs.host import instance_lock, loop, mounts, proc
 from swapfs.host.loop import FileId
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 MOUNTED = "40 27 0:9 / {} rw - fuse.swapfs swapfs:{} rw\n"
 
@@ -171,7 +171,7 @@ def test_a_daemon_may_start_while_somebody_asks(
 def test_daemon_lives_though_its_lock_and_socket_are_deleted(tmp_path: Path) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as daemon:
         born = proc.births(daemon.pid)
-        control.write_snapshot(tmp_path, "one", {"pid": daemon.pid, "born": born})
+        state_file.write(tmp_path, "one", {"pid": daemon.pid, "born": born})
         assert stale.daemon_lives(tmp_path, "one")
         assert daemon.stdin is not None
         daemon.stdin.close()
@@ -185,13 +185,13 @@ def test_daemon_lives_though_its_lock_and_socket_are_deleted(tmp_path: Path) -> 
     [{str(os.getpid()): "boot/1"}, {str(1 << 70): "boot/1"}, {"x": "y"}, {"1": None}, [], None],
 )
 def test_another_process_with_its_number_is_not_the_daemon(tmp_path: Path, born: object) -> None:
-    control.write_snapshot(tmp_path, "one", {"pid": os.getpid(), "born": born})
+    state_file.write(tmp_path, "one", {"pid": os.getpid(), "born": born})
     assert not stale.daemon_lives(tmp_path, "one")
 
 
 def test_the_dead_are_those_whose_snapshot_outlived_the_daemon(tmp_path: Path) -> None:
     for name in ("alive", "dead"):
-        control.write_snapshot(tmp_path, name, {"mountpoint": f"/mnt/{name}"})
+        state_file.write(tmp_path, name, {"mountpoint": f"/mnt/{name}"})
     (tmp_path / "garbage.json").write_text("{")
     lock = take_lock(tmp_path / "alive.lock")
     known = {one.name: (one.alive, one.mountpoint) for one in stale.all_remembered(tmp_path)}

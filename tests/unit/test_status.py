@@ -15,7 +15,7 @@ from swapfs.command.stale import GhostSwap
 from swapfs.command.status import Instance, State
 from swapfs.errors import OperationError
 from swapfs.host import proc
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 
 NO_PROCESS = 1 << 30  # beyond every pid_max
 MIB = 1 << 20
@@ -72,7 +72,7 @@ def write(run: Path, name: str, age_s: float = 0.0, **changes: Any) -> None:
     pids = {pid for key in ("pid", "server_pid") if isinstance(pid := status.get(key), int)}
     status = {"born": proc.births(*pids), **status}
     written = {"written_unix_s": time.time() - age_s, "status": status}
-    control.snapshot_path(run, name).write_text(json.dumps(written))
+    state_file.path(run, name).write_text(json.dumps(written))
 
 
 def test_nothing_there(tmp_path: Path) -> None:

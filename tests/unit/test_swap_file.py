@@ -56,7 +56,7 @@ operations = st.one_of(
         st.just("discard"),
         offsets,
         st.integers(1, SIZE),
-        st.sampled_from(sorted(swap_file._DISCARDS)),
+        st.sampled_from(sorted(swap_file.DISCARDS)),
     ),
     st.tuples(st.just("demote"), st.just(0), st.integers(1, SLOTS), st.just(0)),
 )
@@ -183,7 +183,7 @@ def test_discards_are_clamped_and_counted(file: File) -> None:
 
 
 def test_a_long_discard_leaves_the_loop(make_file: MakeFile) -> None:
-    file = make_file(slots=swap_file._INLINE_DISCARD_SLOTS + 2, pool_bytes=4 * MiB)
+    file = make_file(slots=swap_file.INLINE_DISCARD_SLOTS + 2, pool_bytes=4 * MiB)
     file.write(0, b"x" * PAGE)
     assert file.call("fallocate", PUNCH, 0, file.size - PAGE) is None
     assert file.workers.run() == 1
@@ -260,7 +260,7 @@ def test_what_waited_for_the_file_says_so(make_file: MakeFile) -> None:
 
 
 def test_a_long_discard_waits_for_memory_only(make_file: MakeFile) -> None:
-    slots = swap_file._INLINE_DISCARD_SLOTS + 2
+    slots = swap_file.INLINE_DISCARD_SLOTS + 2
     file = make_file(slots=slots, pool_bytes=4 * MiB, tier=MemoryTier(SEGMENTS))
     assert file.harness.write_direct(0, page("heap", 0)) == PAGE
     assert file.fallocate(PUNCH, 0, file.size) == 0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 _RECIPE = "2"  # goes into the key: bump it when the code below makes something else
-_OURS = ("deploy/__init__.py", "deploy/vm/__init__.py", "deploy/vm/guest", "deploy/vm/jobs")
+OURS = ("deploy/__init__.py", "deploy/vm/__init__.py", "deploy/vm/guest", "deploy/vm/jobs")
 """What the guest has of this package, under the same names as here."""
 _SKIP = ("__pycache__", ".egg-info", ".mypy_cache", ".ruff_cache")
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
@@ -129,7 +129,7 @@ def _project_wheel(project: Path, python: str, wheels: Path, work: Path, cache: 
 
 
 def _our_files() -> list[Path]:
-    return [file for name in _OURS for file in source_files(CHECKOUT / name)]
+    return [file for name in OURS for file in source_files(CHECKOUT / name)]
 
 
 def _project_files(project: Path) -> list[Path]:

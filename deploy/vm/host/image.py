@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from deploy.vm.host.cache import Cache
 
-_RECIPE = "1"  # goes into the key: bump it when the code below makes something else
-_SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
+RECIPE = "1"  # goes into the key: bump it when the code below makes something else
+SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
 
-_PACKAGES = (
+PACKAGES = (
     "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,liblz4-1,mount,procps,psmisc,python3,"
     "strace,stress-ng,util-linux,zstd"
 )
@@ -68,7 +68,7 @@ def make_root(
     own; the plain one stays as it is.
     """
     release = release or host_release()
-    packages = ",".join([_PACKAGES, *(_SYSTEMD_PACKAGES if systemd else ()), *extra])
+    packages = ",".join([PACKAGES, *(_SYSTEMD_PACKAGES if systemd else ()), *extra])
 
     def build(into: Path) -> None:
         need("mmdebstrap", "mke2fs")
@@ -78,20 +78,20 @@ def make_root(
         tree = into / "tree"
         run(
             ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}"]
-            + [f"--dpkgopt=path-exclude={path}/*" for path in _UNWANTED]
+            + [f"--dpkgopt=path-exclude={path}/*" for path in UNWANTED]
             + ['--aptopt=Apt::Install-Recommends "false"', *proxy_options()]
             + [release, str(tree), source_line(release)],
             f"making the {release} root tree",
             cache.logs / "root.log",
         )
-        (into / "python-version").write_text(_add_hooks(tree) + "\n")
+        (into / "python-version").write_text(add_hooks(tree) + "\n")
         if systemd:
-            _add_systemd_hooks(tree)
+            add_systemd_hooks(tree)
         say("making root.img ...")
-        make_ext4(tree, into / "root.img", size_mib=_SIZE_MIB)
+        make_ext4(tree, into / "root.img", size_mib=SIZE_MIB)
         remove_tree(tree)
 
-    parts = [_RECIPE, release, packages, str(_SIZE_MIB), *_UNWANTED]
+    parts = [RECIPE, release, packages, str(SIZE_MIB), *UNWANTED]
     if systemd:
         parts += [_SYSTEMD_RECIPE, *_SYSTEMD_MASKED]
     kind = "root-systemd" if systemd else "root-extra" if extra else "root"
@@ -99,10 +99,10 @@ def make_root(
     return RootImage(cache.entry(kind, digest(*parts), build))
 
 
-_UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")
+UNWANTED = ("/usr/share/doc", "/usr/share/man", "/usr/share/info", "/usr/share/locale")
 
 
-def _add_hooks(tree: Path) -> str:
+def add_hooks(tree: Path) -> str:
     """Add what binds the swapfs disk into the system; return the tree's Python version."""
     python = os.readlink(tree / "usr/bin/python3").rsplit("/", 1)[-1].removeprefix("python")
     for folder in ("opt/swapfs", "usr/lib/modules", "var/lib/swapfs", "job"):
@@ -118,7 +118,7 @@ def _add_hooks(tree: Path) -> str:
     return python
 
 
-def _add_systemd_hooks(tree: Path) -> None:
+def add_systemd_hooks(tree: Path) -> None:
     """Make systemd boot to our job and nothing else; its journal outlives a reboot."""
     units = tree / "etc/systemd/system"
     for name in _SYSTEMD_MASKED:

@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.corpus import (
-    PAGE_SIZE,
-    RUN_PAGES,
-    CorpusError,
-    Program,
-    count_kinds,
-    dump,
-    dump_program,
-    programs,
-)
+from swapfs.units import PAGE_SIZE
+from tests.bench.corpus import count_kinds, dump
+from tests.bench.page_dump import RUN_PAGES, dump_program
+from tests.bench.programs import CorpusError, Program, programs
 
 PROJECT = Path(__file__).parents[3]
 

@@ -24,7 +24,7 @@ Run = Callable[[Plan, Recorder], None]
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in bench._SIGNALS}
+    before = {number: signal.getsignal(number) for number in bench.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -170,10 +170,10 @@ def test_wrong_arguments_are_refused(words: list[str], capsys: pytest.CaptureFix
 
 
 def test_full_and_quick_have_files_of_their_own() -> None:
-    assert bench._arguments([]).name == "quick"
-    assert bench._arguments(["--full"]).name == "full"
-    assert bench._arguments(["--full"]).rounds > bench._arguments([]).rounds
-    assert bench._arguments(["--only", ",".join(reversed(names.PARTS))]).name == "quick"
+    assert bench.arguments([]).name == "quick"
+    assert bench.arguments(["--full"]).name == "full"
+    assert bench.arguments(["--full"]).rounds > bench.arguments([]).rounds
+    assert bench.arguments(["--only", ",".join(reversed(names.PARTS))]).name == "quick"
 
 
 def test_the_host_is_described_without_its_name() -> None:

@@ -16,7 +16,7 @@ CORPUS: Any = SimpleNamespace(pages=1000, mix=SimpleNamespace(lz4_bytes=1_500_00
 
 
 def test_a_pool_has_room_for_what_the_pages_compress_to() -> None:
-    pool = memory._pool_bytes(CORPUS, 100_000)
+    pool = memory.pool_bytes(CORPUS, 100_000)
     assert pool % MIB == 0
     assert 100_000 * 1500 + memory.POOL_MARGIN_BYTES < pool < 2 * 100_000 * 1500
 
@@ -24,8 +24,8 @@ def test_a_pool_has_room_for_what_the_pages_compress_to() -> None:
 def test_what_does_not_fit_into_memory_is_skipped_and_said() -> None:
     results = Results()
     recorder = Recorder(results, memory.NAME)
-    assert memory._fits(CORPUS, 1000, recorder)
-    assert not memory._fits(CORPUS, 1 << 40, recorder)
+    assert memory.fits(CORPUS, 1000, recorder)
+    assert not memory.fits(CORPUS, 1 << 40, recorder)
     assert [skipped.subject for skipped in results.skipped] == [f"{1 << 40} pages"]
 
 
@@ -52,10 +52,10 @@ def test_what_is_held_leaves_out_the_free_part_of_the_pool(
         "fixed_bytes": 100,
     }
     mounted: Any = SimpleNamespace(status=lambda: status)
-    held = memory._held_by(mounted, 10, 0)
+    held = memory.held_by(mounted, 10, 0)
     assert held.stored_bytes == 10 * MIB
     assert held.constant_bytes == (60 + 64 + 20 - 54 - 10) * MIB
     assert held.metadata_bytes == 4196
     assert held.ratio == 2.0, "8 pages that are no repeated word, in 16 KiB"
     with pytest.raises(RuntimeError, match="11 pages were written"):
-        memory._held_by(mounted, 11, 0)
+        memory.held_by(mounted, 11, 0)

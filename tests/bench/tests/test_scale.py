@@ -19,16 +19,16 @@ def _instance(**slots: int) -> Any:
 
 
 def test_another_number_of_slots_is_no_result() -> None:
-    scale._check_used(_instance(empty=7, same=3, compressed=1), 4)
+    scale.check_used(_instance(empty=7, same=3, compressed=1), 4)
     with pytest.raises(RuntimeError, match="4 slots are in use, not 5"):
-        scale._check_used(_instance(empty=7, same=3, compressed=1), 5)
+        scale.check_used(_instance(empty=7, same=3, compressed=1), 5)
 
 
 def test_what_does_not_fit_into_memory_is_skipped_and_said() -> None:
     results = Results()
     recorder = Recorder(results, scale.NAME)
-    assert scale._fits(recorder, "little", 1 << 20)
-    assert not scale._fits(recorder, "a pool of 1 PiB", 1 << 50)
+    assert scale.fits(recorder, "little", 1 << 20)
+    assert not scale.fits(recorder, "a pool of 1 PiB", 1 << 50)
     assert [skipped.subject for skipped in results.skipped] == ["a pool of 1 PiB"]
 
 
@@ -36,20 +36,20 @@ def test_a_page_is_read_in_time_or_its_error_is_told(tmp_path: Path) -> None:
     file = tmp_path / "swap"
     file.write_bytes(b"x" * scale.PAGE_SIZE)
     fd = os.open(file, os.O_RDONLY)
-    assert scale._read_in_time(fd, 0) == b"x" * scale.PAGE_SIZE
+    assert scale.read_in_time(fd, 0) == b"x" * scale.PAGE_SIZE
     os.close(fd)
     with pytest.raises(RuntimeError, match="Bad file descriptor"):
-        scale._read_in_time(fd, 0)
+        scale.read_in_time(fd, 0)
 
 
 def test_age_and_end_of_a_process() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        young = scale._age_s(process.pid)
+        young = scale.age_s(process.pid)
         assert 0 <= young < 30
-        assert young < scale._age_s(os.getpid())
+        assert young < scale.age_s(os.getpid())
         process.kill()
-        scale._wait_for_end(process.pid)  # a zombie until we wait for it
-    scale._wait_for_end(process.pid)
+        scale.wait_for_end(process.pid)  # a zombie until we wait for it
+    scale.wait_for_end(process.pid)
 
 
 def test_what_is_written_is_all_that_is_read_at_random(
@@ -59,7 +59,7 @@ def test_what_is_written_is_all_that_is_read_at_random(
     file = tmp_path / "swap"
     file.touch()
     page = os.urandom(scale.PAGE_SIZE)
-    scale._write(file, page, [0, scale.MiB])
+    scale.write(file, page, [0, scale.MiB])
     assert file.read_bytes() == page * (2 * scale.MiB // scale.PAGE_SIZE)
     assert scale.read_p50_us(file, [0, scale.MiB]) > 0
     with pytest.raises(RuntimeError, match="short read"):

@@ -83,7 +83,8 @@ class VirtualSlotLayer:
         self.pool = Pool(region)
         self.log = _access_log(region)
         self.table = SwapTable(region, self.pool, self.log)
-        self.stack = stack or Stack()
+        self.stack = Stack() if stack is None else stack
+        self.stack.keep_count_in(region.stack)
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
         self._counter_words = region.counter_words

@@ -54,12 +54,12 @@ class Drains:
     def start(self, level: Level) -> None:
         """Have all that is in *level* moved to others, and nothing new go there."""
         level.note = ""
-        self._layer.set_phase(level, Phase.DRAINING)
+        self._layer.stack.set_phase(level, Phase.DRAINING)
 
     def stop(self, level: Level) -> None:
         """Use *level* as before; what was moved stays where it is."""
         level.note = ""
-        self._layer.set_phase(level, Phase.ACTIVE)
+        self._layer.stack.set_phase(level, Phase.ACTIVE)
 
     # ---- the thread ----
 
@@ -119,7 +119,7 @@ class Drains:
     def drain(self, number: int) -> Drain:
         """Return what moves all that is in tier *number* to others; nothing new goes there."""
         level = self._layer.stack[number]
-        self._layer.set_phase(level, Phase.DRAINING)
+        self._layer.stack.set_phase(level, Phase.DRAINING)
         return self._make(level, lambda: tuple(self._layer.stack))
 
     def sink(self, number: int, pages: int) -> Drain:

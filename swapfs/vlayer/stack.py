@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
-from swapfs.region.stack_rows import RowFigures
+from swapfs.region.stack_rows import (
+    ACTIVE,
+    DRAINING,
+    ROW_BYTES,
+    RowFigures,
+    set_priority,
+    set_state,
+)
 from swapfs.tiers.base import Tier
 from swapfs.tiers.state import TierState
 from swapfs.units import TIERS_MAX
@@ -84,11 +92,15 @@ class Level:
         return self.budget.problem(now_s) if state.healthy else self.health.problem(now_s)
 
 
+_STATES: Final = {Phase.ACTIVE: ACTIVE, Phase.DRAINING: DRAINING}
+
+
 class Stack:
     """The tiers below the pool; empty if there is only the pool."""
 
     def __init__(self, levels: Sequence[Level] = ()) -> None:
         self._levels: list[Level | None] = [None] * TIERS_MAX
+        self._rows = memoryview(bytearray(TIERS_MAX * ROW_BYTES))
         self._turns = 0
         for level in levels:
             assert level.number
@@ -106,8 +118,9 @@ class Stack:
             ]
         )
 
-    def keep_count_in(self, rows: memoryview) -> None:
-        """Keep the figures of each level in its row of *rows*, the region's."""
+    def keep_in(self, rows: memoryview) -> None:
+        """Keep state and figures of each level in its row of *rows*, the region's."""
+        self._rows = rows
         for level in self:
             level.use(RowFigures.of(rows, level.number))
 
@@ -144,9 +157,15 @@ class Stack:
         """Return the levels where pages go after *level*; its equals are not among them."""
         return tuple(other for other in self if other.priority < level.priority)
 
+    def set_phase(self, level: Level, phase: Phase) -> None:
+        """Use *level* in another way from now on, in this server and those that follow."""
+        level.phase = phase
+        set_state(self._rows, level.number, _STATES[phase])
+
     def set_priority(self, level: Level, priority: int) -> None:
         """Give *level* another place in the order."""
         level.priority = priority
+        set_priority(self._rows, level.number, priority)
         self._sort()
 
     def in_turn(self, levels: Iterable[Level] | None = None) -> list[Level]:

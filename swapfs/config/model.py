@@ -70,8 +70,8 @@ class Config:
 
     @property
     def tier_bytes(self) -> tuple[int, ...]:
-        """Sizes of the tiers below the pool."""
-        return tuple(tier.file.size_bytes for tier in self.all_tiers)
+        """Sizes of the tiers below the pool, as far as they are certain to take a page."""
+        return tuple(tier.certain_bytes for tier in self.all_tiers)
 
 
 def load(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from swapfs.config import option, values
 from swapfs.config.backing import DIRECT_IO, FileTierConfig, fit_place
+from swapfs.config.budget import NO_BUDGET, WriteBudget, parse_budget, show_budget
 from swapfs.config.option import REQUIRED, SWITCH_TAKES, Form, Option, Section, as_size, as_text
 from swapfs.errors import ConfigError
 from swapfs.units import TIERS_MAX
@@ -23,12 +24,22 @@ BELOW_MAX: Final = TIERS_MAX - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierConfig:
-    """One tier; ``priority``: pages go to the highest that has room, of equal ones to the first."""
+    """One tier; ``priority``: pages go to the highest that has room, to equal ones by turns.
+
+    ``budget_exceed``: what finds no other room may go beyond the ``budget``.
+    """
 
     name: str
     kind: str = "file"
     priority: int = 0
+    budget: WriteBudget = NO_BUDGET
+    budget_exceed: bool = False
     file: FileTierConfig
+
+    @property
+    def certain_bytes(self) -> int:
+        """Its size, as far as it counts as room; what a budget may refuse is not certain (I6)."""
+        return 0 if self.budget and not self.budget_exceed else self.file.size_bytes
 
 
 TIER_OPTIONS: Final = (
@@ -84,7 +95,32 @@ TIER_OPTIONS: Final = (
         default=0,
         takes="number",
         help="The highest is filled first",
-        text="Pages go to the tier with the highest priority that has room.",
+        text="Pages go to the tier with the highest priority that has room, and are striped among "
+        "those of the same priority.",
+    ),
+    Option(
+        key="budget",
+        field="budget",
+        section=Section.ROOM,
+        parse=parse_budget,
+        show=show_budget,
+        default=NO_BUDGET,
+        takes="SIZE/hour, SIZE/day, none",
+        help="Most that is written to it",
+        text="The most that is written to it in an hour and in a day. Then demotion to it stops "
+        "until the next begins.",
+    ),
+    Option(
+        key="budget-exceed",
+        field="budget_exceed",
+        section=Section.ROOM,
+        parse=values.parse_flag,
+        form=Form.SWITCH,
+        default=False,
+        takes=SWITCH_TAKES,
+        help="Go beyond it rather than refuse",
+        text="Whether a page that finds no other room may go beyond the budget. If not, a tier "
+        "with a budget counts as no room for `overcommit`.",
     ),
     Option(
         key="direct-io",
@@ -154,7 +190,14 @@ def _read_tier(
     )
     kind = settled["kind"]
     name = settled["name"] or f"{kind}{number}"
-    return TierConfig(name=name, kind=kind, priority=settled["priority"], file=file)
+    return TierConfig(
+        name=name,
+        kind=kind,
+        priority=settled["priority"],
+        budget=settled["budget"],
+        budget_exceed=settled["budget-exceed"],
+        file=file,
+    )
 
 
 def show_tiers(tiers: tuple[TierConfig, ...], show_size: option.ShowSize) -> list[dict[str, Any]]:

@@ -104,7 +104,12 @@ def _row(number: int, tier: TierConfig) -> StackRow:
     file = tier.file
     place = f"{file.path}\0{file.size_bytes}\0{file.encryption}"
     digest = hashlib.sha256(place.encode(errors="surrogateescape")).digest()
-    return StackRow(number, tier.kind, tier.name, tier.priority, digest)
+    return StackRow(
+        *(number, tier.kind, tier.name, tier.priority, digest),
+        budget_hour_bytes=tier.budget.hour_bytes,
+        budget_day_bytes=tier.budget.day_bytes,
+        budget_exceeds=tier.budget_exceed,
+    )
 
 
 def _open_tier(file: FileTierConfig, region: Region, fd: int | None) -> FileTier:

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from swapfs.server.status import Status, TierStatus, meaning, value_at
+from swapfs.tiers.state import TierState
 
 Sample = tuple[tuple[str, ...], float]
 """Label values, in the order of ``Metric.labels``, and the value."""
 Read = Callable[[Status], Iterable[Sample]]
+Series = tuple[tuple[str, ...], tuple[float, ...], tuple[int, ...], float]
+"""Label values of a histogram, bounds in seconds, counts for each and one more, and the sum."""
+ReadSeries = Callable[[Status], Iterable[Series]]
 
 INSTANCE_LABEL: Final = "name"
 
@@ -32,6 +36,7 @@ class Metric:
     help: str
     read: Read
     labels: tuple[str, ...] = ()
+    series: ReadSeries | None = None
 
 
 def _gauge(name: str, text: str, read: Read, *labels: str) -> Metric:
@@ -52,9 +57,9 @@ def _figure(name: str, path: str) -> Metric:
 def _tier_figure(name: str, path: str) -> Metric:
     def read(status: Status) -> Iterable[Sample]:
         for tier in status.tiers:
-            yield (tier.name,), float(value_at(tier, path) or 0)
+            yield (tier.name, tier.kind), float(value_at(tier, path) or 0)
 
-    return _gauge(name, meaning(path, TierStatus), read, "tier")
+    return _gauge(name, meaning(path, TierStatus), read, "tier", "kind")
 
 
 def _counter(name: str, text: str) -> Metric:
@@ -76,6 +81,51 @@ def _counters(name: str, text: str, label: str, **counters: str) -> Metric:
                 yield (value,), float(status.counters[counter])
 
     return Metric(f"swapfs_{name}_total", "counter", text, read, (label,))
+
+
+def _tier_counter(name: str, text: str, counter: str) -> Metric:
+    """Return the counter *counter* of each tier."""
+
+    def read(status: Status) -> Iterable[Sample]:
+        for tier in status.tiers:
+            if counter in tier.counters:
+                yield (tier.name, tier.kind), float(tier.counters[counter])
+
+    return Metric(f"swapfs_tier_{name}_total", "counter", text, read, ("tier", "kind"))
+
+
+def _budget(status: Status) -> Iterable[Sample]:
+    for tier in status.tiers:
+        for window in ("hour", "day"):
+            if limit := value_at(tier, f"budget_{window}_bytes"):
+                yield (tier.name, tier.kind, window), float(limit)
+
+
+def _budget_used(status: Status) -> Iterable[Sample]:
+    for tier in status.tiers:
+        for window in ("hour", "day"):
+            used = value_at(tier, f"used_{window}_bytes")
+            if used is not None:
+                yield (tier.name, tier.kind, window), float(used)
+
+
+def _tier_state(status: Status) -> Iterable[Sample]:
+    for tier in status.tiers:
+        for state in TierState:
+            if state is not TierState.UNKNOWN:
+                yield (tier.name, tier.kind, state), float(tier.state is state)
+
+
+def _tier_latency(status: Status) -> Iterable[Series]:
+    for tier in status.tiers:
+        for op, taken in (("read", tier.reading), ("write", tier.writing)):
+            if taken is not None:
+                yield (tier.name, tier.kind, op), taken.bounds_s, taken.counts, taken.sum_s
+
+
+def _request_latency(status: Status) -> Iterable[Series]:
+    for series in status.latency.series:
+        yield (series.op, series.tier), status.latency.bounds_s, series.counts, series.sum_s
 
 
 def _tier_info(status: Status) -> Iterable[Sample]:
@@ -108,7 +158,7 @@ def _swap_active(status: Status) -> Iterable[Sample]:
 
 
 def _no_plain_samples(_: Status) -> Iterable[Sample]:
-    """Stand in for a histogram, which the collector builds from ``latency``."""
+    """Stand in for a histogram, whose samples are ``series``."""
     return ()
 
 
@@ -140,7 +190,7 @@ METRICS: Final = (
     # tiers below the pool
     _gauge(
         "tier_info",
-        "Always 1; where a tier is and its state: ok, full, failing or stuck.",
+        "Always 1; where a tier is and its state: ok, full, spent, failing or stuck.",
         _tier_info,
         *("tier", "kind", "path", "state"),
     ),
@@ -149,6 +199,39 @@ METRICS: Final = (
     _tier_figure("tier_used_bytes", "used_bytes"),
     _tier_figure("tier_payload_bytes", "payload_bytes"),
     _tier_figure("tier_bad_bytes", "bad_bytes"),
+    _gauge(
+        "tier_state",
+        "1 for the state that a tier is in: ok, full, spent, failing or stuck.",
+        _tier_state,
+        *("tier", "kind", "state"),
+    ),
+    _gauge(
+        "tier_budget_bytes",
+        "Bytes that may be written to a tier in an hour or a day; absent without a budget.",
+        _budget,
+        *("tier", "kind", "window"),
+    ),
+    _gauge(
+        "tier_budget_used_bytes",
+        "Bytes written to a tier in this hour or day.",
+        _budget_used,
+        *("tier", "kind", "window"),
+    ),
+    _tier_counter("reads", "Reads of a tier.", "reads"),
+    _tier_counter("read_bytes", "Bytes read from a tier.", "read_bytes"),
+    _tier_counter("read_pages", "Pages that were asked for and found in a tier.", "read_pages"),
+    _tier_counter("writes", "Writes to a tier.", "writes"),
+    _tier_counter(
+        "written_bytes", "Bytes written to a tier, for whatever reason.", "written_bytes"
+    ),
+    _tier_counter(
+        "moved_in_pages", "Pages moved to a tier: down to it, and within it.", "moved_in_pages"
+    ),
+    _tier_counter(
+        "moved_out_pages", "Pages moved from a tier: up, down and within it.", "moved_out_pages"
+    ),
+    _tier_counter("read_errors", "Pages of a tier that could not be read.", "read_errors"),
+    _tier_counter("write_errors", "Writes to a tier that failed.", "write_errors"),
     # the kernel's view
     _gauge("swap_active", "1 while the kernel swaps on this instance.", _swap_active),
     _figure("swap_size_bytes", "swap.size_bytes"),
@@ -221,6 +304,15 @@ METRICS: Final = (
         "Time to serve one request, by operation and by the slowest tier that it waited for.",
         _no_plain_samples,
         ("op", "tier"),
+        _request_latency,
+    ),
+    Metric(
+        "swapfs_tier_duration_seconds",
+        "histogram",
+        "Time that a tier took for one read or write of its own, which may be of many pages.",
+        _no_plain_samples,
+        ("tier", "kind", "op"),
+        _tier_latency,
     ),
 )
 """Every metric, in the order in which it is exported and documented."""

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric as Family
 
-    from swapfs.server.status import Latency, Status
+    from swapfs.server.metric_table import Series
+    from swapfs.server.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +82,19 @@ def _add(
 ) -> None:
     instance = str(snapshot.name)
     if isinstance(family, HistogramMetricFamily):
-        _add_latency(family, instance, snapshot.latency)
+        for series in metric.series(snapshot) if metric.series else ():
+            _add_series(family, instance, series)
         return
     for labels, value in metric.read(snapshot):
         family.add_metric([instance, *labels], value)
 
 
-def _add_latency(family: HistogramMetricFamily, instance: str, latency: Latency) -> None:
-    bounds = [repr(bound) for bound in latency.bounds_s] + ["+Inf"]
-    for series in latency.series:
-        # the snapshot's counts are per bucket, Prometheus wants "at most this long"
-        buckets = list(zip(bounds, accumulate(series.counts), strict=True))
-        family.add_metric([instance, series.op, series.tier], buckets, series.sum_s)
+def _add_series(family: HistogramMetricFamily, instance: str, series: Series) -> None:
+    labels, bounds_s, counts, sum_s = series
+    bounds = [repr(bound) for bound in bounds_s] + ["+Inf"]
+    # the snapshot's counts are per bucket, Prometheus wants "at most this long"
+    buckets = list(zip(bounds, accumulate(counts), strict=True))
+    family.add_metric([instance, *labels], buckets, sum_s)
 
 
 def make_registry(*snapshots: TakeSnapshot) -> CollectorRegistry:

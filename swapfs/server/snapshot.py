@@ -28,12 +28,14 @@ from swapfs.server.status import (
     PoolStatus,
     Status,
     SwapStatus,
+    TierLatency,
     TierStatus,
 )
 from swapfs.session import fuse_init
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.capacity import guaranteed_bytes
 from swapfs.vlayer.codec import ALGORITHM
+from swapfs.vlayer.durations import BOUNDS_S, Durations
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level, Stack
 from swapfs.wire import control
@@ -218,7 +220,10 @@ class SnapshotMaker:
 
 def _tier(level: Level, slots: int, payload_bytes: int) -> TierStatus:
     now_s = time.monotonic()
-    state = level.health.state(now_s)
+    state = level.state(now_s)
+    (hour_bytes, used_hour_bytes), (day_bytes, used_day_bytes) = level.budget.figures(
+        now_s
+    ).values()
     return TierStatus(
         **level.tier.stats().as_dict() | {"name": level.name},
         kind=level.tier.kind,
@@ -229,8 +234,19 @@ def _tier(level: Level, slots: int, payload_bytes: int) -> TierStatus:
         payload_bytes=payload_bytes,
         healthy=state.healthy,
         state=state,
-        detail="" if state.healthy else level.health.problem(now_s),
+        detail=level.problem(now_s),
+        budget_hour_bytes=hour_bytes,
+        budget_day_bytes=day_bytes,
+        used_hour_bytes=used_hour_bytes,
+        used_day_bytes=used_day_bytes,
+        counters=level.figures.counters(),
+        reading=_durations(level.reading),
+        writing=_durations(level.writing),
     )
+
+
+def _durations(taken: Durations) -> TierLatency:
+    return TierLatency(bounds_s=BOUNDS_S, counts=tuple(taken.counts), sum_s=taken.sum_s)
 
 
 def _latency() -> Latency:

@@ -61,6 +61,15 @@ class PoolStatus(Part):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierLatency(Part):
+    """Reads or writes of a tier by how long they took: a count for each bound, and one more."""
+
+    bounds_s: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    sum_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TierStatus(Part):
     """One tier below the pool.
 
@@ -89,6 +98,13 @@ class TierStatus(Part):
     state: TierState = TierState.UNKNOWN
     detail: str = ""
     cautions: tuple[str, ...] = ()
+    budget_hour_bytes: int | None = _figure("Bytes that may be written in an hour; 0: any.")
+    budget_day_bytes: int | None = _figure("Bytes that may be written in a day; 0: any.")
+    used_hour_bytes: int | None = _figure("Bytes written in this hour.")
+    used_day_bytes: int | None = _figure("Bytes written in this day.")
+    counters: Mapping[str, int] = _table()
+    reading: TierLatency | None = None
+    writing: TierLatency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

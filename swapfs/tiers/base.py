@@ -289,6 +289,11 @@ class Tier(ABC):
     def guaranteed_pages(self) -> int:
         """Return how many pages the tier holds for certain, however badly they compress."""
 
+    def fill_percent(self) -> int:
+        """Return how much of what can be stored in it is stored, in percent."""
+        stats = self.stats()
+        return 100 * stats.used_bytes // max(1, stats.size_bytes - stats.bad_bytes)
+
     def payload_bytes(self, ref: int) -> int:
         """Return the bytes of payload at *ref*, as far as it tells; 0 if it does not."""
         return 0

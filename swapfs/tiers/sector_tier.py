@@ -29,7 +29,7 @@ from swapfs.tiers.base import (
 from swapfs.tiers.blob import Batch, blob_ref, check_blob
 from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX, blob_sectors
 from swapfs.tiers.sectors import READ_SLACK_BYTES, Extent, SectorStore
-from swapfs.tiers.segments import SEGMENT_BYTES, SEGMENT_SECTORS
+from swapfs.tiers.segments import CLEANING_RESERVE, SEGMENT_BYTES, SEGMENT_SECTORS
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, PSector
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,12 @@ class SectorTier(Tier):
 
     def guaranteed_pages(self) -> int:  # noqa: D102
         return self.sectors.room_pages()
+
+    def fill_percent(self) -> int:
+        """Leave out what cleaning keeps free."""
+        stats = self.sectors.stats()
+        kept_bytes = CLEANING_RESERVE * SEGMENT_BYTES + stats.bad_bytes
+        return 100 * stats.used_bytes // max(1, stats.size_bytes - kept_bytes)
 
     def payload_bytes(self, ref: int) -> int:
         """Return the length to 16 bytes."""

@@ -12,10 +12,12 @@ class TierState(StrEnum):
     FULL = "full"
     FAILING = "failing"
     STUCK = "stuck"
+    SPENT = "spent"
+    """Its write budget is."""
     UNKNOWN = "unknown"
     """A word of another version, read from its snapshot; no tier of ours is in it."""
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong: a full tier is as it should be."""
-        return self in (TierState.OK, TierState.FULL)
+        """Whether nothing is wrong: one that is full, or spent, is as it should be."""
+        return self in (TierState.OK, TierState.FULL, TierState.SPENT)

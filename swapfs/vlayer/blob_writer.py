@@ -8,6 +8,7 @@ and a ``store_copies`` that fails do too: what it holds is not lost meanwhile, o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -22,12 +23,14 @@ from swapfs.vlayer.entry import FLAGS, HEAT_MASK, MOVING, encode_below, is_below
 from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.progress import WAIT_S, Progress
-from swapfs.vlayer.stack import Level
+from swapfs.vlayer.stack import Level, Phase
 
 log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = SEGMENT_BYTES
 BATCH_PAGES: Final = BATCH_BYTES // PAGE_SIZE
+_MOVES_WHAT_IS_WARM: Final = frozenset({"clean", "drain"})
+"""Causes of moves that must come to an end, whatever is read meanwhile."""
 _SERVER_SHIFT: Final = 40  # of the sequence numbers that one server may use
 
 
@@ -50,10 +53,10 @@ class BlobWriter:
         starts = layer.counters.get("server_starts")
         self._sequence = itertools.count((starts << _SERVER_SHIFT) + 1)
 
-    def may_write(self) -> bool:
+    def may_write(self, *, urgent: bool = False) -> bool:
         """Whether a write to any tier may be tried now."""
         now_s = self._clock_s()
-        return any(level.may_take(now_s) for level in self.stack)
+        return any(level.may_take(now_s, urgent=urgent) for level in self.stack)
 
     # ---- room ----
 
@@ -73,20 +76,38 @@ class BlobWriter:
         return room
 
     def reserve_first(
-        self, pages: int, levels: Iterable[Level] | None = None
+        self, pages: int, levels: Iterable[Level] | None = None, *, urgent: bool = False
     ) -> tuple[Level, Room]:
         """Take room in the first of *levels* (else, of all) that may take blobs and has some.
 
+        :param urgent: no other room was found: if need be where the budget is spent
         :raises TierFull: none has
         """
         now_s = self._clock_s()
-        for level in self.stack if levels is None else levels:
+        in_turn = self.stack.in_turn(levels)
+        for level in in_turn:
             if level.may_take(now_s):
-                try:
-                    return level, self.reserve(level, pages)
-                except TierFull:
-                    continue
+                level.spent = False
+                with contextlib.suppress(TierFull):
+                    return self._take(level, pages)
+            elif level.phase is Phase.ACTIVE:
+                self._say_spent(level, now_s)
+        for level in in_turn if urgent else ():
+            if level.may_take(now_s, urgent=True) and not level.budget.allows(now_s):
+                with contextlib.suppress(TierFull):
+                    return self._take(level, pages)
         raise TierFull("no tier has room")
+
+    def _take(self, level: Level, pages: int) -> tuple[Level, Room]:
+        room = self.reserve(level, pages)
+        self.stack.took(level)
+        return level, room
+
+    def _say_spent(self, level: Level, now_s: float) -> None:
+        """Say once that a budget is spent."""
+        if not level.spent and not level.budget.allows(now_s):
+            level.spent = True
+            log.warning("tier %s: %s", level.name, level.budget.problem(now_s))
 
     def settle(self, level: Level, room: Room) -> None:
         """End what *room* was taken for: each blob in it is published or given back."""
@@ -117,7 +138,8 @@ class BlobWriter:
     def store(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """Store what is in *staging*; None when the tier failed, which is then noted."""
         writer = threading.get_ident()
-        level.health.begin(writer, self._clock_s())
+        began_s = self._clock_s()
+        level.health.begin(writer, began_s)
         bad_bytes = level.tier.stats().bad_bytes
         try:
             stored = level.tier.store(room, staging)
@@ -125,6 +147,7 @@ class BlobWriter:
             with self._layer.lock:
                 bad = level.tier.stats().bad_bytes - bad_bytes
                 self._layer.counters.add("bad_sectors", max(0, bad) // SECTOR_SIZE)
+                level.figures.add("write_errors")
             if not isinstance(error, TierIOError):  # a bug, or no memory
                 raise
             log.error("tier %s: %s", level.name, error)
@@ -138,6 +161,11 @@ class BlobWriter:
         with self._layer.lock:
             self._layer.counters.add("file_write_ops")
             self._layer.counters.add("file_written_bytes", stored.written_bytes)
+            level.figures.add("writes")
+            level.figures.add("written_bytes", stored.written_bytes)
+            now_s = self._clock_s()
+            level.budget.charge(stored.written_bytes, now_s)
+            level.writing.note(now_s - began_s)
         return stored.refs
 
     def store_copies(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
@@ -159,13 +187,13 @@ class BlobWriter:
 
     # ---- publishing ----
 
-    def publish(self, level: Level, item: Staged, ref: int, cause: str) -> None:
+    def publish(self, level: Level, item: Staged, ref: int, cause: str, *, heat: int = 0) -> None:
         """Let *item*'s slot name its stored blob; the caller holds the layer's lock.
 
         :raises TierFull: no room for a page of the swap table; nothing has changed
         """
         layer = self._layer
-        word = encode_below(level.number, item.codec, ref)
+        word = encode_below(level.number, item.codec, ref) | heat
         old = layer.table.exchange(item.slot, word, cause, item.length)
         level.payload_bytes += level.tier.payload_bytes(ref)
         layer.free(item.slot, old)
@@ -208,13 +236,17 @@ class BlobWriter:
     def _commit_one(self, level: Level, item: Staged, ref: int, cause: str) -> bool:
         table = self._layer.table
         current = table.get(item.slot)
-        if current != item.expected | MOVING:
-            # Rewritten or discarded; or read, which makes it warm: then it stays in memory.
+        heat = HEAT_MASK if cause in _MOVES_WHAT_IS_WARM else 0
+        if (current ^ (item.expected | MOVING)) & ~heat:
+            # Rewritten or discarded; or read, which makes it warm: then it stays where it is.
             if current & ~HEAT_MASK == item.expected & ~HEAT_MASK | MOVING:
                 table.mark(item.slot, MOVING, on=False)
             level.tier.release(item.slot, ref)
             return False
-        self.publish(level, item, ref, cause)
+        self.publish(level, item, ref, cause, heat=current & heat)
+        level.figures.add("moved_in_pages")
+        if is_below(current) and (source := self.stack.get(tier_of(current))) is not None:
+            source.figures.add("moved_out_pages")
         return True
 
     def unmark(self, items: list[Staged]) -> None:

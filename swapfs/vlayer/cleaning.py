@@ -41,7 +41,8 @@ class Cleaner:
         if again_s is not None and self._clock_s() >= again_s:
             del self._read_again_s[level.number]
             level.tier.retry()
-        while go_on() and level.may_take(self._clock_s()):
+        # Urgent: without it a write that may go beyond a budget would find no room all the same.
+        while go_on() and level.may_take(self._clock_s(), urgent=True):
             step = self._step(level)
             if step is None:
                 break

@@ -1,7 +1,8 @@
 """Emptying a tier into others: by a walk over the table, a load at a time, between other work.
 
-Draining takes all of it, and is done when no word names the tier; sinking takes so many pages, to
-make room in a tier for warmer ones. A blob that its tier cannot read stays and is counted; one
+Draining takes all of it, and is done when no word names the tier; sinking takes what is cold, to
+make room in a tier for warmer pages: what was read since the last walk came by is cooled and stays
+(second chance, as in ``clock``). A blob that its tier cannot read stays and is counted; one
 that is damaged is lost for certain, so its slot says so and the tier can be given up.
 """
 
@@ -17,6 +18,7 @@ from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     FLAGS,
+    HEAT_MASK,
     MOVING,
     Kind,
     blob_codec,
@@ -25,7 +27,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
-from swapfs.vlayer.stack import Level, Phase
+from swapfs.vlayer.stack import Level
 
 _READ_BYTES: Final = 256 * 1024
 _ROUNDS_MAX: Final = 4
@@ -51,6 +53,8 @@ class Drain:
 
     :param cause: of ``entry.MOVES``
     :param pages: how many to move; None: all
+    :param first: the cluster to begin at
+    :param cold: leave what is warm, and cool it
     """
 
     def __init__(
@@ -63,15 +67,19 @@ class Drain:
         *,
         cause: str = "drain",
         pages: int | None = None,
+        first: int = 0,
+        cold: bool = False,
     ) -> None:
         self.progress = Emptying()
         self.source = source
+        self.cluster = first
         self._layer = layer
         self._mover = mover
         self._scratch = scratch
         self._targets = targets
-        self._cause = cause
+        self.cause = cause
         self._pages = pages
+        self._cold = cold
         self._pending: _Found | None = None
         self._steps = self._work()
 
@@ -112,20 +120,38 @@ class Drain:
         """Yield what is in the source and best read at once, in the order of the slots."""
         layer, tier = self._layer, self.source.tier
         wanted = encode_below(self.source.number, 0, 0) & BACKING_MASK
-        for cluster in layer.live_clusters(0, layer.table.slots):
+        asked = BACKING_MASK | MOVING | (HEAT_MASK if self._cold else 0)
+        for cluster in self._clusters():
+            self.cluster = cluster
             first = cluster << CLUSTER_SHIFT
             with layer.lock:
                 words = layer.table.run(first, CLUSTER_SLOTS)
+                if self._cold:
+                    self._cool(first, words, wanted)
             index = 0
             while index < CLUSTER_SLOTS:
                 end = index
-                while end < CLUSTER_SLOTS and words[end] & (BACKING_MASK | MOVING) == wanted:
+                while end < CLUSTER_SLOTS and words[end] & asked == wanted:
                     end += 1
                 if end > index:
                     refs = [ref_of(word) for word in words[index:end]]
                     end = index + tier.span(refs, _READ_BYTES)
                     yield first + index, words[index:end]
                 index = max(end, index + 1)
+
+    def _clusters(self) -> Iterator[int]:
+        """Yield the clusters in use, from where this began on and then those before."""
+        slots, start = self._layer.table.slots, self.cluster << CLUSTER_SHIFT
+        yield from self._layer.live_clusters(start, slots)
+        if start:
+            yield from self._layer.live_clusters(0, start)
+
+    def _cool(self, first: int, words: list[int], wanted: int) -> None:
+        """Let what is warm in *words*, from slot *first* on, be cold when the walk comes again."""
+        table = self._layer.table
+        for index, word in enumerate(words):
+            if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
+                table.mark(first + index, HEAT_MASK, on=False)
 
     def _move(self, walk: Iterator[_Found]) -> bool:
         """Move one load; False: there is no room for it. What did not fit is pending then."""
@@ -143,13 +169,13 @@ class Drain:
         except BaseException:
             mover.abort()
             raise
-        taken = mover.finish(self._cause)
+        taken = mover.finish(self.cause)
         if taken is None:
             progress.problem = f"writes to {targets[0].name} fail"
             return False
         progress.moved += len(taken)
         with self._layer.lock:
-            self._layer.counters.add(_COUNTERS[self._cause], len(taken))
+            self._layer.counters.add(_COUNTERS[self.cause], len(taken))
         return True
 
     def _copy(self, slot: int, words: list[int]) -> bool:
@@ -176,6 +202,8 @@ class Drain:
         with self._layer.lock:
             self._layer.counters.add("file_read_ops", traffic.reads)
             self._layer.counters.add("file_read_bytes", traffic.read_bytes)
+            self.source.figures.add("reads", traffic.reads)
+            self.source.figures.add("read_bytes", traffic.read_bytes)
 
     def _take(self, blob: Wanted, word: int) -> bool:
         """Copy a blob that was read; False: the load is full."""
@@ -208,80 +236,3 @@ class Drain:
             layer.free(slot, layer.table.exchange(slot, Kind.LOST, "lose"))
             self.progress.lost += 1
             layer.counters.add("lost_pages")
-
-
-class Drains:
-    """What is moved from tier to tier in the thread that owns *mover* and *scratch*.
-
-    Others may call what begins and ends it; the steps are the thread's.
-    """
-
-    def __init__(self, layer: VirtualSlotLayer, mover: Mover, scratch: memoryview) -> None:
-        self._layer = layer
-        self._mover = mover
-        self._scratch = scratch
-        self._under_way: dict[int, Drain] = {}  # by number of the tier
-
-    def missing_pages(self, level: Level) -> int:
-        """Return how many pages of *level* the other tiers might have no room for; 0: none."""
-        table = self._layer.table
-        room = sum(
-            max(0, other.tier.guaranteed_pages() - table.slots_in(other.number))
-            for other in self._layer.stack
-            if other is not level and other.phase is Phase.ACTIVE
-        )
-        return max(0, table.slots_in(level.number) - room)
-
-    def start(self, level: Level) -> None:
-        """Have all that is in *level* moved to others, and nothing new go there."""
-        level.note = ""
-        self._layer.set_phase(level, Phase.DRAINING)
-
-    def stop(self, level: Level) -> None:
-        """Use *level* as before; what was moved stays where it is."""
-        level.note = ""
-        self._layer.set_phase(level, Phase.ACTIVE)
-
-    # ---- the thread ----
-
-    def step(self, go_on: Callable[[], bool]) -> bool:
-        """Move one load out of each tier that is being drained; whether there is more to do now."""
-        more = False
-        for level in self._layer.stack:
-            if level.phase is not Phase.DRAINING:
-                self._under_way.pop(level.number, None)
-            elif self._layer.table.slots_in(level.number) and go_on():
-                more = self._step(level) or more
-        return more
-
-    def _step(self, level: Level) -> bool:
-        drain = self._under_way.get(level.number) or self.drain(level.number)
-        self._under_way[level.number] = drain
-        if drain.step():
-            level.note = ""
-            return True
-        level.note = drain.progress.problem  # again from the start, at the next look
-        del self._under_way[level.number]
-        return False
-
-    def drain(self, number: int) -> Drain:
-        """Return what moves all that is in tier *number* to others; nothing new goes there."""
-        level = self._layer.stack[number]
-        self._layer.set_phase(level, Phase.DRAINING)
-        return self._make(level, lambda: tuple(self._layer.stack))
-
-    def sink(self, number: int, pages: int) -> Drain:
-        """Return what moves *pages* pages of tier *number* to tiers that come after it."""
-        level = self._layer.stack[number]
-        return self._make(level, lambda: self._layer.stack.below(level), "sink", pages)
-
-    def _make(
-        self,
-        level: Level,
-        targets: Callable[[], Sequence[Level]],
-        cause: str = "drain",
-        pages: int | None = None,
-    ) -> Drain:
-        return Drain(
-            *(self._layer, self._mover, self._scratch, level, targets), cause=cause, pages=pages
-        )

@@ -9,6 +9,7 @@ is looked at again before anything is called damaged.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     FLAGS,
+    HEAT_MASK,
     HEAT_ONE,
     REF_SHIFT,
     blob_codec,
@@ -142,10 +144,15 @@ class Fetcher:
         if level is None:
             flights[0].failure = _NO_TIER
             return
+        began_s = time.monotonic()
         traffic = level.tier.load(flights, scratch)
+        took_s = time.monotonic() - began_s
         with self._layer.lock:
+            level.reading.note(took_s)
             self._layer.counters.add("file_read_ops", traffic.reads)
             self._layer.counters.add("file_read_bytes", traffic.read_bytes)
+            level.figures.add("reads", traffic.reads)
+            level.figures.add("read_bytes", traffic.read_bytes)
 
     # ---- what becomes of it ----
 
@@ -174,16 +181,23 @@ class Fetcher:
         layer, flights = self._layer, run.flights[: len(payloads)]
         with layer.lock:
             layer.counters.add("read_file_pages", len(flights))
+            if (level := layer.stack.get(tier_of(flights[0].word))) is not None:
+                level.figures.add("read_pages", len(flights))
             oldest = self._newest_sequence() - self._recent_blobs
             refaulted = sum(flight.sequence >= oldest for flight in flights)
             layer.counters.add("refaulted_pages", refaulted)
             self._log_reads(run.slot, flights, payloads, oldest)
-            if self._promote is not None:
-                for index, flight in enumerate(flights):
-                    if index:
-                        layer.lock.resched()
-                    if self._promote():
-                        self._bring_back(run.slot + index, flight.word, payloads[index])
+            for index, flight in enumerate(flights):
+                if index:
+                    layer.lock.resched()
+                slot, word = run.slot + index, flight.word
+                current = layer.table.get(slot)
+                if (current ^ word) & ~FLAGS:
+                    continue
+                if self._promote is not None and self._promote():
+                    self._bring_back(slot, word, payloads[index])
+                elif current & HEAT_MASK != HEAT_MASK:  # what is warm does not sink
+                    layer.table.warm(slot)
 
     def _log_reads(
         self,
@@ -204,8 +218,6 @@ class Fetcher:
 
     def _bring_back(self, slot: int, word: int, payload: bytes | memoryview) -> None:
         layer = self._layer
-        if (layer.table.get(slot) ^ word) & ~FLAGS:
-            return
         length = len(payload)
         place = layer.pool.allocate(length)
         if place == NO_PLACE:
@@ -214,6 +226,8 @@ class Fetcher:
         new = encode_pool(place, length, blob_codec(word)) | HEAT_ONE
         layer.free(slot, layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
+        if (level := layer.stack.get(tier_of(word))) is not None:
+            level.figures.add("moved_out_pages")
 
     def _verdict(self, slot: int, word: int, failure: Failure) -> int:
         """Return 0 if *slot* has changed since *word* was read, for another look; else raise.
@@ -228,5 +242,7 @@ class Fetcher:
                 return 0
             corrupt = failure.kind is BlobCorrupt
             layer.counters.add("failed_read_checksum" if corrupt else "failed_read_io")
+            if (level := layer.stack.get(tier_of(word))) is not None:
+                level.figures.add("read_errors")
         log.error("slot %d in tier %d: %s", slot, tier_of(word), failure.reason)
         raise failure.kind(failure.reason)  # a new one, which no frame of its traceback holds

@@ -17,7 +17,6 @@ from swapfs.core._core import Lock, Log, Reader, Writer
 from swapfs.errors import TierFull
 from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
-from swapfs.region.stack_rows import ACTIVE, DRAINING, set_state
 from swapfs.tiers.pool import NO_PLACE, Pool, PoolRebuild
 from swapfs.tiers.pool.size_classes import CLASS_OF_GRAINS
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE
@@ -36,7 +35,7 @@ from swapfs.vlayer.entry import (
     pool_place,
 )
 from swapfs.vlayer.packing import Packer
-from swapfs.vlayer.stack import Level, Phase, Stack
+from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.swap_table import SwapTable
 
 _DISCARD_STEP: Final = 64
@@ -48,7 +47,6 @@ _RAW, _LOST = int(Codec.RAW), int(Kind.LOST)
 _WRITE_SAME = COUNTER_INDEX["write_same_pages"]
 _WRITE_COMPRESSED = COUNTER_INDEX["write_compressed_pages"]
 _WRITE_RAW = COUNTER_INDEX["write_raw_pages"]
-_STATES: Final = {Phase.ACTIVE: ACTIVE, Phase.DRAINING: DRAINING}
 _READ_COUNTS: Final = (
     COUNTER_INDEX["read_empty_pages"],
     COUNTER_INDEX["read_same_pages"],
@@ -83,7 +81,8 @@ class VirtualSlotLayer:
         self.pool = Pool(region)
         self.log = _access_log(region)
         self.table = SwapTable(region, self.pool, self.log)
-        self.stack = stack or Stack()
+        self.stack = Stack() if stack is None else stack
+        self.stack.keep_in(region.stack)
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
         self._counter_words = region.counter_words
@@ -118,11 +117,6 @@ class VirtualSlotLayer:
         rebuild.finish()
         self.table.update_reserve()
         self._writer = self._make_writer()
-
-    def set_phase(self, level: Level, phase: Phase) -> None:
-        """Use *level* in another way from now on, in this server and those that follow."""
-        level.phase = phase
-        set_state(self._region.stack, level.number, _STATES[phase])
 
     def reader(self, size_bytes: int) -> Reader:
         """Return what reads pages in memory without the GIL; it holds views of the region."""

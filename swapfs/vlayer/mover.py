@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Room, Staged, Staging
 from swapfs.vlayer.blob_writer import BATCH_PAGES, BlobWriter
-from swapfs.vlayer.entry import MOVING, encode_below
+from swapfs.vlayer.entry import HEAT_MASK, MOVING, encode_below
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level
 
@@ -67,10 +67,14 @@ class Mover:
         self._layer.table.mark(slot, MOVING, on=True)
 
     def copy_if_still(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
-        """Copy a blob that was read without the lock; of one that has changed nothing comes."""
+        """Copy a blob that was read without the lock; of one that has changed nothing comes.
+
+        Its heat may have.
+        """
         with self._layer.lock:
-            if self._layer.table.get(slot) == word:
-                self.copy(slot, word, codec, payload)
+            current = self._layer.table.get(slot)
+            if not (current ^ word) & ~HEAT_MASK:
+                self.copy(slot, current, codec, payload)
 
     def finish(self, cause: str) -> list[Staged] | None:
         """Store and publish; return what its slots took, None if storing failed.
@@ -113,7 +117,7 @@ class MoveWithin:
         if slot >= table.slots:
             return False
         with self._layer.lock:
-            return table.get(slot) == self._word(slot, ref, codec)
+            return table.get(slot) & ~HEAT_MASK == self._word(slot, ref, codec)
 
     def add(self, slot: int, ref: int, codec: int, payload: bytes | memoryview) -> bool:  # noqa: D102
         if not self._mover.fits(len(payload)):

@@ -6,12 +6,24 @@ number 0 and not in here: it is in memory, under the layer's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
+from swapfs.region.stack_rows import (
+    ACTIVE,
+    DRAINING,
+    ROW_BYTES,
+    RowFigures,
+    set_priority,
+    set_state,
+)
 from swapfs.tiers.base import Tier
+from swapfs.tiers.state import TierState
 from swapfs.units import TIERS_MAX
+from swapfs.vlayer.budget import Budget
+from swapfs.vlayer.durations import Durations
 from swapfs.vlayer.entry import ref_of, tier_of
 from swapfs.vlayer.health import Health
 
@@ -40,10 +52,47 @@ class Level:
     payload_bytes: int = 0
     note: str = ""
     """Why draining it does not get on; empty: it does, or is not wanted."""
+    figures: RowFigures = field(default_factory=RowFigures)
+    budget: Budget = field(init=False)
+    reading: Durations = field(default_factory=Durations)
+    writing: Durations = field(default_factory=Durations)
+    turn: int = 0
+    """When it was chosen last, among tiers of its priority."""
+    spent: bool = False
+    """Whether it has been said that its budget is spent."""
+    presses: bool = False
+    """Whether it is so full that what is cold in it should go on to the next."""
 
-    def may_take(self, now_s: float) -> bool:
-        """Whether new blobs may go there now."""
-        return self.phase is Phase.ACTIVE and self.health.may_write(now_s)
+    def __post_init__(self) -> None:
+        self.use(self.figures)
+
+    def use(self, figures: RowFigures) -> None:
+        """Keep count in *figures* from now on."""
+        self.figures = figures
+        self.budget = Budget(figures)
+
+    def may_take(self, now_s: float, *, urgent: bool = False) -> bool:
+        """Whether new blobs may go there now.
+
+        :param urgent: they have no other place, so that a budget may be exceeded
+        """
+        if self.phase is not Phase.ACTIVE or not self.health.may_write(now_s):
+            return False
+        return self.budget.allows(now_s) or (urgent and self.budget.exceeds())
+
+    def state(self, now_s: float) -> TierState:
+        """Return in one word how it fares."""
+        state = self.health.state(now_s)
+        spent = state.healthy and not self.budget.allows(now_s)
+        return TierState.SPENT if spent else state
+
+    def problem(self, now_s: float) -> str:
+        """Say in a few words why it takes no pages; empty: it does."""
+        state = self.health.state(now_s)
+        return self.budget.problem(now_s) if state.healthy else self.health.problem(now_s)
+
+
+_STATES: Final = {Phase.ACTIVE: ACTIVE, Phase.DRAINING: DRAINING}
 
 
 class Stack:
@@ -51,6 +100,8 @@ class Stack:
 
     def __init__(self, levels: Sequence[Level] = ()) -> None:
         self._levels: list[Level | None] = [None] * TIERS_MAX
+        self._rows = memoryview(bytearray(TIERS_MAX * ROW_BYTES))
+        self._turns = 0
         for level in levels:
             assert level.number
             assert self._levels[level.number] is None
@@ -66,6 +117,12 @@ class Stack:
                 for number, tier in enumerate(tiers, 1)
             ]
         )
+
+    def keep_in(self, rows: memoryview) -> None:
+        """Keep state and figures of each level in its row of *rows*, the region's."""
+        self._rows = rows
+        for level in self:
+            level.use(RowFigures.of(rows, level.number))
 
     def _sort(self) -> None:
         there = (level for level in self._levels if level is not None)
@@ -97,8 +154,29 @@ class Stack:
         return next((level for level in self if level.name == name), None)
 
     def below(self, level: Level) -> tuple[Level, ...]:
-        """Return the levels where pages go after *level*."""
-        return self._in_order[self._in_order.index(level) + 1 :]
+        """Return the levels where pages go after *level*; its equals are not among them."""
+        return tuple(other for other in self if other.priority < level.priority)
+
+    def set_phase(self, level: Level, phase: Phase) -> None:
+        """Use *level* in another way from now on, in this server and those that follow."""
+        level.phase = phase
+        set_state(self._rows, level.number, _STATES[phase])
+
+    def set_priority(self, level: Level, priority: int) -> None:
+        """Give *level* another place in the order."""
+        level.priority = priority
+        set_priority(self._rows, level.number, priority)
+        self._sort()
+
+    def in_turn(self, levels: Iterable[Level] | None = None) -> list[Level]:
+        """Return *levels* (else, all) in the order to try them: equals are striped, by turns."""
+        among = self._in_order if levels is None else levels
+        return sorted(among, key=lambda level: (-level.priority, level.turn))
+
+    def took(self, level: Level) -> None:
+        """Note that something goes to *level*: its equals have their turn before it has another."""
+        self._turns += 1
+        level.turn = self._turns
 
     # ---- what words name; the layer's lock is held ----
 

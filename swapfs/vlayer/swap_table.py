@@ -27,7 +27,7 @@ from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, TIERS_MAX
-from swapfs.vlayer.entry import STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, is_legal
+from swapfs.vlayer.entry import HEAT_ONE, STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, is_legal
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -113,6 +113,10 @@ class SwapTable:
             self._words[index] |= bits
         else:
             self._words[index] &= ~bits
+
+    def warm(self, slot: int) -> None:
+        """Count a read of *slot*, whose heat is not at its end."""
+        self._words[self.base(slot) + (slot & _SLOT_MASK)] += HEAT_ONE
 
     def exchange(self, slot: int, new: int, cause: str, length: int = 0) -> int:
         """Publish the word *new* for *slot* and return the old one, whose place is then free.

@@ -136,10 +136,12 @@ class WriteAround:
         not answer.
         """
         progress = self._progress
-        if not self._writer.may_write():
+        if not self._writer.may_write(urgent=True):
             return False
         now_s = self._clock_s()
-        has_room = any(level.may_take(now_s) and level.tier.has_room() for level in self._stack)
+        has_room = any(
+            level.may_take(now_s, urgent=True) and level.tier.has_room() for level in self._stack
+        )
         if not progress.quiet_since(mark):  # asked last: cleaning hides what it is about to make
             return progress.wait(mark)
         # What lies below can only have become less since the look at the pool, as nothing was
@@ -161,12 +163,14 @@ class WriteAround:
     ) -> int:
         """Pack pages and hand them over; return how many found a batch and room."""
         done = 0
-        while done < count and self._writer.may_write():
+        while done < count and self._writer.may_write(urgent=True):
             staging = take_batch()
             if staging is None:
                 break
             try:
-                level, room = self._writer.reserve_first(min(count - done, BATCH_PAGES))
+                level, room = self._writer.reserve_first(
+                    min(count - done, BATCH_PAGES), urgent=True
+                )
             except BaseException as error:
                 self._free.put(staging)
                 if isinstance(error, TierFull):

@@ -22,7 +22,7 @@ from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
 from swapfs.vlayer.blob_writer import BlobWriter
 from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.clock import ClockHand
-from swapfs.vlayer.drain import Drains
+from swapfs.vlayer.drains import Drains
 from swapfs.vlayer.entry import blob_codec, blob_length
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
@@ -64,7 +64,7 @@ class Writeback:
         self.low_bytes = low_bytes
         self._layer = layer
         self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
-        self.drains = Drains(layer, self._mover, scratch)
+        self.drains = Drains(layer, self._mover, scratch, clock_s)
         self._hand = ClockHand(layer)
         self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s

@@ -37,11 +37,11 @@ def test_tiers_are_filled_by_priority_and_outlive_servers(tmp_path: Path, start:
     fill(instance, 4096, 12288)
     load = Load(instance, 4096)
     load.run(60, seed=1)
-    tiers = _tiers(instance)
+    status = instance.status()
+    tiers = {tier["name"]: tier for tier in status["tiers"]}
     assert list(tiers) == ["first", "file", "last"]
     assert all(tier["slots"] > 0 for tier in tiers.values())
-    assert tiers["first"]["free_segments"] <= 2 >= tiers["file"]["free_segments"]
-    assert sum(tier["slots"] for tier in tiers.values()) == instance.status()["slots"]["file"]
+    assert sum(tier["slots"] for tier in tiers.values()) == status["slots"]["file"]
 
     server = instance.status()["server_pid"]
     os.kill(server, signal.SIGKILL)

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.region.counters import COUNTERS
+from swapfs.region.stack_rows import COUNTERS as TIER_COUNTERS
 from swapfs.server import http_server, metrics
 from swapfs.server.http_server import HttpServer
 from swapfs.server.metric_table import METRICS, reference
@@ -72,7 +73,12 @@ def make_snapshot() -> dict[str, Any]:
                 "bad_bytes": 512,
                 "healthy": True,
                 "direct_io": True,
+                "kind": "file",
                 "state": "ok",
+                "budget_hour_bytes": 1 << 30,
+                "used_hour_bytes": 12345,
+                "counters": {name: 70 + index for index, name in enumerate(TIER_COUNTERS)},
+                "reading": {"bounds_s": [0.5], "counts": [3, 1], "sum_s": 0.75},
             }
         ],
         "counters": {name: 1_000_000 + index for index, name in enumerate(COUNTERS)},
@@ -155,7 +161,13 @@ def test_counter_of_the_region_is_exported(counter: str, snapshot: dict[str, Any
         ("swapfs_slots", {"state": "empty"}, 10),
         ("swapfs_mem_used_bytes", {}, 60002 + 4096 + 8192),
         ("swapfs_pool_free_zspages", {}, 1005),
-        ("swapfs_tier_bad_bytes", {"tier": "file"}, 512),
+        ("swapfs_tier_bad_bytes", {"tier": "file", "kind": "file"}, 512),
+        ("swapfs_tier_state", {"tier": "file", "state": "ok"}, 1),
+        ("swapfs_tier_state", {"tier": "file", "state": "spent"}, 0),
+        ("swapfs_tier_budget_bytes", {"tier": "file", "window": "hour"}, 1 << 30),
+        ("swapfs_tier_budget_used_bytes", {"tier": "file", "window": "hour"}, 12345),
+        ("swapfs_tier_written_bytes_total", {"tier": "file", "kind": "file"}, 70),
+        ("swapfs_tier_duration_seconds_count", {"tier": "file", "op": "read"}, 4),
         ("swapfs_tier_info", {"tier": "file", "state": "ok"}, 1),
         ("swapfs_health", {"check": "mlock"}, 1),
         ("swapfs_health", {"check": "io_flusher"}, 0),

@@ -121,8 +121,9 @@ def test_swap_that_is_wanted_and_off_is_a_reason(tmp_path: Path) -> None:
     assert "'swapfs up' turns it on again" in reason
 
 
-def test_only_ok_and_full_are_healthy() -> None:
-    assert {state for state in TierState if state.healthy} == {TierState.OK, TierState.FULL}
+def test_what_is_as_it_should_be_is_healthy() -> None:
+    healthy = {TierState.OK, TierState.FULL, TierState.SPENT}
+    assert {state for state in TierState if state.healthy} == healthy
 
 
 def test_a_figure_is_found_and_explained_by_its_path() -> None:

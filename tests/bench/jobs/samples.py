@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
-
-PARAMS: Final = Path("/job/params.json")
-"""Where the guest finds what the host asks for."""
 
 SWAPFS_DISK: Final = "swapfs, pool + disk"
 """The subject that is swapfs with a pool too small for the data and a disk below it."""
 BUILD: Final = "build"
 REDIS: Final = "redis"
 SORT: Final = "sort"
+SQLITE: Final = "SQLite"
 
 
 class Samples:

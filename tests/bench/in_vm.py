@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploy.vm.host import job as vm_job
 from deploy.vm.host.problems import kernel_log_problems
 from deploy.vm.host.proc import VmError
-from tests.bench.jobs.samples import BUILD, REDIS, SORT, SQLITE
+from tests.bench import names
 from tests.bench.place import Machine, Place, PlaceError, Programs, Sizes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ PACKAGES: Final = ("gcc", "libc6-dev", "make", "redis-server")
 PROGRAM_MACHINE: Final = Machine(416, 4 * 3600, (768, 768), 2048)
 PROGRAM_ROUNDS_MAX: Final = {"kvm": 5, "tcg": 1}
 """Emulated, one round of all programs takes some twenty minutes."""
-LIMITS_MIB: Final = {BUILD: 64, REDIS: 48, SORT: 64, SQLITE: 64}
+LIMITS_MIB: Final = {names.BUILD: 64, names.REDIS: 48, names.SORT: 64, names.SQLITE: 64}
 PARAMS: Final = {
     "build_jobs": 4,
     "redis_mib": 64,

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.bench import subjects
-from tests.bench.jobs.samples import BUILD, REDIS, SORT, SQLITE
+from tests.bench import names, subjects
 from tests.bench.place import Machine, Place, PlaceError, Programs, Sizes
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ TURN_S: Final = 120
 """After which the guard cuts the connection of a swapfs. A turn takes a quarter of it."""
 NOTE: Final = "native: on the machine itself and not in a VM"
 ROUNDS_MAX: Final = 5
-LIMITS_MIB: Final = {BUILD: 64, REDIS: 128, SORT: 64, SQLITE: 128}
+LIMITS_MIB: Final = {names.BUILD: 64, names.REDIS: 128, names.SORT: 64, names.SQLITE: 128}
 PARAMS: Final = {
     "build_jobs": 4,
     "redis_mib": 300,
@@ -41,7 +40,12 @@ PARAMS: Final = {
     "sort_buffer_mib": 192,
     "sqlite_mib": 300,
 }
-_COMMANDS: Final = {BUILD: ("gcc", "make"), REDIS: ("redis-server",), SORT: (), SQLITE: ()}
+_COMMANDS: Final = {
+    names.BUILD: ("gcc", "make"),
+    names.REDIS: ("redis-server",),
+    names.SORT: (),
+    names.SQLITE: (),
+}
 _END_BOUND_S: Final = 2 * TURN_S
 _SWAPS: Final = Path("/proc/swaps")
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -90,7 +94,7 @@ def _sizes(plan: Plan) -> Sizes:
 
 
 def _is_there(program: str, recorder: Recorder) -> bool:
-    missing = [command for command in _COMMANDS[program] if shutil.which(command) is None]
+    missing = [command for command in _COMMANDS.get(program, ()) if shutil.which(command) is None]
     if missing:
         recorder.skip(program, f"not natively: {', '.join(missing)} is not installed")
     return not missing

@@ -19,7 +19,6 @@ from deploy.vm.host import job as vm_job
 from deploy.vm.host.proc import VmError
 from swapfs.testing.pages import mixed_pages
 from tests.bench import in_vm, names, native
-from tests.bench.jobs.samples import BUILD, SWAPFS_DISK
 from tests.bench.source_package import fetch_source
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from tests.bench.record import Plan, Recorder
 
 NAME: Final = names.SWAP
-SUBJECTS: Final = (names.SWAPFS, SWAPFS_DISK, names.ZRAM, names.ZSWAP, names.SWAPFILE)
+SUBJECTS: Final = (names.SWAPFS, names.SWAPFS_DISK, names.ZRAM, names.ZSWAP, names.SWAPFILE)
 MIX_PAGES: Final = 1024
 MIX_SEED: Final = 4
 SOURCE_PACKAGE: Final = "lua5.4"
@@ -88,10 +87,10 @@ def run_programs(plan: Plan, recorder: Recorder, subjects: tuple[str, ...], wher
         return
     limits, source = dict(programs.limits_mib), None
     try:
-        source = fetch_source(SOURCE_PACKAGE) if BUILD in limits else None
+        source = fetch_source(SOURCE_PACKAGE) if names.BUILD in limits else None
     except (VmError, OSError) as error:
-        recorder.skip(BUILD, f"no source of {SOURCE_PACKAGE}: {error}")
-        del limits[BUILD]
+        recorder.skip(names.BUILD, f"no source of {SOURCE_PACKAGE}: {error}")
+        del limits[names.BUILD]
     lines = make_lines()
     params = {
         **programs.params,

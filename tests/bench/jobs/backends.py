@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from deploy.vm.guest import lab
 from tests.bench import names
-from tests.bench.jobs.samples import SWAPFS_DISK
 from tests.bench.jobs.site import Site, guarded
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def _swap_on(place: str) -> Iterator[None]:
 
 BACKENDS: Final = (
     Backend(names.SWAPFS, _nothing, _swapfs_pool),
-    Backend(SWAPFS_DISK, _nothing, _swapfs_disk),
+    Backend(names.SWAPFS_DISK, _nothing, _swapfs_disk),
     Backend(names.ZRAM, _load_zram, _zram),
     Backend(names.ZSWAP, _load_zswap, _zswap, in_memory=True),
     Backend(names.SWAPFILE, _make_swapfile, _swapfile),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploy.vm.guest import lab
 from tests.bench import names
 from tests.bench.jobs import backends, counters, memcg, redis, site
-from tests.bench.jobs.samples import BUILD, REDIS, SORT, SQLITE, Samples
+from tests.bench.jobs.samples import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,7 +143,7 @@ class Sqlite(Program):
 
 
 PROGRAMS: Final[dict[str, type[Program]]] = {
-    BUILD: Build, REDIS: Redis, SORT: Sort, SQLITE: Sqlite,
+    names.BUILD: Build, names.REDIS: Redis, names.SORT: Sort, names.SQLITE: Sqlite,
 }  # fmt: skip
 
 

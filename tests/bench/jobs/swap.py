@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploy.vm.guest import lab
 from tests.bench import names
 from tests.bench.jobs import backends, counters, memcg, site
-from tests.bench.jobs.samples import SWAPFS_DISK, Samples
+from tests.bench.jobs.samples import Samples
 from tests.bench.jobs.toucher import Toucher
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Turn:
         """Add what everybody used of the CPUs for each page, and the share of the daemon."""
         per_page = 1e6 / pages
         self._add(test, names.CPU_PER_PAGE, span.busy_s * per_page, "us")
-        if self._backend.subject in (names.SWAPFS, SWAPFS_DISK):
+        if self._backend.subject in (names.SWAPFS, names.SWAPFS_DISK):
             for kind in ("user", "system"):
                 metric = f"{names.CPU_PER_PAGE}, the daemon's, {kind}"
                 self._add(test, metric, span.daemon(kind) * per_page, "us")

@@ -120,6 +120,12 @@ def _details(instance: Instance) -> list[str]:
         lines += [
             f"NOT HELD  {guard.name}: {guard.detail}" for guard in status.guards if not guard.ok
         ]
+    if (awake := status.cpu_latency) and awake.mode != "off":
+        now = "awake now" if awake.held else "free to sleep now"
+        lines.append(
+            f"latency   {awake.mode}: CPUs are {now}; kept awake {awake.holds or 0} times, "
+            f"{awake.held_s or 0:.1f} s"
+        )
     starts = status.counters.get("server_starts", 0)
     if starts > 1:
         lines.append(f"restarts  the server was started {starts} times")

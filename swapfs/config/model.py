@@ -52,6 +52,7 @@ class Config:
     high_watermark_percent: int = DEFAULTS["high-watermark"]
     low_watermark_percent: int = DEFAULTS["low-watermark"]
     promote: bool = DEFAULTS["promote"]
+    latency: str = DEFAULTS["latency"]
     priority: int = DEFAULTS["priority"]
     min_free_bytes: int | None = DEFAULTS["min-free"]
     unsafe: bool = DEFAULTS["unsafe"]

@@ -7,6 +7,8 @@ from typing import Final
 from swapfs.config import checks, values
 from swapfs.config.option import SWITCH_TAKES, Form, Option, Section
 
+LATENCY_MODES: Final = ("adaptive", "always", "off")
+
 PLACEMENT: Final = (
     Option(
         key="high-watermark",
@@ -55,6 +57,26 @@ PLACEMENT: Final = (
         Off, because the kernel has just been given the page and rarely asks for the same one
         twice. Try it when `swapfs_reads_total{result="file"}` grows with pages that stay on swap.
         Nothing is promoted while the pool is above the high watermark.
+        """,
+    ),
+    Option(
+        key="latency",
+        field="latency",
+        section=Section.PLACEMENT,
+        parse=values.one_of(*LATENCY_MODES),
+        choices=LATENCY_MODES,
+        default=LATENCY_MODES[0],
+        takes=", ".join(LATENCY_MODES),
+        metavar="MODE",
+        help="Whether CPUs are kept from sleeping",
+        text="""
+        Whether CPUs are kept from sleeping while pages are swapped in (`/dev/cpu_dma_latency`).
+
+        A swap-in wakes three threads in turn, and waking a CPU that sleeps takes longer than all
+        the rest: 20 to 50 us each in a virtual machine. `adaptive` keeps CPUs awake from the first
+        swap-in until none has come for 10 ms, so an idle machine sleeps as ever. `always` keeps
+        them awake as long as the instance is up, which costs power and on a shared host
+        processor time. `off` leaves the machine alone.
         """,
     ),
     Option(

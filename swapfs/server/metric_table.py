@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from swapfs.server.status import Status, TierStatus, meaning, value_at
@@ -52,6 +52,12 @@ def _figure(name: str, path: str) -> Metric:
             yield (), float(value)
 
     return _gauge(name, meaning(path), read)
+
+
+def _total(name: str, path: str) -> Metric:
+    """Return likewise a counter that is a figure of the status."""
+    figure = _figure(name, path)
+    return replace(figure, name=f"{figure.name}_total", kind="counter")
 
 
 def _tier_figure(name: str, path: str) -> Metric:
@@ -170,6 +176,9 @@ METRICS: Final = (
     _gauge("degraded_reasons", "Reasons why the instance is degraded; 0 is fine.", _degraded),
     _figure("resend_supported", "kernel.resend"),
     _figure("inflight_requests", "requests_in_flight"),
+    _figure("cpu_latency_held", "cpu_latency.held"),
+    _total("cpu_latency_holds", "cpu_latency.holds"),
+    _total("cpu_latency_held_seconds", "cpu_latency.held_s"),
     # size and content
     _figure("size_bytes", "size_bytes"),
     _figure("room_bytes", "room_bytes"),

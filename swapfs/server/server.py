@@ -34,6 +34,7 @@ from swapfs.region.layout import Region
 from swapfs.server import metrics
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
+from swapfs.server.cpu_latency import CpuLatency
 from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import VitalThreads, in_thread
@@ -78,7 +79,10 @@ class Server:
         self._parts = parts = assemble(config, region, stack, handover.fuse_fd, recover=recover)
         self._guards = parts.guards
         down = parts.lower.writeback if parts.lower else None
-        self._snapshots = SnapshotMaker(config, region, parts.layer, parts.guards, handover)
+        self._cpu_latency = CpuLatency(config.latency)
+        self._snapshots = SnapshotMaker(
+            config, region, parts.layer, parts.guards, handover, self._cpu_latency
+        )
         self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
         self._metrics: HttpServer | None = None
         self._threads = VitalThreads(self._on_thread_death)
@@ -125,6 +129,7 @@ class Server:
             await self._offer(nursery, "control", self._control(nursery))
             await self._offer(nursery, "metrics", self._serve_metrics)
             self._start_threads()
+            self._cpu_latency.start()
             self._set_guards()
             self._guards.require()
             self._start_tasks(nursery)
@@ -135,6 +140,7 @@ class Server:
     async def _serve_rest(self, on_ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as nursery:
             self._start_tasks(nursery)
+            self._cpu_latency.start()
             await self._offer(nursery, "control", self._control(nursery))
             self._guards.set(Heap())
             self._guards.set(MemoryLock(self._region.geometry.total_bytes))

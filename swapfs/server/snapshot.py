@@ -20,6 +20,7 @@ from swapfs.errors import OperationError
 from swapfs.host import journal, loop, proc, swap
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
+from swapfs.server.cpu_latency import CpuLatency
 from swapfs.server.status import (
     GuardStatus,
     KernelStatus,
@@ -49,6 +50,7 @@ class SnapshotMaker:
     """Makes snapshots of one server; any thread may call it.
 
     :param handover: of the monitor, whose end is the end of the instance
+    :param cpu_latency: keeps CPUs awake
 
     ``problems`` are those of the server itself, by what has them: reasons why it is degraded.
     """
@@ -60,6 +62,7 @@ class SnapshotMaker:
         layer: VirtualSlotLayer,
         guards: Guards,
         handover: Handover,
+        cpu_latency: CpuLatency,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -69,6 +72,7 @@ class SnapshotMaker:
         self._guards = guards
         self._monitor_pid = handover.pid
         self._handover = handover.as_dict()
+        self._cpu_latency = cpu_latency
         self._described = json.loads(describe(config, as_json=True))
         self._clock_s = clock_s
         self._started_s = clock_s()
@@ -104,6 +108,7 @@ class SnapshotMaker:
             fixed_bytes=self._fixed_bytes,
             **stored,
             latency=_latency(),
+            cpu_latency=self._cpu_latency.status(),
             requests_in_flight=session.counts()["in_flight"],
             log_dropped=journal.dropped(),
             guards=guards,
@@ -194,7 +199,10 @@ class SnapshotMaker:
 
     def _limits(self, opened: fuse_init.KernelSession | None) -> tuple[str, ...]:
         """Say what it cannot do here, and what may go wrong because of where it is."""
+        limits: tuple[str, ...]
         limits = (fuse_init.CANNOT_RESEND,) if opened and not opened.can_resend else ()
+        if problem := self._cpu_latency.status().problem:
+            limits = (*limits, f"swap-ins wait for CPUs that sleep: {problem}")
         cautions = (level.tier.stats().cautions for level in self._layer.stack)
         return (*limits, *itertools.chain.from_iterable(cautions))
 

@@ -138,6 +138,17 @@ class KernelStatus(Part):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuLatencyStatus(Part):
+    """Whether CPUs are kept from sleeping for swap-ins; ``problem`` says why not, or ""."""
+
+    mode: str = ""
+    held: bool | None = _figure("1 while CPUs are kept from sleeping.")
+    holds: int | None = _figure("Times that CPUs began to be kept from sleeping.")
+    held_s: float | None = _figure("Seconds for which CPUs were kept from sleeping.")
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySeries(Part):
     """Requests by how long they took: a count for each bound, and one for what took longer."""
 
@@ -187,6 +198,7 @@ class Status(Part):
     tiers: tuple[TierStatus, ...] = ()
     counters: Mapping[str, int] = _table()
     latency: Latency = Latency()
+    cpu_latency: CpuLatencyStatus | None = None
     requests_in_flight: int | None = _figure("Requests being served now.")
     log_dropped: int | None = _figure("Records that the log did not take in time.")
     guards: tuple[GuardStatus, ...] = ()

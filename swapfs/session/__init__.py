@@ -24,7 +24,9 @@ import pyfuse3  # noqa: E402
 Request = _session.Request
 Ticket = _session.Ticket
 arm = _session.arm
+awake = _session.awake
 counts = _session.counts
+keep_awake = _session.keep_awake
 latency = _session.latency
 replay_init = _session.replay_init
 resend = _session.resend
@@ -35,7 +37,9 @@ __all__ = [
     "Request",
     "Ticket",
     "arm",
+    "awake",
     "counts",
+    "keep_awake",
     "latency",
     "pyfuse3",
     "replay_init",

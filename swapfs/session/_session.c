@@ -74,6 +74,10 @@ static PyMethodDef methods[] = {
     {"replay_init", session_replay_init, METH_NOARGS,
      "replay_init(): hand pyfuse3 the FUSE_INIT that an earlier server was sent."},
     {"latency", session_latency, METH_NOARGS, "latency() -> histograms of served data requests."},
+    {"keep_awake", session_keep_awake, METH_VARARGS,
+     "keep_awake(fd, linger_s, always): hold the PM QoS file *fd* at 0 while pages are read and\n"
+     "linger_s after, or from now on; the caller keeps it open."},
+    {"awake", session_awake, METH_NOARGS, "awake() -> held, holds, held_s, error (an errno)."},
     {"counts", session_counts, METH_NOARGS, "counts() -> requests by kind, in_flight."},
     {NULL}};
 

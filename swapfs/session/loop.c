@@ -137,12 +137,17 @@ static void serve(const struct fuse_in_header *in, size_t length, PyThreadState 
         if (result < 0)
             result = serve_in_python(&request, in->unique, start_ns, &deferred, state);
     }
-    if (deferred)
+    if (deferred) {
+        if (request.op == OP_READ)
+            awake_read(start_ns);
         return;
+    }
     if (request.op == OP_READ && result > (long)session.bytes_max)
         result = -EIO;
     reply_result(in->unique, request.op, result, session.out_map);
     observe(request.op, SLOWEST_MEMORY, start_ns);
+    if (request.op == OP_READ)
+        awake_read(start_ns);
 }
 
 /* ---- namespace requests ---- */
@@ -173,6 +178,7 @@ static int loop(void)
     int error = 0;
 
     while (!atomic_load(&stop_wanted)) {
+        awake_look();
         ssize_t n = read(session.dev_fd, base, headers + session.bytes_max);
         if (n < 0) {
             /* ENOENT: the request was withdrawn while it was being read */
@@ -253,7 +259,9 @@ PyObject *session_run(PyObject *self, PyObject *args)
     serving.handlers[OP_FALLOCATE] = fallocate;
     serving.failed = failed;
     serving.reader = entry;
+    awake_begin();
     int error = loop();
+    awake_end();
     end_running();
     close(session.pair_loop); /* end of file for pyfuse3 */
     session.pair_loop = -1;

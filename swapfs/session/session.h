@@ -67,6 +67,14 @@ bool end_request(void); /* whether a Ticket was taken; the Request is inert from
 void observe(enum op op, enum slowest slowest, uint64_t start_ns);
 PyObject *session_latency(PyObject *self, PyObject *unused);
 
+/* awake.c: CPUs kept from sleeping while pages are read; the session thread's but the last two */
+void awake_begin(void);
+void awake_end(void);
+void awake_read(uint64_t at_ns);
+void awake_look(void);
+PyObject *session_keep_awake(PyObject *self, PyObject *args);
+PyObject *session_awake(PyObject *self, PyObject *unused);
+
 /* loop.c */
 PyObject *session_run(PyObject *self, PyObject *args);
 PyObject *session_stop(PyObject *self, PyObject *unused);

@@ -1,6 +1,7 @@
 """Measure swapfs beside what users would pick instead, and write down what was found.
 
-    python -m tests.bench [--full] [--only PART,...] [--rounds N] [--out DIRECTORY] [--check]
+    python -m tests.bench [--full] [--only PART,...] [--rounds N] [--out DIRECTORY]
+        [--native] [--check]
 
 Exit code 0: measured (whether targets are met or not); 1: a part failed; 2: wrong arguments;
 3: --check, and a target of these parts is missed or was not measured; 130: interrupted, nothing
@@ -19,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -64,8 +66,7 @@ def measure(parts: Sequence[str], plan: Plan, results: Results) -> None:
 def _run(part: str, plan: Plan, recorder: Recorder) -> None:
     module = importlib.import_module(f"tests.bench.{part}")
     with tempfile.TemporaryDirectory(prefix=f"swapfs-bench-{part}-", dir=plan.work) as directory:
-        mine = Plan(plan.full, plan.rounds, plan.seconds, Path(directory), plan.project)
-        module.run(mine, recorder)
+        module.run(replace(plan, work=Path(directory)), recorder)
 
 
 def _one_line(error: BaseException) -> str:
@@ -113,6 +114,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help=f"comma-separated parts: {', '.join(names.PARTS)}")
     parser.add_argument("--rounds", type=int, help=f"{QUICK_ROUNDS}, or {FULL_ROUNDS} with --full")
     parser.add_argument("--out", type=Path, default=PROJECT / "bench-results", help="directory")
+    parser.add_argument(
+        "--native", action="store_true", help="part swap: swap on this machine, not in a VM"
+    )
     parser.add_argument("--check", action="store_true", help="exit 3 if a target is not met")
     options = parser.parse_args(words)
     chosen = options.only.split(",") if options.only else list(names.PARTS)
@@ -124,6 +128,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds must be at least 1")
     options.parts = [part for part in names.PARTS if part in chosen]
     options.name = "full" if options.full else "quick"
+    if options.native:
+        options.name += "-native"
     if len(options.parts) < len(names.PARTS):
         # Apart, so that a look at one part does not replace the results of all.
         options.name = "-".join([options.name, *options.parts])
@@ -139,7 +145,8 @@ def _plan(options: argparse.Namespace) -> Iterator[Plan]:
         prefix="swapfs-bench-", ignore_cleanup_errors=True
     ) as directory:
         seconds = 3.0 if options.full else 1.0
-        yield Plan(options.full, options.rounds, seconds, Path(directory), PROJECT)
+        work = Path(directory)
+        yield Plan(options.full, options.rounds, seconds, work, PROJECT, options.native)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -21,6 +21,8 @@ PARTS: Final = (BLOCK, SWAP, MEMORY, DEMOTION, INTERFERENCE, SCALE)
 SWAPFS: Final = "swapfs"
 SWAPFS_POOL: Final = "swapfs pool"
 SWAPFS_FILE: Final = "swapfs file"
+SWAPFS_DISK: Final = "swapfs, pool + disk"
+"""With a pool too small for the data, and a disk below it."""
 FLOOR: Final = "C no-op FUSE"
 ZRAM: Final = "zram"
 ZRAM_LZ4: Final = "zram lz4"
@@ -37,6 +39,7 @@ THROUGHPUT: Final = "throughput"
 TIME: Final = "time"
 MAJOR_FAULTS: Final = "major faults"
 CPU: Final = "CPU time"
+CPU_PER_PAGE: Final = "CPU a page"
 RAM_PER_PAGE: Final = "RAM per stored page"
 METADATA_PER_SLOT: Final = "metadata per slot"
 
@@ -44,6 +47,11 @@ METADATA_PER_SLOT: Final = "metadata per slot"
 SWAP_OUT: Final = "swap-out"
 SEQUENTIAL_SWAP_IN: Final = "sequential swap-in"
 RANDOM_SWAP_IN: Final = "random swap-in"
+SWAPOFF: Final = "swapoff"
+BUILD: Final = "build"
+REDIS: Final = "redis"
+SORT: Final = "sort"
+SQLITE: Final = "SQLite"
 REAL_MEMORY: Final = "real process memory"
 
 _SUFFIXES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -58,6 +66,11 @@ def random_read(kib: int, depth: int = 1) -> str:
 def random_write(kib: int, depth: int = 1) -> str:
     """Return the name of a test of random writes; *depth* requests at once."""
     return f"{kib} KiB random write, QD{depth}"
+
+
+def natively(test: str, *, awake: bool) -> str:
+    """Return the name of *test* on the machine itself; *awake*: its CPUs are kept from sleeping."""
+    return f"{test}, native" + (", CPUs awake" if awake else "")
 
 
 def at_count(axis: str, count: int) -> str:

@@ -35,6 +35,8 @@ class Plan:
     """A temporary directory; whoever made the plan removes it."""
     project: Path
     """The checkout."""
+    native: bool = False
+    """Whether part "swap" swaps on this very machine and not in a VM."""
 
 
 @dataclass(frozen=True)

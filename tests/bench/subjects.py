@@ -140,7 +140,7 @@ def swapfs_mount(
     options += ["--file", file] if file else []
     address = f"127.0.0.1:{_free_port()}" if metrics else ""
     options += ["--metrics", address] if metrics else []
-    options += [] if _may_set_guards() else ["--unsafe"]
+    options += [] if may_set_guards() else ["--unsafe"]
     try:
         try:
             run(*command, "mount", mountpoint, *where, *options)
@@ -320,7 +320,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _may_set_guards() -> bool:
+def may_set_guards() -> bool:
     """Whether this machine lets a server set its guards; else it is mounted with --unsafe."""
     found = re.search(r"^CapEff:\t(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return bool(found and int(found[1], 16) >> _CAP_SYS_RESOURCE & 1)

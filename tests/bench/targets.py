@@ -83,6 +83,52 @@ def _against(
 
 _RANDOM_READ: Final = names.random_read(4)
 
+_BASE_CPU_US: Final = {
+    names.SWAP_OUT: 27.0,
+    names.SEQUENTIAL_SWAP_IN: 9.0,
+    names.RANDOM_SWAP_IN: 37.0,
+}
+"""CPU time of a page at 0.1.0, natively, on two virtual CPUs with Linux 6.18."""
+
+
+def _natively(*, awake: bool) -> tuple[Target, ...]:
+    """Return the targets of a native run in one power state."""
+
+    def test(name: str) -> str:
+        return names.natively(name, awake=awake)
+
+    def beside(
+        name: str, metric: str, subject: str, other: str, limit: float, *, at_most: bool = True
+    ) -> Target:
+        title = f"{test(name)}: {metric}, {subject} / {other}"
+        figure = (names.SWAP, test(name), subject, metric)
+        return _against(title, figure, other, limit, at_most=at_most)
+
+    def cpu(name: str, share: float) -> Target:
+        place = Place(names.SWAP, test(name), names.SWAPFS, names.CPU_PER_PAGE)
+        return Target(f"{test(name)}: CPU a page", place, None, share * _BASE_CPU_US[name])
+
+    pool, disk, plain = names.SWAPFS, names.SWAPFS_DISK, names.SWAPFILE
+    speed, out = names.THROUGHPUT, names.SWAP_OUT
+    in_order, at_random = names.SEQUENTIAL_SWAP_IN, names.RANDOM_SWAP_IN
+    return (
+        beside(at_random, names.P50, pool, plain, 0.5),
+        beside(at_random, names.P99, pool, plain, 0.8),
+        beside(in_order, speed, pool, plain, 1.3, at_most=False),
+        beside(out, speed, pool, names.ZRAM, 1.3, at_most=False),
+        beside(at_random, names.P50, disk, plain, 1.25),
+        beside(in_order, speed, disk, plain, 1.0, at_most=False),
+        cpu(out, 0.5),
+        cpu(in_order, 0.8),
+        cpu(at_random, 0.6),
+        beside(names.REDIS, names.TIME, pool, plain, 0.8),
+        beside(names.REDIS, names.TIME, pool, names.ZRAM, 1.6),
+        beside(names.SQLITE, names.TIME, disk, plain, 1.2),
+        beside(names.SWAPOFF, names.TIME, pool, plain, 1.0),
+        beside(names.SWAPOFF, names.TIME, disk, plain, 1.0),
+    )
+
+
 TARGETS: Final = (
     _against(
         "4 KiB random read p50 / C no-op FUSE server",
@@ -136,6 +182,8 @@ TARGETS: Final = (
         names.IDLE,
         2.0,
     ),
+    *_natively(awake=False),
+    *_natively(awake=True),
 )
 
 

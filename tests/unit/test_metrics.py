@@ -49,6 +49,7 @@ def make_snapshot() -> dict[str, Any]:
         "room_bytes": (1 << 30) + 4096,
         "started_unix_s": 1.7e9,
         "degraded": [],
+        "cpu_latency": {"mode": "adaptive", "held": True, "holds": 21, "held_s": 22.5},
         "slots": {"empty": 10, "same": 11, "compressed": 12, "raw": 13, "file": 14},
         "orig_bytes": 50 * 4096,
         "compr_bytes": 70001,

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from errno import EINVAL, EIO
+from errno import EBADF, EINVAL, EIO
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +433,114 @@ def test_stop_signals_no_thread_that_may_have_ended(tmp_path: Path) -> None:
     ).stdout.split()
     assert said, "the loop ended without a signal"
     assert "ended" not in said, "its thread was gone while it was being signalled"
+
+
+# ---- CPUs kept awake while pages are read ----
+
+AWAKE = b"\0\0\0\0"
+NO_WISH = b"\xff\xff\xff\xff"
+LINGER_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def qos(shared_kernel: Kernel) -> Iterator[int]:
+    """Return the end of a pipe from which comes what the loop writes to /dev/cpu_dma_latency."""
+    ours, theirs = os.pipe()
+    session.keep_awake(theirs, LINGER_S, False)
+    yield ours
+    os.close(ours)
+
+
+def read_nothing(request: Request, offset: int, size: int) -> int:
+    return 0
+
+
+def test_the_first_read_keeps_cpus_awake_until_none_has_come_for_a_while(
+    kernel: Kernel, qos: int
+) -> None:
+    kernel.handlers["read"] = read_nothing
+    before = session.awake()
+    for _ in range(3):
+        kernel.read(0, PAGE)
+    assert os.read(qos, 4) == AWAKE
+    assert os.read(qos, 4) == NO_WISH  # blocks until it is given back
+    kernel.wait_for(lambda: not session.awake()["held"])
+    after = session.awake()
+    assert after["holds"] > before["holds"]
+    assert after["held_s"] - before["held_s"] >= LINGER_S
+    assert after["error"] == 0
+
+
+def test_a_read_that_is_answered_later_keeps_cpus_awake_too(kernel: Kernel, qos: int) -> None:
+    tickets: list[Ticket] = []
+
+    def read(request: Request, offset: int, size: int) -> None:
+        tickets.append(request.defer())
+
+    kernel.handlers["read"] = read
+    kernel.send(READ, _MOVE.pack(0, 0, PAGE, 0, 0, 0, 0))
+    assert os.read(qos, 4) == AWAKE
+    tickets.pop().reply(0)
+    assert kernel.answer()[1] == 0
+    assert os.read(qos, 4) == NO_WISH
+
+
+def test_writes_and_discards_let_cpus_sleep(kernel: Kernel, qos: int) -> None:
+    kernel.handlers["write"] = lambda request, offset, size: size
+    kernel.handlers["fallocate"] = lambda request, mode, offset, length: 0
+    before = session.awake()["holds"]
+    kernel.write(0, bytes(PAGE))
+    kernel.fallocate(3, 0, PAGE)
+    kernel.handlers["read"] = read_nothing
+    kernel.read(0, PAGE)
+    assert os.read(qos, 4) == AWAKE
+    assert session.awake()["holds"] == before + 1
+    assert os.read(qos, 4) == NO_WISH
+
+
+def test_what_is_held_is_given_back_though_requests_go_on(kernel: Kernel, qos: int) -> None:
+    kernel.handlers["read"] = read_nothing
+    kernel.handlers["write"] = lambda request, offset, size: size
+    kernel.read(0, PAGE)
+    assert os.read(qos, 4) == AWAKE
+
+    def given_back() -> bool:
+        kernel.write(0, bytes(PAGE))
+        return not session.awake()["held"]
+
+    kernel.wait_for(given_back)
+    assert os.read(qos, 4) == NO_WISH
+
+
+@pytest.mark.parametrize("wrong", ["-1, 1.0", "0, 0.0", "0, float('nan')"])
+def test_keep_awake_wants_a_descriptor_and_a_time(wrong: str) -> None:
+    script = f"from swapfs import session; session.keep_awake({wrong}, False)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert b"keep_awake() needs a descriptor and a time" in done.stderr
+
+
+ALWAYS = """
+import os
+from swapfs import session
+ours, theirs = os.pipe()
+session.keep_awake(theirs, 1.0, True)
+print(os.read(ours, 4).hex(), session.awake()["held"], session.awake()["holds"])
+"""
+
+
+def test_always_holds_before_any_read_and_without_a_loop() -> None:
+    said = subprocess.check_output([sys.executable, "-c", ALWAYS], text=True)
+    assert said.split() == ["00000000", "True", "1"]
+
+
+REFUSED = """
+import os
+from swapfs import session
+session.keep_awake(os.open("/dev/null", os.O_RDONLY), 1.0, True)
+print(session.awake()["held"], session.awake()["error"])
+"""
+
+
+def test_a_device_that_takes_no_wish_is_told_and_left_alone() -> None:
+    said = subprocess.check_output([sys.executable, "-c", REFUSED], text=True)
+    assert said.split() == ["False", str(EBADF)]

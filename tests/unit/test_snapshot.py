@@ -12,6 +12,7 @@ from swapfs import session
 from swapfs.config.model import Config
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
+from swapfs.server.cpu_latency import CpuLatency
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.status import PoolStatus, Status, SwapStatus, TierStatus, meaning, value_at
 from swapfs.testing.harness import Harness
@@ -30,7 +31,9 @@ def make_maker(path: Path, region: Region | None = None) -> tuple[SnapshotMaker,
     config = Config(mountpoint=path, size_bytes=4 * MiB, pool_bytes=POOL_BYTES, runtime_dir=path)
     handover = Handover(pid=1, region_fd=3, fuse_fd=4, lock_fd=5, tier_fds=())
     guards = Guards(unsafe=True)
-    return SnapshotMaker(config, harness.region, harness.layer, guards, handover), harness.region
+    awake = CpuLatency("off")
+    maker = SnapshotMaker(config, harness.region, harness.layer, guards, handover, awake)
+    return maker, harness.region
 
 
 def handler_errors(maker: SnapshotMaker) -> int:

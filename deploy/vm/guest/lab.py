@@ -26,12 +26,13 @@ MIB: Final = 1 << 20
 PAGE_BYTES: Final = 4096
 SECTOR_BYTES: Final = 512
 RUNTIME_DIR: Final = Path("/run/swapfs")
-OUT: Final = Path("/job/out")
-PARAMS: Final = Path("/job/params.json")
+JOB: Final = Path(os.environ.get("SWAPFS_JOB", "/job"))
+"""Elsewhere only for a job that runs without a VM (tests/bench/native.py)."""
+OUT: Final = JOB / "out"
+PARAMS: Final = JOB / "params.json"
 REPORT: Final = OUT / "report.json"
-BOOT: Final = Path("/job/boot")
+BOOT: Final = JOB / "boot"
 _HOG: Final = Path(__file__).with_name("hog.py")
-_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class LabError(Exception):
@@ -271,8 +272,10 @@ def traffic(device: str) -> Traffic:
 class Cgroup:
     """A cgroup of the one hierarchy, limited to *limit_mib* of memory."""
 
+    _TOP = Path("/sys/fs/cgroup")
+
     def __init__(self, name: str, limit_mib: int) -> None:
-        self.path = _CGROUPS / name
+        self.path = self._TOP / name
         self.path.mkdir()
         self.limit(limit_mib)
 

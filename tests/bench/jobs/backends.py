@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from deploy.vm.guest import lab
 from tests.bench import names
-from tests.bench.jobs.samples import SWAPFS_DISK
+from tests.bench.jobs.site import Site, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from contextlib import AbstractContextManager
 
-SWAP_DISK: Final = "/dev/disk/by-id/virtio-data0"
-"""An ext4 with the swapfile."""
-TIER_DISK: Final = "/dev/disk/by-id/virtio-data1"
-"""The file tier of swapfs."""
-_MOUNT: Final = Path("/swapdisk")
-_SWAPFILE: Final = _MOUNT / "swapfile"
 _ZRAM: Final = "/dev/zram0"
 _ZRAM_SYS: Final = Path("/sys/block/zram0")
 _ZSWAP: Final = Path("/sys/module/zswap/parameters")
@@ -36,20 +30,20 @@ _TABLE_MIB: Final = 8
 
 @dataclass(frozen=True)
 class Backend:
-    """A swap that can be switched on: `on(size_mib)` is a context that yields its device.
+    """A swap that can be switched on: `on(site, size_mib)` is a context that yields its device.
 
     The device is the one whose sector counters see the swap traffic.
     """
 
     subject: str
-    prepare: Callable[[int], None]
+    prepare: Callable[[Site, int], None]
     """Does once what need not be done in every turn; LabError if it is not to be had here."""
-    on: Callable[[int], AbstractContextManager[str]]
+    on: Callable[[Site, int], AbstractContextManager[str]]
     in_memory: bool = False
     """Pages stay in front of the device, which sees only what did not compress (zswap)."""
 
 
-def _nothing(_: int) -> None:
+def _nothing(_site: Site, _size_mib: int) -> None:
     pass
 
 
@@ -61,35 +55,43 @@ def _has_loop() -> bool:
 
 
 @contextmanager
-def _swapfs(*arguments: str) -> Iterator[str]:
-    lab.up(*arguments)
+def _swapfs(site: Site, *arguments: str) -> Iterator[str]:
+    lab.up(*site.up, *arguments)
     try:
-        if not lab.wait_for("a status with the loop device", _has_loop, _SNAPSHOT_BOUND_S):
-            raise lab.LabError("swapfs is up but its status names no loop device")
-        yield (lab.snapshot() or {})["loop"]
+        with guarded(site):
+            try:
+                if not lab.wait_for("a status with its loop", _has_loop, _SNAPSHOT_BOUND_S):
+                    raise lab.LabError("swapfs is up but its status names no loop device")
+                yield (lab.snapshot() or {})["loop"]
+            finally:
+                lab.down()  # within the guard: swapoff reads every page back
     finally:
-        lab.down()
+        if lab.snapshot() is not None:
+            lab.down()
 
 
-def _swapfs_pool(size_mib: int) -> AbstractContextManager[str]:
-    return _swapfs("--size", f"{size_mib}M", "--pool", f"{size_mib + _TABLE_MIB}M")
+def _swapfs_pool(site: Site, size_mib: int) -> AbstractContextManager[str]:
+    return _swapfs(site, "--size", f"{size_mib}M", "--pool", f"{size_mib + _TABLE_MIB}M")
 
 
-def _swapfs_disk(size_mib: int) -> AbstractContextManager[str]:
+def _swapfs_disk(site: Site, size_mib: int) -> AbstractContextManager[str]:
     pool_mib = size_mib // _DISK_SHARE
-    return _swapfs("--size", f"{size_mib}M", "--pool", f"{pool_mib}M", "--file", TIER_DISK)
+    return _swapfs(site, "--size", f"{size_mib}M", "--pool", f"{pool_mib}M", "--file", site.tier)
 
 
 # ---- zram ----
 
 
-def _load_zram(_: int) -> None:
-    lab.must("modprobe", "zram", "num_devices=1")
+def _load_zram(_site: Site, _size_mib: int) -> None:
+    if not _ZRAM_SYS.exists():
+        lab.must("modprobe", "zram", "num_devices=1")
+    if int((_ZRAM_SYS / "disksize").read_text()):
+        raise lab.LabError(f"{_ZRAM} is in use")
     (_ZRAM_SYS / "comp_algorithm").write_text("lz4")
 
 
 @contextmanager
-def _zram(size_mib: int) -> Iterator[str]:
+def _zram(_site: Site, size_mib: int) -> Iterator[str]:
     (_ZRAM_SYS / "comp_algorithm").write_text("lz4")
     (_ZRAM_SYS / "disksize").write_text(f"{size_mib}M")
     try:
@@ -103,47 +105,47 @@ def _zram(size_mib: int) -> Iterator[str]:
 # ---- a swapfile, and zswap in front of it ----
 
 
-def _make_swapfile(size_mib: int) -> None:
-    if _SWAPFILE.exists():
+def _make_swapfile(site: Site, size_mib: int) -> None:
+    if site.swapfile.exists():
         return
-    # virtio disks call themselves rotating, and the kernel swaps on those by other rules
-    rotational = Path("/sys/block", Path(SWAP_DISK).resolve().name, "queue/rotational")
-    rotational.write_text("0")
-    lab.must("mkfs.ext4", "-q", "-F", SWAP_DISK)
-    _MOUNT.mkdir(exist_ok=True)
-    lab.must("mount", SWAP_DISK, str(_MOUNT))
-    lab.must("fallocate", "-l", f"{size_mib}M", str(_SWAPFILE))
-    _SWAPFILE.chmod(0o600)
-    lab.must("mkswap", str(_SWAPFILE))
+    site.prepare()
+    lab.must("fallocate", "-l", f"{size_mib}M", str(site.swapfile))
+    site.swapfile.chmod(0o600)
+    lab.must("mkswap", str(site.swapfile))
 
 
 @contextmanager
-def _swapfile(_: int) -> Iterator[str]:
-    with _swap_on(str(_SWAPFILE)):
-        yield SWAP_DISK
+def _swapfile(site: Site, _size_mib: int) -> Iterator[str]:
+    with _swap_on(str(site.swapfile)):
+        yield site.disk
 
 
-def _load_zswap(size_mib: int) -> None:
-    lab.must("modprobe", "lz4")
-    _make_swapfile(size_mib)
-    with _zswap(size_mib):
+def _load_zswap(site: Site, size_mib: int) -> None:
+    if not site.native:  # a module of a machine that somebody uses is not ours to load
+        lab.must("modprobe", "lz4")
+    _make_swapfile(site, size_mib)
+    with _zswap(site, size_mib):
         pass
 
 
 @contextmanager
-def _zswap(size_mib: int) -> Iterator[str]:
+def _zswap(site: Site, size_mib: int) -> Iterator[str]:
     wanted = {"compressor": "lz4", "zpool": "zsmalloc", "enabled": "Y"}
-    for name, value in wanted.items():
-        if (_ZSWAP / name).exists():  # newer kernels have no choice of zpool
-            (_ZSWAP / name).write_text(value)
-            found = (_ZSWAP / name).read_text().strip()
-            if found != value:
-                raise lab.LabError(f"zswap's {name} is {found}, not {value}")
+    before = {name: _zswap_says(name) for name in wanted if (_ZSWAP / name).exists()}
     try:
-        with _swapfile(size_mib) as device:
+        for name in before:  # newer kernels have no choice of zpool
+            (_ZSWAP / name).write_text(wanted[name])
+            if (found := _zswap_says(name)) != wanted[name]:
+                raise lab.LabError(f"zswap's {name} is {found}, not {wanted[name]}")
+        with _swapfile(site, size_mib) as device:
             yield device
     finally:
-        (_ZSWAP / "enabled").write_text("N")
+        for name, value in before.items():
+            (_ZSWAP / name).write_text(value)
+
+
+def _zswap_says(name: str) -> str:
+    return (_ZSWAP / name).read_text().strip()
 
 
 @contextmanager
@@ -157,21 +159,23 @@ def _swap_on(place: str) -> Iterator[None]:
 
 BACKENDS: Final = (
     Backend(names.SWAPFS, _nothing, _swapfs_pool),
-    Backend(SWAPFS_DISK, _nothing, _swapfs_disk),
+    Backend(names.SWAPFS_DISK, _nothing, _swapfs_disk),
     Backend(names.ZRAM, _load_zram, _zram),
     Backend(names.ZSWAP, _load_zswap, _zswap, in_memory=True),
     Backend(names.SWAPFILE, _make_swapfile, _swapfile),
 )
 
 
-def choose(subjects: Collection[str], size_mib: int) -> tuple[list[Backend], list[list[str]]]:
+def choose(
+    site: Site, subjects: Collection[str], size_mib: int
+) -> tuple[list[Backend], list[list[str]]]:
     """Return those of *subjects* that this kernel has, and the others, each with the reason."""
     chosen, skipped = [], []
     for backend in BACKENDS:
         if backend.subject not in subjects:
             continue
         try:
-            backend.prepare(size_mib)
+            backend.prepare(site, size_mib)
         except (lab.LabError, OSError) as error:
             skipped.append([backend.subject, str(error)])
             lab.say(f"no {backend.subject}: {error}")

@@ -7,6 +7,7 @@ every value back, the sorted file has the hash that the host computed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -17,14 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploy.vm.guest import lab
 from tests.bench import names
-from tests.bench.jobs import backends, counters, redis
-from tests.bench.jobs.samples import BUILD, PARAMS, REDIS, SORT, Samples
+from tests.bench.jobs import backends, counters, memcg, redis, site
+from tests.bench.jobs.samples import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WORK: Final = Path("/var/tmp/programs")
-LINES: Final = Path("/job/lines")
+    from tests.bench.jobs.backends import Backend
+
+WORK: Final = Path(os.environ.get("SWAPFS_JOB", "/var/tmp")) / "programs"
+LINES: Final = lab.JOB / "lines"
 START_BOUND_S: Final = 120
 _ENTER: Final = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"'
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
@@ -72,7 +75,7 @@ class Build(Program):
         self._source, self._folder = WORK / "source", WORK / "build"
         self._binaries: set[str] = set()
         self._source.mkdir()
-        (tar,) = Path("/job").glob("*.orig.tar.*")
+        (tar,) = lab.JOB.glob("*.orig.tar.*")
         lab.must("tar", "--strip-components=1", "-C", str(self._source), "-xf", str(tar))
 
     def before(self) -> None:
@@ -131,61 +134,88 @@ class Sort(Program):
             raise lab.LabError("the sorted file is not what the host computed")
 
 
-PROGRAMS: Final[dict[str, type[Program]]] = {BUILD: Build, REDIS: Redis, SORT: Sort}
+class Sqlite(Program):
+    """A database in memory and an array, asked in no order (`sqlite.py`, which checks itself)."""
+
+    def run(self, group: lab.Cgroup) -> None:
+        script = Path(__file__).with_name("sqlite.py")
+        inside(group, sys.executable, "-S", str(script), str(self.params["sqlite_mib"]))
 
 
-def turn(
-    report: lab.Report,
-    samples: Samples,
-    program: Program,
-    limit_mib: int,
-    device: str,
-    where: tuple[str, str, str],
-) -> None:
-    """Run one program once; *where* is its test's name, the subject's, and this turn's."""
-    test, subject, name = where
-    group = lab.Cgroup(name.replace(" ", "-"), limit_mib)
-    program.before()
-    os.sync()  # or what `before` wrote would be written back, and stay cached, while it is timed
-    _DROP_CACHES.write_text("1")
-    with counters.Span(device) as span:
-        program.run(group)
-    program.check()
-    swapped = span.vmstat["pswpout"] + span.vmstat["zswpout"]
-    kills = group.oom_kills()
-    report.check(
-        name,
-        swapped > 0 and kills == 0,
-        f"{span.seconds:.1f} s, CPU {span.busy_s:.1f} s, {swapped} pages swapped out, "
-        f"peak {group.bytes_of('peak') / lab.MIB:.0f} MiB, device {span.traffic}, {kills} kills",
-    )
-    samples.add(test, subject, names.TIME, span.seconds, "s")
-    samples.add(test, subject, names.CPU, span.busy_s, "s")
-    samples.add(test, subject, names.MAJOR_FAULTS, span.vmstat["pgmajfault"], "")
+PROGRAMS: Final[dict[str, type[Program]]] = {
+    names.BUILD: Build, names.REDIS: Redis, names.SORT: Sort, names.SQLITE: Sqlite,
+}  # fmt: skip
+
+
+class Turn:
+    """One program on one backend, once.
+
+    :param test: the name of the program
+    :param awake: whether CPUs are kept from sleeping meanwhile
+    """
+
+    def __init__(
+        self, report: lab.Report, samples: Samples, where: site.Site, test: str, *, awake: bool
+    ) -> None:
+        self._report = report
+        self._samples = samples
+        self._site = where
+        self._test = names.natively(test, awake=awake) if where.native else test
+        self._awake = awake
+
+    def run(self, program: Program, backend: Backend, size_mib: int, limit_mib: int) -> None:
+        """Switch the swap on, run the program, check its result and note what it took."""
+        name = f"{self._test} on {backend.subject}"
+        program.before()
+        with (
+            memcg.group(f"bench-{name.replace(' ', '-')}", limit_mib) as group,
+            backend.on(self._site, size_mib) as device,
+        ):
+            os.sync()  # or what `before` wrote is written back, and stays cached, while it is timed
+            _DROP_CACHES.write_text("1")
+            with site.power(self._awake), counters.Span(device) as span:
+                program.run(group)
+            program.check()
+            self._note(name, group, span)
+        for metric, value, unit in (
+            (names.TIME, span.seconds, "s"),
+            (names.CPU, span.busy_s, "s"),
+            (names.MAJOR_FAULTS, span.vmstat["pgmajfault"], ""),
+        ):
+            self._samples.add(self._test, backend.subject, metric, value, unit)
+
+    def _note(self, name: str, group: memcg.Group, span: counters.Span) -> None:
+        swapped = span.vmstat["pswpout"] + span.vmstat["zswpout"]
+        kills = group.oom_kills()
+        self._report.check(
+            name,
+            swapped > 0 and kills == 0,
+            f"{span.seconds:.1f} s, CPU {span.busy_s:.1f} s, {swapped} pages swapped out, peak "
+            f"{group.bytes_of('peak') / lab.MIB:.0f} MiB, device {span.traffic}, {kills} kills",
+        )
 
 
 def main() -> int:
     """Run the job and return its exit status."""
     report, samples = lab.Report(), Samples()
-    params = json.loads(PARAMS.read_text())
-    size_mib = int(params["size_mib"])
+    params = json.loads(lab.PARAMS.read_text())
+    size_mib, rounds = int(params["size_mib"]), range(int(params["rounds"]))
     with report:
         report.figures["samples"] = samples.rows
         WORK.mkdir(parents=True)
-        chosen, skipped = backends.choose(params["subjects"], size_mib)
+        where = site.here(params)
+        chosen, skipped = backends.choose(where, params["subjects"], size_mib)
         report.figures["skipped"] = skipped
         for test, limit_mib in params["programs"].items():
             program = PROGRAMS[test](params)
-            for number in range(int(params["rounds"])):
-                for backend in chosen:
-                    name = f"{test} on {backend.subject}, round {number + 1}"
-                    try:
-                        with backend.on(size_mib) as device:
-                            where = (test, backend.subject, name)
-                            turn(report, samples, program, int(limit_mib), device, where)
-                    except (lab.LabError, OSError) as error:  # go on: the others tell more
-                        report.check(name, False, str(error))
-        report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+            turns = itertools.product(rounds, params.get("awake", [False]), chosen)
+            for _, awake, backend in turns:
+                try:
+                    turn = Turn(report, samples, where, test, awake=awake)
+                    turn.run(program, backend, size_mib, int(limit_mib))
+                except (lab.LabError, OSError) as error:  # go on: the others tell more
+                    report.check(f"{test} on {backend.subject}", False, str(error))
+        report.check("nothing left", not where.leftovers(), f"{where.leftovers()}")
     return report.status
 
 

@@ -11,7 +11,7 @@ from deploy.vm.guest import lab
 if TYPE_CHECKING:
     from pathlib import Path
 
-MIX: Final = "/job/mix"
+MIX: Final = lab.JOB / "mix"
 BATCH: Final = 32
 _SEED: Final = 5
 
@@ -20,8 +20,7 @@ class _Values:
     """Value i is page i of the mix, begun with its number."""
 
     def __init__(self) -> None:
-        with open(MIX, "rb") as file:
-            mix = file.read()
+        mix = MIX.read_bytes()
         self._tails = [
             mix[start + 16 : start + lab.PAGE_BYTES] for start in range(0, len(mix), lab.PAGE_BYTES)
         ]
@@ -38,7 +37,7 @@ def command(*words: bytes) -> bytes:
 
 
 def exercise(path: Path, count: int, gets: int) -> int:
-    """Set *count* values, get *gets* of them at random; return how many were wrong."""
+    """Set *count* values, get *gets* of them in no order, each once; return how many were wrong."""
     values, rng = _Values(), random.Random(_SEED)
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(str(path))
@@ -50,8 +49,7 @@ def exercise(path: Path, count: int, gets: int) -> int:
                 if (line := answers.readline()) != b"+OK\r\n":
                     raise lab.LabError(f"Redis answered SET with {line!r}")
         wrong = 0
-        for _ in range(gets):
-            index = rng.randrange(count)
+        for index in rng.sample(range(count), min(gets, count)):
             link.sendall(command(b"GET", b"key:%d" % index))
             if (line := answers.readline()) != b"$%d\r\n" % lab.PAGE_BYTES:
                 raise lab.LabError(f"Redis answered GET with {line!r}")

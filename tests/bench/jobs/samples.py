@@ -1,18 +1,8 @@
-"""What host and guest both name, and what a job measured, for the host's recorder."""
+"""What a job measured, for the host's recorder."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
-
-PARAMS: Final = Path("/job/params.json")
-"""Where the guest finds what the host asks for."""
-
-SWAPFS_DISK: Final = "swapfs, pool + disk"
-"""The subject that is swapfs with a pool too small for the data and a disk below it."""
-BUILD: Final = "build"
-REDIS: Final = "redis"
-SORT: Final = "sort"
+from typing import Any
 
 
 class Samples:

@@ -7,15 +7,16 @@ others at random. In the end every byte is compared.
 
 from __future__ import annotations
 
-import errno
+import itertools
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from deploy.vm.guest import lab
 from tests.bench import names
-from tests.bench.jobs import backends, counters
-from tests.bench.jobs.samples import PARAMS, SWAPFS_DISK, Samples
+from tests.bench.jobs import backends, counters, memcg, site
+from tests.bench.jobs.samples import Samples
 from tests.bench.jobs.toucher import Toucher
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
     from tests.bench.jobs.backends import Backend
 
-LEFT_MIB: Final = 2
-"""So much of the helper's memory may be unswapped before the swap-in."""
-RECLAIM_TRIES: Final = 20
+PUSHED_PERCENT: Final = 95
+"""So much of the helper's memory must be swapped out before the swap-in."""
 PROVEN_PERCENT: Final = 85
 """So much of what was swapped must show in counters: some 3 % of the pages are zero or one word,
 which the kernel or zram need not move."""
@@ -34,21 +34,6 @@ which the kernel or zram need not move."""
 def mib_per_s(pages: int, seconds: float) -> float:
     """Return the throughput of *pages* pages in *seconds*."""
     return pages * lab.PAGE_BYTES / lab.MIB / seconds
-
-
-def reclaim(group: lab.Cgroup) -> int:
-    """Swap out what is left of the group's memory; return the bytes that would not go."""
-    for _ in range(RECLAIM_TRIES):
-        stat = dict(line.split() for line in (group.path / "memory.stat").read_text().splitlines())
-        left = int(stat["anon"]) + int(stat["swapcached"])
-        if left < LEFT_MIB * lab.MIB:
-            break
-        try:
-            (group.path / "memory.reclaim").write_text(str(left))
-        except OSError as error:
-            if error.errno != errno.EAGAIN:  # less than asked for was reclaimed
-                raise
-    return left
 
 
 def prove(
@@ -67,42 +52,74 @@ def prove(
 
 
 class Turn:
-    """One backend measured once, with its swap on."""
+    """One backend measured once.
+
+    :param awake: whether CPUs are kept from sleeping meanwhile
+    """
 
     def __init__(
-        self, report: lab.Report, samples: Samples, backend: Backend, device: str, name: str
+        self,
+        report: lab.Report,
+        samples: Samples,
+        backend: Backend,
+        where: site.Site,
+        number: int,
+        *,
+        awake: bool,
     ) -> None:
         self._report = report
         self._samples = samples
         self._backend = backend
-        self._device = device
-        self._name = name
+        self._site = where
+        self._awake = awake
+        self._number = number
+        self._name = f"{backend.subject}, round {number}" + (", awake" if awake else "")
+        self._device = ""
         self._tasks: dict[str, Any] = {}
 
-    def run(self, params: Mapping[str, Any], seed: int) -> None:
-        """Do the whole turn."""
+    def run(self, params: Mapping[str, Any]) -> None:
+        """Switch the swap on, do the whole turn, and switch it off under the pages."""
         pages = int(params["data_mib"]) * lab.MIB // lab.PAGE_BYTES
-        group = lab.Cgroup(self._name.replace(" ", "-"), int(params["limit_mib"]))
-        with Toucher(pages, seed, group) as toucher:
-            self._fill(toucher, int(params["limit_mib"]) * lab.MIB // lab.PAGE_BYTES * 3 // 4)
-            left = reclaim(group)
-            group.unlimited()
-            swapped = toucher.swapped_pages()
-            self._report.check(
-                f"{self._name}: all swapped out",
-                swapped >= pages - LEFT_MIB * lab.MIB // lab.PAGE_BYTES,
-                f"{swapped} of {pages} pages, {left} bytes left in memory",
-            )
-            self._touch_in_order(toucher)
-            self._touch_at_random(toucher)
-            wrong = toucher.do("verify")["wrong"]
-            self._report.check(
-                f"{self._name}: every page", wrong == 0, f"{pages} pages, {wrong} wrong"
-            )
-        kills = group.oom_kills()
+        limit_mib = int(params["limit_mib"])
+        name = f"bench-{self._name.replace(' ', '-')}"
+        with memcg.group(name, limit_mib) as group, Toucher(pages, self._number, group) as toucher:
+            with self._backend.on(self._site, int(params["size_mib"])) as self._device:
+                with site.power(self._awake):
+                    self._swap(toucher, group)
+                self._push_out(toucher, group, "again")
+                start_s = time.monotonic()
+            self._add(names.SWAPOFF, names.TIME, time.monotonic() - start_s, "s")
+            self._verify(toucher, "after swapoff")
+            kills = group.oom_kills()
         self._report.check(f"{self._name}: no kill", kills == 0, f"{kills} OOM kills")
         self._report.figures.setdefault("tasks", []).append(
             {"subject": self._backend.subject, "tests": self._tasks}
+        )
+
+    def _swap(self, toucher: Toucher, group: memcg.Group) -> None:
+        """Swap all of it out and in again."""
+        self._fill(toucher, group.limit_mib * lab.MIB // lab.PAGE_BYTES * 3 // 4)
+        self._push_out(toucher, group, "once")
+        self._touch_in_order(toucher)
+        self._touch_at_random(toucher)
+        self._verify(toucher, "read back")
+
+    def _push_out(self, toucher: Toucher, group: memcg.Group, when: str) -> None:
+        """Swap out what is still in memory, and lift the limit so that nothing more is."""
+        group.limit(group.limit_mib)
+        left = group.reclaim()
+        group.unlimited()
+        swapped = toucher.swapped_pages()
+        self._report.check(
+            f"{self._name}: all swapped out {when}",
+            swapped * 100 >= toucher.pages * PUSHED_PERCENT,
+            f"{swapped} of {toucher.pages} pages, {left} bytes left in memory",
+        )
+
+    def _verify(self, toucher: Toucher, when: str) -> None:
+        wrong = toucher.do("verify")["wrong"]
+        self._report.check(
+            f"{self._name}: every page {when}", wrong == 0, f"{toucher.pages} pages, {wrong} wrong"
         )
 
     def _fill(self, toucher: Toucher, free: int) -> None:
@@ -142,16 +159,18 @@ class Turn:
     def _account(
         self, test: str, span: counters.Span, answer: Mapping[str, Any], pages: int
     ) -> None:
-        """Add what everybody used of the CPUs for each MiB, and the share of the daemon."""
-        per_mib = 1000 / (pages * lab.PAGE_BYTES / lab.MIB)
-        self._add(test, names.CPU, span.busy_s * per_mib, "ms/MiB")
-        if self._backend.subject in (names.SWAPFS, SWAPFS_DISK):
+        """Add what everybody used of the CPUs for each page, and the share of the daemon."""
+        per_page = 1e6 / pages
+        self._add(test, names.CPU_PER_PAGE, span.busy_s * per_page, "us")
+        if self._backend.subject in (names.SWAPFS, names.SWAPFS_DISK):
             for kind in ("user", "system"):
-                metric = f"{names.CPU} of the daemon, {kind}"
-                self._add(test, metric, span.daemon(kind) * per_mib, "ms/MiB")
+                metric = f"{names.CPU_PER_PAGE}, the daemon's, {kind}"
+                self._add(test, metric, span.daemon(kind) * per_page, "us")
         self._tasks[test] = _breakdown(span, answer, pages)
 
     def _add(self, test: str, metric: str, value: float, unit: str, better: str = "lower") -> None:
+        if self._site.native:
+            test = names.natively(test, awake=self._awake)
         self._samples.add(test, self._backend.subject, metric, value, unit, better)
 
 
@@ -169,20 +188,21 @@ def _breakdown(span: counters.Span, answer: Mapping[str, Any], pages: int) -> di
 def main() -> int:
     """Run the job and return its exit status."""
     report, samples = lab.Report(), Samples()
-    params = json.loads(PARAMS.read_text())
+    params = json.loads(lab.PARAMS.read_text())
     with report:
         report.figures["samples"] = samples.rows
-        chosen, skipped = backends.choose(params["subjects"], int(params["size_mib"]))
+        where = site.here(params)
+        chosen, skipped = backends.choose(where, params["subjects"], int(params["size_mib"]))
         report.figures["skipped"] = skipped
-        for number in range(int(params["rounds"])):
-            for backend in chosen:
-                name = f"{backend.subject}, round {number + 1}"
-                try:
-                    with backend.on(int(params["size_mib"])) as device:
-                        Turn(report, samples, backend, device, name).run(params, number + 1)
-                except (lab.LabError, OSError) as error:  # go on: the others tell more
-                    report.check(name, False, str(error))
-        report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+        rounds = range(1, int(params["rounds"]) + 1)
+        turns = itertools.product(rounds, params.get("awake", [False]), chosen)
+        for number, awake, backend in turns:
+            turn = Turn(report, samples, backend, where, number, awake=awake)
+            try:
+                turn.run(params)
+            except (lab.LabError, OSError) as error:  # go on: the others tell more
+                report.check(f"{backend.subject}, round {number}", False, str(error))
+        report.check("nothing left", not where.leftovers(), f"{where.leftovers()}")
     return report.status
 
 

@@ -47,13 +47,13 @@ _COMMANDS: Final = {
     names.SQLITE: (),
 }
 _END_BOUND_S: Final = 2 * TURN_S
-_SWAPS: Final = Path("/proc/swaps")
+SWAPS: Final = Path("/proc/swaps")
 _MEMINFO: Final = Path("/proc/meminfo")
 _MEMORY_FACTOR: Final = 3
 """Of the size of a swap: the pool, which is locked, what is swapped, and all the rest."""
 
 
-def why_not(plan: Plan, *, swaps: Path = _SWAPS, meminfo: Path = _MEMINFO) -> str:
+def why_not(plan: Plan, *, swaps: Path = SWAPS, meminfo: Path = _MEMINFO) -> str:
     """Return why this machine must not be swapped on, or ""."""
     if os.geteuid() != 0:
         return "needs root"
@@ -180,4 +180,4 @@ def switch_off() -> list[str]:
 
 
 def _areas() -> list[str]:
-    return [line.split()[0] for line in _SWAPS.read_text().splitlines()[1:]]
+    return [line.split()[0] for line in SWAPS.read_text().splitlines()[1:]]

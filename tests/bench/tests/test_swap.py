@@ -190,7 +190,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a job folder for a module `work` of our own, on a machine that has no swap."""
     swaps = tmp_path / "swaps"
     swaps.write_text(SWAPS)
-    monkeypatch.setattr(native, "_SWAPS", swaps)
+    monkeypatch.setattr(native, "SWAPS", swaps)
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "run").write_text("#!/bin/sh\nexec python3 -m work\n")
@@ -234,7 +234,7 @@ def test_a_native_job_that_overstays_may_end_by_itself(job: Path, results: Resul
 
 
 def test_swap_that_came_on_meanwhile_is_not_touched(job: Path, results: Results) -> None:
-    native._SWAPS.write_text(f"{SWAPS}/dev/sda2 partition 1048572 0 -2\n")
+    native.SWAPS.write_text(f"{SWAPS}/dev/sda2 partition 1048572 0 -2\n")
     with pytest.raises(PlaceError, match="turned on meanwhile: /dev/sda2"):
         run_here(job, results)
 

@@ -17,9 +17,15 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, install_unit, stale, tiers
+from swapfs.command import doctor, figures, install_unit, stale, tiers, trace
 from swapfs.command import status as status_of
-from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, instance_options, load
+from swapfs.command.options import (
+    NAME_ARGUMENT,
+    RUNTIME_DIR,
+    instance_options,
+    load,
+    require_root,
+)
 from swapfs.config import model, values
 from swapfs.errors import ConfigError, OperationError, SwapfsError, UsageError
 from swapfs.wire import control
@@ -46,7 +52,7 @@ def cli() -> None:
 @instance_options
 def mount(foreground: bool, **options: Any) -> None:
     """Mount the swap file on MNT; make swap of it yourself; `up` does both."""
-    _require_root("mount")
+    require_root("mount")
     from swapfs.command import lifecycle
 
     settings = load(options)
@@ -60,7 +66,7 @@ def mount(foreground: bool, **options: Any) -> None:
 @instance_options
 def up(**options: Any) -> None:
     """Mount, attach a loop device, mkswap and swapon; all of it or nothing."""
-    _require_root("up")
+    require_root("up")
     from swapfs.command import adopt, lifecycle
 
     settings = load(options)
@@ -76,7 +82,7 @@ def up(**options: Any) -> None:
 @RUNTIME_DIR
 def down(name: str, force: bool, runtime_dir: Path) -> None:
     """Swapoff, detach and unmount instance NAME (swapfs); again is fine."""
-    _require_root("down")
+    require_root("down")
     from swapfs.command import lifecycle
 
     done = lifecycle.down(values.parse_name("NAME", name), runtime_dir, force=force)
@@ -152,7 +158,7 @@ def check_config(as_json: bool, **options: Any) -> None:
 @RUNTIME_DIR
 def demote(name: str, pages: int, runtime_dir: Path) -> None:
     """Move up to --pages pages of instance NAME (swapfs) from memory to the backing file."""
-    _require_root("demote")
+    require_root("demote")
     sock = control.socket_path(runtime_dir, values.parse_name("NAME", name))
     result = control.request(sock, "demote", DEMOTE_TIMEOUT_S, pages=pages)
     click.echo(f"{name}: demoted {result.get('demoted', 0)} pages")
@@ -163,14 +169,21 @@ def demote(name: str, pages: int, runtime_dir: Path) -> None:
 @RUNTIME_DIR
 def upgrade(name: str, runtime_dir: Path) -> None:
     """Replace the daemon of instance NAME (swapfs) by this version; swap stays on."""
-    _require_root("upgrade")
+    require_root("upgrade")
     from swapfs.command import lifecycle
 
     before, now = lifecycle.upgrade(values.parse_name("NAME", name), runtime_dir)
     click.echo(f"{name}: version {before} has handed over to {now}")
 
 
-for each in (figures.stat, figures.metrics, doctor.doctor, tiers.tier, install_unit.command):
+for each in (
+    figures.stat,
+    figures.metrics,
+    doctor.doctor,
+    tiers.tier,
+    trace.trace,
+    install_unit.command,
+):
     each.epilog = each.epilog or EXIT_CODES
     cli.add_command(each)
 
@@ -214,11 +227,6 @@ def _complain(problem: str) -> None:
 def _let_interrupt() -> None:
     """Let SIGTERM interrupt as Ctrl-C does: what is done so far must be undone."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _require_root(command: str) -> None:
-    if os.geteuid() != 0:
-        raise OperationError(f"{command} needs root: run it with sudo")
 
 
 def _columns(output: str | None) -> Sequence[str]:

@@ -5,6 +5,7 @@ They have no defaults here: only what is given counts, and the table knows the r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ import click
 from swapfs.config import model
 from swapfs.config.option import Form, Option
 from swapfs.config.options import BY_KEY, OPTIONS
+from swapfs.errors import OperationError
 
 Command = Callable[..., Any]
 
@@ -28,6 +30,15 @@ RUNTIME_DIR: Final = click.option(
     show_default=True,
 )
 """For commands that only need to find an instance."""
+
+
+def require_root(command: str) -> None:
+    """Let only root go on.
+
+    :raises OperationError: it is somebody else
+    """
+    if os.geteuid() != 0:
+        raise OperationError(f"{command} needs root: run it with sudo")
 
 
 def instance_options(command: Command) -> Command:

@@ -17,7 +17,7 @@ LAYERS = (
     ("host", "region", "session"),
     ("config", "tiers", "wire"),
     ("fs", "vlayer"),
-    ("testing", "server"),
+    ("testing", "server", "lab"),
     ("monitor",),
     ("command",),
     ("__main__",),

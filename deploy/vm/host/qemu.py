@@ -110,6 +110,7 @@ class Console:
         self.pieces: list[str] = []
 
     def feed(self, data: bytes) -> None:
+        """Take more output, of which the last character may be there in part."""
         text = self._decode(data).replace("\r\n", "\n").replace("\r", "")
         if text:
             self.pieces.append(text)
@@ -117,6 +118,7 @@ class Console:
 
     @property
     def text(self) -> str:
+        """All that the guest has printed."""
         return "".join(self.pieces)
 
     def drain(

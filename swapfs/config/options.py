@@ -16,7 +16,6 @@ from swapfs.config.options_room import ROOM
 
 OPTIONS: Final = (*ROOM, *PLACEMENT, *MONITORING, *INSTANCE)
 """Every option, in the order in which it is shown and fitted."""
-KEYS: Final = tuple(option.key for option in OPTIONS)
 BY_KEY: Final = {option.key: option for option in OPTIONS}
 
 DEFAULTS: Final[dict[str, Any]] = {option.key: option.default for option in OPTIONS}

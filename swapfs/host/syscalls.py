@@ -35,11 +35,8 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 """mount(2) flags, include/uapi/linux/mount.h."""
-MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
-
-UMOUNT_NOFOLLOW: Final = 8
-"""umount2(2) flags, include/linux/fs.h."""
+"""umount2(2) flag, include/linux/fs.h."""
 
 # the same numbers on every architecture
 _SYS_FSOPEN: Final = 430

@@ -307,11 +307,6 @@ class SegmentMap:
         assert self._taken.count() - self._bad_sectors == self._taken_sectors
 
 
-def segments_for_pages(pages: int) -> int:
-    """Return the segments of a file that holds *pages* raw pages for certain."""
-    return -(-pages // _PAGES_PER_SEGMENT) + CLEANING_RESERVE
-
-
 def guaranteed_pages(segments: int, bad_segments: int = 0) -> int:
     """Return how many raw pages *segments* segments hold for certain, cleaning included.
 

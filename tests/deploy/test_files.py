@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swapfs.config import model
-from swapfs.config.options import KEYS
+from swapfs.config.options import BY_KEY
 from swapfs.errors import ConfigError
 from swapfs.server.metric_table import METRICS
 
@@ -176,7 +176,7 @@ def here(tmp_path: Path) -> dict[str, object]:
 
 
 def test_example_shows_every_key_and_no_other() -> None:
-    assert set(tomllib.loads(uncommented())) == set(KEYS)
+    assert set(tomllib.loads(uncommented())) == set(BY_KEY)
 
 
 def test_example_is_accepted(here: dict[str, object]) -> None:

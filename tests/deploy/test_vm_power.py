@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from deploy.vm.host.qemu import Console
 from deploy.vm.host.qmp import Power, Qmp
 
 GUEST_OFF = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
@@ -88,3 +91,14 @@ def test_events_are_told_from_answers_and_may_come_in_pieces(qemu: Qemu) -> None
 def test_a_qemu_that_is_gone_has_no_more_events(qemu: Qemu) -> None:
     qemu.die()
     assert qemu.qmp.events() is None
+
+
+def test_a_guest_that_says_nothing_any_more_hangs(qemu: Qemu) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"booting\r\n")
+    console = Console(lambda _: None)
+    assert not console.drain(read_end, math.inf, qemu.qmp, None, quiet_s=0.05)
+    assert console.text == "booting\n"
+    os.close(write_end)
+    assert console.drain(read_end, math.inf, qemu.qmp, None, quiet_s=30)
+    os.close(read_end)

@@ -11,7 +11,7 @@ import pytest
 from swapfs.command.main import cli
 from swapfs.config import reference, values
 from swapfs.config.option import Form, Option, Section, settle
-from swapfs.config.options import KEYS, OPTIONS
+from swapfs.config.options import BY_KEY, OPTIONS
 from swapfs.errors import ConfigError
 from swapfs.host import device_guards, process_guards
 from swapfs.host.guards import Guard
@@ -49,7 +49,7 @@ def options() -> list[str]:
             for parameter in command.params
             if isinstance(parameter, click.Option)
             for option in [*parameter.opts, *parameter.secondary_opts]
-            if option.removeprefix("--") not in KEYS
+            if option.removeprefix("--") not in BY_KEY
         }
     )
 
@@ -103,7 +103,7 @@ def test_an_option_is_described_for_every_page_that_shows_it(option: Option) -> 
     assert "](" not in first, "a link means nothing in the example file"
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", BY_KEY)
 def test_every_key_has_its_section_and_its_row(key: str) -> None:
     sections = re.findall(r"`([^`]+)`", "\n".join(headings(CONFIGURATION)))
     assert key in sections
@@ -114,7 +114,7 @@ def test_nothing_is_described_twice() -> None:
     sections = headings(CONFIGURATION)
     assert sorted(set(sections)) == sorted(sections)
     rows = re.findall(r"^\| (\[`[a-z-]+`\])\(#", CONFIGURATION, re.MULTILINE)
-    assert len(set(rows)) == len(rows) == len(KEYS)
+    assert len(set(rows)) == len(rows) == len(BY_KEY)
 
 
 @pytest.mark.parametrize("option", options())

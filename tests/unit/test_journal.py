@@ -189,6 +189,31 @@ os._exit(0 if journal.dropped() else 1)
         assert b"records of the log were lost" in output.read()  # the writer ends, as all is read
 
 
+def test_who_writes_to_standard_error_behind_our_back_never_waits(
+    full_pipe: tuple[int, int],
+) -> None:
+    read_end, write_end = full_pipe
+    script = """
+lost = 0
+while not lost:
+    try:
+        os.write(2, b"." * 4096)
+    except BlockingIOError:
+        lost += 1
+os._exit(0)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS + script], stdin=subprocess.DEVNULL, stderr=write_end
+    )
+    os.close(write_end)
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    with open(read_end, "rb", closefd=False) as output:
+        output.read()  # so that the writer ends
+
+
 def test_a_writer_that_dies_is_replaced(tmp_path: Path) -> None:
     said = run(
         """

@@ -17,7 +17,6 @@ from swapfs.tiers.segments import (
     SEGMENT_SECTORS,
     SegmentMap,
     guaranteed_pages,
-    segments_for_pages,
 )
 from swapfs.units import PSector
 
@@ -265,11 +264,9 @@ def test_has_room_is_the_last_word() -> None:
     assert not space.has_room(), "it could not"
 
 
-def test_room_and_its_inverse() -> None:
-    for pages in (1, 213, 214, 10_000):
-        segments = segments_for_pages(pages)
-        assert guaranteed_pages(segments) >= pages
-        assert guaranteed_pages(segments - 1) < pages
+def test_guaranteed_room_is_213_pages_a_segment_beyond_the_reserve() -> None:
+    assert guaranteed_pages(3) == 213
+    assert guaranteed_pages(50) == 48 * 213
     assert guaranteed_pages(10, bad_segments=1) == guaranteed_pages(9)
     assert guaranteed_pages(2) == 0
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _MEMORY_MIB = 1024
 _DISK_MIB = 1280
-_TIMEOUT_S = 900
+_TIMEOUT_S = 3600
+_QUIET_S = 300
+"""It says every 5 s how far it is; a busy machine took more than 900 s for all of it."""
 _WIDTH = 100
 _NAME_WIDTH = 20
 
@@ -40,6 +42,7 @@ def run_demo(kernel: str) -> int:
                 memory_mib=_MEMORY_MIB,
                 disks_mib=[_DISK_MIB],
                 timeout_s=_TIMEOUT_S,
+                quiet_s=_QUIET_S,
             )
             steps = _steps(result)
     except (VmError, OSError) as error:

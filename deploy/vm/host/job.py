@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,13 +178,15 @@ def run_job(
     packages: Sequence[str] = (),
     systemd: bool = False,
     release: str = "",
+    quiet_s: float = math.inf,
 ) -> VmResult:
     """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
 
-    The images are brought up to date first; `timeout_s` counts from QEMU's start. `cmdline` is
-    added to the kernel's. `packages` and `release` are as for `prepare`. With `echo` the console
-    goes to our stdout as it comes. Results of an earlier run in `results_dir` are deleted. Raises
-    VmError if a build step or QEMU itself fails.
+    The images are brought up to date first; `timeout_s` counts from QEMU's start, and a VM that
+    prints nothing for `quiet_s` is taken to hang as well. `cmdline` is added to the kernel's.
+    `packages` and `release` are as for `prepare`. With `echo` the console goes to our stdout as it
+    comes. Results of an earlier run in `results_dir` are deleted. Raises VmError if a build step or
+    QEMU itself fails.
 
     A run that the emulator spoiled is done again, twice at most, and a line says so.
 
@@ -193,12 +197,15 @@ def run_job(
         raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
     images = prepare(kernel, project=project, packages=packages, systemd=systemd, release=release)
     size = Size(memory_mib, cpus, disks_mib)
+    once = partial(
+        _run_once, job_dir, results_dir, images, size, timeout_s, quiet_s, cmdline, echo=echo
+    )
     for _ in range(_SPOILED_MAX):
-        result = _run_once(job_dir, results_dir, images, size, timeout_s, cmdline, echo=echo)
+        result = once()
         if images.accel != "tcg" or not spoiled_by_emulator(result.console):
             return result
         say("the emulator mangled the kernel's own code (Oops: int3, not swapfs); once more")
-    return _run_once(job_dir, results_dir, images, size, timeout_s, cmdline, echo=echo)
+    return once()
 
 
 def spoiled_by_emulator(console: str) -> bool:
@@ -217,6 +224,7 @@ def _run_once(
     images: Images,
     size: Size,
     timeout_s: float,
+    quiet_s: float,
     cmdline: str,
     *,
     echo: bool,
@@ -243,7 +251,11 @@ def _run_once(
 
         machine = images.machine(work, [job, results, *data], size, cmdline)
         outcome = run_captured(
-            machine, timeout_s, sink, finished=lambda: _has_results(results.path)
+            machine,
+            timeout_s,
+            sink,
+            finished=lambda: _has_results(results.path),
+            quiet_s=quiet_s,
         )
         _unpack(results.path, results_dir)
     return VmResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import os
 import selectors
 import signal
@@ -100,7 +101,7 @@ class Outcome:
     power: tuple[PowerEvent, ...] = ()
 
 
-class _Console:
+class Console:
     """Collects the guest's output as text and hands each piece on as it comes."""
 
     def __init__(self, sink: Callable[[str], None]) -> None:
@@ -109,6 +110,7 @@ class _Console:
         self.pieces: list[str] = []
 
     def feed(self, data: bytes) -> None:
+        """Take more output, of which the last character may be there in part."""
         text = self._decode(data).replace("\r\n", "\n").replace("\r", "")
         if text:
             self.pieces.append(text)
@@ -116,17 +118,22 @@ class _Console:
 
     @property
     def text(self) -> str:
+        """All that the guest has printed."""
         return "".join(self.pieces)
 
-    def drain(self, stream: int, until: float, qmp: Qmp, power: Power | None) -> bool:
-        """Copy the stream until it ends (True) or the monotonic time `until` (False).
+    def drain(
+        self, stream: int, until: float, qmp: Qmp, power: Power | None, quiet_s: float = math.inf
+    ) -> bool:
+        """Copy the stream until it ends: True.
 
-        Meanwhile QEMU's events go to `power`.
+        False at the monotonic time `until`, or when nothing has come for `quiet_s`. Meanwhile
+        QEMU's events go to `power`.
         """
+        quiet_until = time.monotonic() + quiet_s
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
             selector.register(qmp.socket, selectors.EVENT_READ)
-            while (left := until - time.monotonic()) > 0:
+            while (left := min(until, quiet_until) - time.monotonic()) > 0:
                 # Console first: what the guest printed before it went off belongs before that.
                 for key, _ in sorted(selector.select(left), key=lambda pair: pair[0].fd != stream):
                     if key.fd == stream:
@@ -134,6 +141,7 @@ class _Console:
                         if not data:
                             return True
                         self.feed(data)
+                        quiet_until = time.monotonic() + quiet_s
                         continue
                     events = qmp.events()
                     if events is None:
@@ -150,16 +158,18 @@ def run_captured(
     *,
     dump: bool = True,
     finished: Callable[[], bool] = lambda: True,
+    quiet_s: float = math.inf,
 ) -> Outcome:
     """Boot `machine` and wait until it powers off, at most `timeout_s` seconds.
 
+    A guest that prints nothing for `quiet_s` is taken to hang as well.
     One that `restarts` is switched on again until it powers off when `finished()`. `sink` gets
     the console as it comes. A VM that is still running then is made to print its
     blocked tasks (with `dump`) and is killed. Raises VmError if QEMU itself fails.
     """
     need(_PROGRAM, "setpriv")
     ours, theirs = socket.socketpair()
-    console = _Console(sink)
+    console = Console(sink)
     errors = machine.work / "qemu.stderr"
     command = [
         *machine.command(),
@@ -181,11 +191,13 @@ def run_captured(
         if machine.restarts:
             power = Power(qmp, finished, lambda: _PANIC in console.text)
         try:
-            ended = console.drain(process.stdout.fileno(), started + timeout_s, qmp, power)
+            output = process.stdout.fileno()
+            ended = console.drain(output, started + timeout_s, qmp, power, quiet_s)
             if not ended and dump:
-                console.feed(f"\nvm: hung after {timeout_s:.0f} s; asking sysrq\n".encode())
+                after_s = time.monotonic() - started
+                console.feed(f"\nvm: hung after {after_s:.0f} s; asking sysrq\n".encode())
                 _send_sysrq(qmp, process.stdin.fileno())
-                console.drain(process.stdout.fileno(), time.monotonic() + _DUMP_S, qmp, None)
+                console.drain(output, time.monotonic() + _DUMP_S, qmp, None)
             if ended:
                 process.wait()
         finally:

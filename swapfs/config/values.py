@@ -71,6 +71,11 @@ def parse_percent(where: str, value: object) -> int:
     return int(_number(where, value, 1, 100, whole=True))
 
 
+def parse_zstd_level(where: str, value: object) -> int:
+    """Return a level of zstd, 1 to 19: those above take memory out of proportion."""
+    return int(_number(where, value, 1, 19, whole=True))
+
+
 def parse_priority(where: str, value: object) -> int:
     """Return a swapon priority, 0 to 32767."""
     return int(_number(where, value, 0, PRIORITY_MAX, whole=True))

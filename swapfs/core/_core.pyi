@@ -14,6 +14,9 @@ KIND_LOST: Final[int]
 KIND_MASK: Final[int]
 CODEC_RAW: Final[int]
 CODEC_LZ4: Final[int]
+CODEC_ZSTD: Final[int]
+CODEC_ZSTD_DICTIONARY: Final[int]
+CODEC_KEPT: Final[int]
 MOVING: Final[int]
 HEAT_ONE: Final[int]
 HEAT_MASK: Final[int]
@@ -78,7 +81,45 @@ class Lock:
         /,
     ) -> None: ...
 
-def unpack(blob: Buffer, codec: int, out: Buffer, position: int, /) -> bool: ...
+@final
+class Dictionary:
+    def __new__(cls, content: Buffer, level: int, /) -> Dictionary: ...
+    @property
+    def id(self) -> int: ...
+
+@final
+class Decoder:
+    def __new__(cls) -> Decoder: ...
+    def unpack(self, blob: Buffer, codec: int, out: Buffer, position: int, /) -> bool: ...
+    def use(self, dictionary: Dictionary | None, /) -> None: ...
+
+@final
+class Recoder:
+    def __new__(cls, level: int, dictionary_bytes: int, idle: bool, /) -> Recoder: ...
+    def recode(
+        self,
+        view: memoryview,
+        starts: array[int],
+        drafts: array[int],
+        count: int,
+        deep: bool,
+        longest: int,
+        /,
+    ) -> None: ...
+    def collect(
+        self,
+        arena: memoryview,
+        slots: array[int],
+        words: array[int],
+        view: memoryview,
+        have: int,
+        index: int,
+        slot: int,
+        count: int,
+        deep: bool,
+        /,
+    ) -> int: ...
+    def use(self, dictionary: Dictionary | None, /) -> None: ...
 
 @final
 class Reader:
@@ -98,6 +139,7 @@ class Reader:
         self, slot: int, count: int, out: memoryview, position: int, whole: bool, /
     ) -> int: ...
     def read(self, offset: int, size: int, out: Buffer, /) -> int: ...
+    def use(self, dictionary: Dictionary | None, /) -> None: ...
 
 def pack(
     source: memoryview,
@@ -146,6 +188,17 @@ class Writer:
         source: memoryview,
         position: int,
         blobs: memoryview,
+        /,
+    ) -> int: ...
+    def replace(
+        self,
+        slots: array[int],
+        words: array[int],
+        drafts: array[int],
+        blobs: memoryview,
+        first: int,
+        end: int,
+        smaller: bool,
         /,
     ) -> int: ...
 

@@ -25,7 +25,8 @@ typedef struct {
 int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
-extern PyTypeObject LockType, ReaderType, WriterType, MarkerType;
-extern PyMethodDef load_functions[], store_functions[], rebuild_functions[], log_functions[];
+extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType, DictionaryType,
+    RecoderType;
+extern PyMethodDef store_functions[], rebuild_functions[], log_functions[];
 
 #endif

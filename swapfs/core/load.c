@@ -6,11 +6,11 @@
  */
 #include "core.h"
 
-#include <lz4.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "buffers.h"
+#include "decode.h"
 #include "log.h"
 #include "reader.h"
 #include "word.h"
@@ -25,49 +25,14 @@ static uint64_t same_value(uint64_t word)
     return (uint64_t)((int64_t)word >> SAME_SHIFT); /* 58 bits, sign-extended */
 }
 
-/* Puts the page of a blob at *to*; false when it is no page. */
-static bool unpack(const char *blob, uint64_t length, unsigned codec, char *to)
-{
-    if (length > PAGE_BYTES)
-        return false;
-    if (codec != CODEC_RAW)
-        return LZ4_decompress_safe(blob, to, (int)length, PAGE_BYTES) == (int)PAGE_BYTES;
-    if (length != PAGE_BYTES)
-        return false;
-    memcpy(to, blob, PAGE_BYTES);
-    return true;
-}
-
-/* Likewise the page of a *word* whose blob is in the pool. */
-static bool unpack_word(uint64_t word, const Py_buffer *arena, char *to)
+/* Puts the page of a *word* whose blob is in the pool at *to*; false when it is no page. */
+static bool unpack_word(const struct decoder *decoder, uint64_t word, const Py_buffer *arena,
+                        char *to)
 {
     uint64_t place = pool_place(word), length = blob_length(word);
     return place + length <= (uint64_t)arena->len &&
-           unpack((const char *)arena->buf + place, length, blob_codec(word), to);
+           decode(decoder, (const char *)arena->buf + place, length, blob_codec(word), to);
 }
-
-static PyObject *load_unpack(PyObject *self, PyObject *args)
-{
-    Py_buffer blob, out;
-    int codec;
-    Py_ssize_t position;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*iw*n", &blob, &codec, &out, &position))
-        return NULL;
-    if (!has_pages(&out, position, 1))
-        PyErr_SetString(PyExc_ValueError, "the page is not inside its buffer");
-    else /* with the GIL: it takes less time than to get it back when many threads read */
-        result = PyBool_FromLong(unpack(blob.buf, (uint64_t)blob.len, (unsigned)codec,
-                                        (char *)out.buf + position));
-    PyBuffer_Release(&blob);
-    PyBuffer_Release(&out);
-    return result;
-}
-
-PyMethodDef load_functions[] = {
-    {"unpack", load_unpack, METH_VARARGS,
-     "unpack(blob, codec, out, position) -> whether the blob was a page, which is then in out."},
-    {NULL}};
 
 /* ---- Reader ---- */
 
@@ -78,6 +43,7 @@ typedef struct {
     struct swapfs_reader entry; /* what the session loop calls */
     Lock *lock;
     Log *log; /* NULL: there is none */
+    struct decoder decoder; /* under the lock */
     Py_buffer directory, arena, counters;
     uint64_t size_bytes;
     Py_ssize_t pages_read[READ_KINDS], bytes_read; /* indexes among the counters */
@@ -94,7 +60,7 @@ static void log_loads(const Reader *self, uint64_t slot, const uint64_t *words, 
 }
 
 /* Fills pages from *words on; stops at the first that is not in memory, or damaged. */
-static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer *arena, char *to,
+static Py_ssize_t load_words(const Reader *self, uint64_t *words, Py_ssize_t count, char *to,
                              uint64_t *reads)
 {
     Py_ssize_t done = 0;
@@ -102,7 +68,7 @@ static Py_ssize_t load_words(uint64_t *words, Py_ssize_t count, const Py_buffer 
         uint64_t word = words[done];
         unsigned kind = word & KIND_MASK;
         if (in_pool(word)) {
-            if (!unpack_word(word, arena, to))
+            if (!unpack_word(&self->decoder, word, &self->arena, to))
                 break;
             if ((word & HEAT_MASK) != HEAT_MASK)
                 words[done] = word + HEAT_ONE;
@@ -165,7 +131,7 @@ static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, 
             memset(to, 0, (size_t)run << PAGE_SHIFT);
             reads[KIND_EMPTY] += (uint64_t)run;
         } else {
-            got = load_words(words, run, &self->arena, to, reads);
+            got = load_words(self, words, run, to, reads);
             log_loads(self, slot + (uint64_t)done, words, got);
         }
         if (got < run || run == 0)
@@ -271,7 +237,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     if (self == NULL)
         return NULL;
     Py_buffer b[3];
-    if (!buffers_get(views, 3, 7u, b)) {
+    if (!decoder_begin(&self->decoder) || !buffers_get(views, 3, 7u, b)) {
         Py_DECREF(self);
         return NULL;
     }
@@ -297,8 +263,16 @@ static PyObject *reader_capsule(Reader *self, PyObject *unused)
     return PyCapsule_New(&self->entry, SWAPFS_READER, NULL);
 }
 
+static PyObject *reader_use(Reader *self, PyObject *dictionary)
+{
+    if (!decoder_use(&self->decoder, dictionary))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static void reader_dealloc(Reader *self)
 {
+    decoder_end(&self->decoder);
     PyBuffer_Release(&self->directory);
     PyBuffer_Release(&self->arena);
     PyBuffer_Release(&self->counters);
@@ -317,6 +291,8 @@ static PyMethodDef reader_methods[] = {
      "-1 if a tier below has one of them. Words that were read become hotter."},
     {"read", (PyCFunction)reader_try, METH_VARARGS,
      "read(offset, size, out) -> bytes read, or -1 for what is not whole pages in memory."},
+    {"use", (PyCFunction)reader_use, METH_O,
+     "use(dictionary): read with it what was compressed with it; the caller holds the lock."},
     {NULL}};
 
 PyTypeObject ReaderType = {

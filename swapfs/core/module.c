@@ -14,7 +14,8 @@ static const struct {
 } constants[] = {
     CONSTANT(PAGE_BYTES), CONSTANT(CLUSTER_SLOTS), CONSTANT(KIND_EMPTY), CONSTANT(KIND_SAME),
     CONSTANT(KIND_BLOB), CONSTANT(KIND_LOST), CONSTANT(KIND_MASK), CONSTANT(CODEC_RAW),
-    CONSTANT(CODEC_LZ4), CONSTANT(MOVING), CONSTANT(HEAT_ONE), CONSTANT(HEAT_MASK),
+    CONSTANT(CODEC_LZ4), CONSTANT(CODEC_ZSTD), CONSTANT(CODEC_ZSTD_DICTIONARY),
+    CONSTANT(CODEC_KEPT), CONSTANT(MOVING), CONSTANT(HEAT_ONE), CONSTANT(HEAT_MASK),
     CONSTANT(TIER_SHIFT), CONSTANT(TIER_MASK), CONSTANT(CODEC_SHIFT), CONSTANT(CODEC_MASK),
     CONSTANT(STATE_MASK), CONSTANT(REF_SHIFT), CONSTANT(BACKING_MASK), CONSTANT(IN_POOL),
     CONSTANT(LENGTH_SHIFT), CONSTANT(LENGTH_MASK), CONSTANT(PLACE_SHIFT), CONSTANT(GRAIN_SHIFT),
@@ -32,9 +33,9 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
 
 PyMODINIT_FUNC PyInit__core(void)
 {
-    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType, &LogType};
-    PyMethodDef *const functions[] = {load_functions, store_functions, rebuild_functions,
-                                      log_functions};
+    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
+                                   &DecoderType, &DictionaryType, &RecoderType, &LogType};
+    PyMethodDef *const functions[] = {store_functions, rebuild_functions, log_functions};
     PyObject *self = PyModule_Create(&module);
     for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)
         if (PyModule_AddType(self, types[i]) < 0)

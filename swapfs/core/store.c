@@ -16,6 +16,7 @@
 #include "buffers.h"
 #include "log.h"
 #include "word.h"
+#include "writer.h"
 
 /* ---- pack ---- */
 
@@ -85,39 +86,11 @@ PyMethodDef store_functions[] = {
 
 /* ---- Writer ---- */
 
-/* Its buffers, by the names of its arguments; nothing writes to those from SIZES on. */
-enum {
-    DIRECTORY, ARENA, CLASSES, COUNTERS, STATE_COUNTS, OCCUPIED, USED, HEAD, FRESH, OBJECTS,
-    PAYLOAD, NEXT, PREVIOUS, WHERE, LENGTHS, SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_WORD,
-    PARTS
-};
 static const char *const part_names[PARTS] = {
     "directory", "arena", "classes", "counters", "state_counts", "occupied", "used", "head",
     "fresh", "objects", "payload", "next", "previous", "where", "lengths", "sizes", "capacities",
     "class_of_grains", "state_of_word",
 };
-
-typedef struct {
-    PyObject_HEAD
-    Py_buffer parts[PARTS];
-    const uint32_t *directory;
-    char *arena;
-    uint8_t *classes; /* of each zspage */
-    uint64_t *counters;
-    int64_t *state_counts;         /* slots by state */
-    uint16_t *occupied;            /* slots in use, by cluster */
-    uint16_t *used, *head, *fresh; /* of each zspage: its objects (tiers/pool/zspages.py) */
-    int64_t *objects, *payload;    /* objects by class; bytes stored */
-    uint32_t *next, *previous;     /* the lists of zspages (region/lists.py) */
-    uint8_t *where;
-    uint32_t *lengths;
-    const uint16_t *sizes, *capacities; /* of each class: bytes an object, objects a zspage */
-    const uint8_t *class_of_grains, *state_of_word;
-    uint64_t zspages;
-    size_t size_classes;
-    Py_ssize_t write_same, write_compressed, write_raw; /* indexes among the counters */
-    Log *log; /* NULL: there is none */
-} Writer;
 
 /* ---- the lists of zspages with room: ListHeads in region/lists.py ---- */
 
@@ -202,6 +175,35 @@ static void give(Writer *w, uint64_t place)
     w->head[zspage] = (uint16_t)((place & ZSPAGE_MASK) / w->sizes[size_class]);
 }
 
+unsigned writer_class(const Writer *w, uint64_t draft)
+{
+    return w->class_of_grains[(blob_length(draft) + GRAIN_MASK) >> GRAIN_SHIFT];
+}
+
+uint64_t writer_put(Writer *w, uint64_t old, uint64_t draft, const char *blob)
+{
+    unsigned size_class = writer_class(w, draft);
+    int64_t zspage = with_room(w, size_class);
+    if (zspage < 0 || !is_sound(w, zspage, size_class) || !frees_easily(w, old, zspage))
+        return 0;
+    uint64_t place = take(w, zspage, size_class), length = blob_length(draft);
+    memcpy(w->arena + place, blob, length);
+    *w->payload += (int64_t)length;
+    return draft | place >> GRAIN_SHIFT << PLACE_SHIFT;
+}
+
+void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new)
+{
+    __atomic_store_n(word, new, __ATOMIC_RELEASE); /* I3: after the bytes, before the free */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* release alone lets the compiler free it before */
+    w->state_counts[w->state_of_word[old & STATE_MASK]]--;
+    w->state_counts[w->state_of_word[new & STATE_MASK]]++;
+    if (in_pool(old)) {
+        *w->payload -= (int64_t)blob_length(old);
+        give(w, pool_place(old));
+    }
+}
+
 /* Stores one draft; false: nothing was done. */
 static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
                         const char *blob, uint64_t cluster)
@@ -210,36 +212,21 @@ static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *p
     Py_ssize_t counter = w->write_same;
 
     if (in_pool(draft)) {
-        uint64_t length = blob_length(draft);
-        unsigned size_class = w->class_of_grains[(length + GRAIN_MASK) >> GRAIN_SHIFT];
-        int64_t zspage = with_room(w, size_class);
-        if (zspage < 0 || !is_sound(w, zspage, size_class) || !frees_easily(w, old, zspage))
-            return false;
         bool raw = blob_codec(draft) == CODEC_RAW;
-        uint64_t place = take(w, zspage, size_class);
-        memcpy(w->arena + place, raw ? page : blob, length);
-        *w->payload += (int64_t)length;
-        new = draft | place >> GRAIN_SHIFT << PLACE_SHIFT;
+        if ((new = writer_put(w, old, draft, raw ? page : blob)) == 0)
+            return false;
         counter = raw ? w->write_raw : w->write_compressed;
     } else if (!frees_easily(w, old, -1)) {
         return false;
     }
-    __atomic_store_n(word, new, __ATOMIC_RELEASE); /* I3: after the bytes, before the free */
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* release alone lets the compiler free it before */
-    w->state_counts[w->state_of_word[old & STATE_MASK]]--;
-    w->state_counts[w->state_of_word[new & STATE_MASK]]++;
+    writer_exchange(w, word, old, new);
     w->counters[counter]++;
     if (old == 0)
         w->occupied[cluster]++;
-    if (in_pool(old)) {
-        *w->payload -= (int64_t)blob_length(old);
-        give(w, pool_place(old));
-    }
     return true;
 }
 
-/* The word of *slot*; NULL: its cluster has no table page, or a damaged directory names it. */
-static uint64_t *word_of(const Writer *w, uint64_t slot)
+uint64_t *writer_word(const Writer *w, uint64_t slot)
 {
     uint64_t page = w->directory[slot >> CLUSTER_SHIFT];
     if (page == 0 || page > w->zspages << (ZSPAGE_SHIFT - PAGE_SHIFT))
@@ -275,7 +262,7 @@ static PyObject *writer_publish(Writer *self, PyObject *const *args, Py_ssize_t 
         uint64_t now = self->log != NULL ? now_ns() : 0;
         Py_ssize_t done = 0;
         for (; done < count; done++) {
-            uint64_t at = (uint64_t)(slot + done), *word = word_of(self, at);
+            uint64_t at = (uint64_t)(slot + done), *word = writer_word(self, at);
             Py_ssize_t i = first + done, byte = i << PAGE_SHIFT;
             uint64_t old = word == NULL ? 0 : *word;
             if (word == NULL || !publish_one(self, word, drafts[i], source + byte, blobs + byte,
@@ -371,6 +358,11 @@ static PyMethodDef writer_methods[] = {
      "publish(slot, count, drafts, first, source, position, blobs) -> stored\n\n"
      "Store the drafts first..first+count in count slots from slot on; the caller holds the lock.\n"
      "Ends early at a page that changes more than counts and free lists."},
+    {"replace", FASTCALL(writer_replace), METH_FASTCALL,
+     "replace(slots, words, drafts, blobs, first, end, smaller) -> where it ended\n\n"
+     "Have the slots of numbers first to end hold the blob of each draft, where their words are\n"
+     "still words with MOVING; the caller holds the lock. smaller: only in a smaller place. Ends\n"
+     "early at one that it does not do."},
     {NULL}};
 
 PyTypeObject WriterType = {

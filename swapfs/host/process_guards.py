@@ -147,7 +147,9 @@ class Realtime(Guard):
             except ProcessLookupError:
                 if self._chosen is not None:
                     return False, f"thread {tid} has ended"
-        normal = [tid for tid, policy in policies.items() if policy != os.SCHED_FIFO]
+        # One that recompresses is below all others while it holds nothing (core/recode.c).
+        fine = (os.SCHED_FIFO, os.SCHED_IDLE)
+        normal = [tid for tid, policy in policies.items() if policy not in fine]
         if normal or not policies:
             return False, f"{len(normal)} of {len(policies)} threads are not SCHED_FIFO: {normal}"
         return True, f"SCHED_FIFO on {len(policies)} threads"

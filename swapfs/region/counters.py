@@ -53,6 +53,11 @@ COUNTERS: Final = (
     "lost_pages",
     "drained_pages",
     "sunk_pages",
+    "recompressed_pages",
+    "recompressed_down_pages",
+    "recompress_refused_pages",
+    "recompress_returned_pages",
+    "recompress_saved_bytes",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

@@ -15,6 +15,7 @@ from typing import Final
 
 from swapfs import session
 from swapfs.config.model import Config
+from swapfs.core._core import Recoder
 from swapfs.fs import Namespace
 from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, Realtime
@@ -24,9 +25,11 @@ from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Workers, aligned_buffer
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
-from swapfs.vlayer import fetch, writeback
+from swapfs.vlayer import fetch, recompress, writeback
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.recode_staged import StagedRecoder
+from swapfs.vlayer.recompress import Recompressor
 from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.stalled import StalledWrites
 from swapfs.vlayer.write_around import WriteAround
@@ -37,6 +40,8 @@ THREAD_STACK_BYTES: Final = 512 * 1024
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
 SECOND_TRIES: Final = 2
+WRITING_THREADS: Final = 2
+"""That of the mover, and the direct one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Parts:
     workers: Workers
     second: StalledWrites
     lower: Lower | None
+    recompressor: Recompressor | None
     swap_file: SwapFile
 
 
@@ -90,7 +96,8 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         stored=_stored(second, lower),
     )
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
-    return Parts(guards, layer, workers, second, lower, swap_file)
+    recompressor = _recompressor(config, region, layer, second, lower)
+    return Parts(guards, layer, workers, second, lower, recompressor, swap_file)
 
 
 def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards:
@@ -130,6 +137,29 @@ def _lower(
         newest_sequence=lambda: down.newest_sequence,
     )
     return Lower(down, WriteAround(layer, down, views, second=second), fetcher)
+
+
+def _recompressor(
+    config: Config,
+    region: Region,
+    layer: VirtualSlotLayer,
+    second: StalledWrites,
+    lower: Lower | None,
+) -> Recompressor | None:
+    """Return what puts cold pages into zstd, and have those that go down go so; None: nothing."""
+    if not config.recompress:
+        return None
+    level = config.recompress_level
+    if lower is not None:
+        recoders = [Recoder(level, 0, False) for _ in range(WRITING_THREADS)]
+        lower.writeback.writer.recoder = StagedRecoder(recoders)
+    return Recompressor(
+        layer,
+        Recoder(level, 0, True),
+        aligned_buffer(recompress.VIEW_BYTES),
+        second.compactor,
+        start_bytes=region.geometry.pool_bytes * config.recompress_watermark_percent // 100,
+    )
 
 
 def _stored(second: StalledWrites, lower: Lower | None) -> Callable[[], None]:

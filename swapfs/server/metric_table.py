@@ -281,6 +281,12 @@ METRICS: Final = (
     _counter("sunk_pages", "Pages moved from a tier to one below it."),
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
+    # recompression
+    _counter("recompressed_pages", "Pages of the pool put from lz4 into zstd."),
+    _counter("recompressed_down_pages", "Pages put into zstd on their way down."),
+    _counter("recompress_refused_pages", "Pages tried, but not smaller in zstd."),
+    _counter("recompress_returned_pages", "Pages put back into lz4, as they were read often."),
+    _counter("recompress_saved_bytes", "Payload that recompression in the pool has saved."),
     # the backing file
     _counter("file_read_bytes", "Bytes read from the backing file."),
     _counter("file_read_ops", "Reads of the backing file."),

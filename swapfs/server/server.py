@@ -2,7 +2,7 @@
 
 One process, forked by the monitor. Threads: the main one runs trio (pyfuse3's namespace, the
 control socket, the state file); the session loop; the writeback thread; the direct writer; the
-second try, which compacts; the workers; the metrics listener.
+second try, which compacts; recompression; the workers; the metrics listener.
 
 The first server takes requests when all of that is there. A later one is waited for: it serves
 pages first, and sees to names, sockets, guards and the rest afterwards (I9).
@@ -217,6 +217,8 @@ class Server:
         if parts.lower is not None:
             start("writeback", parts.lower.writeback.run)
             start("direct", parts.lower.direct.run)
+        if parts.recompressor is not None:
+            start("recompress", parts.recompressor.run)
         start("session", self._session_loop)
         self._serving.wait()
 
@@ -279,6 +281,8 @@ class Server:
         if self._parts.lower is not None:
             self._parts.lower.writeback.stop()
             self._parts.lower.direct.stop()
+        if self._parts.recompressor is not None:
+            self._parts.recompressor.stop()
         self._parts.second.stop()
         self._parts.workers.stop(STOP_WAIT_S)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from swapfs.core._core import Recoder
 from swapfs.region.layout import Geometry, Region
 from swapfs.testing.blobs import aligned
 from swapfs.tiers import sector_ref
@@ -15,6 +16,7 @@ from swapfs.tiers.sector_tier import SectorTier
 from swapfs.tiers.sectors import SectorStore
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer import fetch, writeback
+from swapfs.vlayer import recompress as recompress_
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     IN_POOL,
@@ -33,10 +35,14 @@ from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.health import Health
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.recode_staged import StagedRecoder
+from swapfs.vlayer.recompress import Recompressor
 from swapfs.vlayer.stack import Level, Stack
 from swapfs.vlayer.stalled import StalledWrites
 from swapfs.vlayer.write_around import WriteAround
 from swapfs.vlayer.writeback import Writeback
+
+ZSTD_LEVEL = 3
 
 
 class Ticket:
@@ -75,6 +81,7 @@ class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
     :param region: the region of an earlier harness whose server died
+    :param recompress: what goes down goes in zstd
     :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
 
@@ -89,6 +96,7 @@ class Harness:
         wait_s: float = 0.0,
         log_bytes: int = 0,
         clock_s: Callable[[], float] | None = None,
+        recompress: bool = False,
     ) -> None:
         self.now_s = 1000.0
         self._clock_s = clock_s or (lambda: self.now_s)
@@ -104,6 +112,12 @@ class Harness:
         view = aligned(2 * writeback.BATCH_BYTES)
         self.second = StalledWrites(self.layer, [view], clock_s=self._clock_s)
         self._local = threading.local()
+        self.recompressor = Recompressor(
+            *(self.layer, Recoder(ZSTD_LEVEL, 0, False), aligned(recompress_.VIEW_BYTES)),
+            *(self.second.compactor,),
+            start_bytes=0,
+            clock_s=self._clock_s,
+        )
         if tier is None:
             return
         self.down = Writeback(
@@ -115,6 +129,8 @@ class Harness:
             wait_s=wait_s,
             clock_s=self._clock_s,
         )
+        if recompress:
+            self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, 0, False)])
         views = [aligned(writeback.BATCH_BYTES) for _ in range(2)]
         self.direct = WriteAround(
             *(self.layer, self.down, views), second=self.second, clock_s=self._clock_s
@@ -171,6 +187,10 @@ class Harness:
         """Write what is packed."""
         self.direct.stop()
         self.direct.run()
+
+    def recompress(self) -> int:
+        """Put what nobody reads in between into zstd; return how many pages."""
+        return sum(self.recompressor.walk() for _ in range(4))
 
     def run_second(self) -> None:
         """Serve what waits for compaction."""

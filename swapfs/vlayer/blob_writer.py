@@ -21,8 +21,9 @@ from swapfs.tiers.segments import SEGMENT_BYTES
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 from swapfs.vlayer.entry import FLAGS, HEAT_MASK, MOVING, encode_below, is_below, ref_of, tier_of
 from swapfs.vlayer.health import BACKOFF_MAX_S, NO_SPACE_PAUSE_MAX_S
-from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.layer import VirtualSlotLayer, lose
 from swapfs.vlayer.progress import WAIT_S, Progress
+from swapfs.vlayer.recode_staged import StagedRecoder
 from swapfs.vlayer.stack import Level, Phase
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class BlobWriter:
         self.progress = Progress(clock_s, wait_s)
         self.newest_sequence = 0
         self.stack = layer.stack
+        self.recoder: StagedRecoder | None = None
         self._layer = layer
         self._clock_s = clock_s
         # No number is used twice, not even by the server that comes after this one: they are
@@ -134,6 +136,18 @@ class BlobWriter:
         sequence = next(self._sequence)  # one step, so no two threads get the same
         self.newest_sequence = sequence
         staging.add(slot, payload, codec, sequence, expected=expected)
+
+    def recompress(self, staging: Staging) -> None:
+        """Put what is in *staging* into zstd, if that is wanted; what is damaged is lost."""
+        if self.recoder is None:
+            return
+        changed, damaged = self.recoder.recode(staging)
+        with self._layer.lock:
+            self._layer.counters.add("recompressed_down_pages", changed)
+            for item in damaged:
+                if self._layer.table.get(item.slot) == item.expected | MOVING:
+                    lose(self._layer, item.slot)
+        self.unmark(damaged)
 
     def store(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """Store what is in *staging*; None when the tier failed, which is then noted."""

@@ -1,7 +1,7 @@
 """From a page to a blob and back: lz4 block format, no size header.
 
 Python compresses with the lz4 package. The data path packs pages with liblz4 (``_core.pack``),
-which makes the same format; both come back by ``decompress``, which makes no object.
+which makes the same format; both come back by ``_core.Decoder``, which makes no object.
 """
 
 from __future__ import annotations
@@ -10,18 +10,11 @@ from typing import Final
 
 import lz4.block
 
-from swapfs.core._core import unpack
 from swapfs.tiers.pool.size_classes import INCOMPRESSIBLE_BYTES
 from swapfs.vlayer.entry import Codec
 
 ALGORITHM: Final = "lz4"
 _compress = lz4.block.compress
-
-decompress = unpack
-"""``decompress(blob, codec, out, position)`` puts the page at byte *position* of *out*.
-
-Returns whether *blob* is a page; if not, what is in *out* is worth nothing.
-"""
 
 
 def compress(page: memoryview) -> tuple[bytes | memoryview, int]:

@@ -67,6 +67,11 @@ class Compactor:
                 return 0
             return self._pack(wanted, self.worth_zspages)
 
+    def pack_if_worth(self) -> int:
+        """Pack if that gains enough zspages for a walk over the table; return zspages gained."""
+        with self._round:
+            return self._pack(self._layer.pool.zspages.count, self.worth_zspages)
+
     def make_room(self, pages: int, *, look: bool = True) -> bool:
         """Make room for *pages* pages that found none; False if there is no more to be made.
 
@@ -199,20 +204,22 @@ class Compactor:
         """
         zspages = self._layer.pool.zspages
         with self._layer.lock:
-            found = [(slot, word) for slot in slots if (word := self._word_in(zspage, slot))]
+            # Also those that are being copied elsewhere, which is of no use then: a write waits.
+            words = ((slot, self._word_in(zspage, slot, moving=True)) for slot in slots)
+            found = [(slot, word) for slot, word in words if word]
             if not len(found) == zspages.used[zspage] < PAGES_PER_ZSPAGE:
-                return not zspages.is_draining(zspage)  # some are being demoted
+                return not zspages.is_draining(zspage)
             for slot, word in found:
                 if not self._move(slot, word, RAW_CLASS, spare=True):
                     return False
         self._layer.lock.relax()
         return True
 
-    def _word_in(self, zspage: int, slot: int) -> int:
+    def _word_in(self, zspage: int, slot: int, *, moving: bool = False) -> int:
         """Return the word of *slot* if its blob is in *zspage* and may be moved, else 0."""
         word = self._layer.table.get(slot)
-        here = word >> POOL_ZSPAGE_SHIFT == zspage and word & (BACKING_MASK | MOVING) == IN_POOL
-        return word if here else 0
+        bits = BACKING_MASK if moving else BACKING_MASK | MOVING
+        return word if word >> POOL_ZSPAGE_SHIFT == zspage and word & bits == IN_POOL else 0
 
     def _move(self, slot: int, word: int, largest: int, *, spare: bool) -> bool:
         """Move the blob of *slot*; False: there is no place for it. The lock is held."""
@@ -221,6 +228,6 @@ class Compactor:
         if place == NO_PLACE:
             return False
         layer.put(place, layer.blob(word))
-        layer.free(slot, layer.table.exchange(slot, move_pool(word, place), "compact"))
+        layer.free(slot, layer.table.exchange(slot, move_pool(word & ~MOVING, place), "compact"))
         layer.counters.add("compacted_pages")
         return True

@@ -20,12 +20,11 @@ from swapfs.vlayer.entry import (
     FLAGS,
     HEAT_MASK,
     MOVING,
-    Kind,
     blob_codec,
     encode_below,
     ref_of,
 )
-from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.layer import VirtualSlotLayer, lose
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.stack import Level
 
@@ -233,6 +232,5 @@ class Drain:
             if failure.kind is not BlobCorrupt:
                 self.progress.unreadable += 1
                 return
-            layer.free(slot, layer.table.exchange(slot, Kind.LOST, "lose"))
+            lose(layer, slot)
             self.progress.lost += 1
-            layer.counters.add("lost_pages")

@@ -6,7 +6,8 @@ know too comes from core/word.h. Bits, lowest first::
     all    0-1 kind: EMPTY, SAME, BLOB, LOST   2 moving (a copy to another place is under way; a
            rewrite clears it)   3-4 heat: reads since the clock hand passed, up to 3
     SAME   5 doubled   6-63 the repeated word: sign-extended 58 bits, or a doubled 32-bit half
-    BLOB   5-7 tier: 0 is the pool, others are numbers of the stack   8-10 codec
+    BLOB   5-7 tier: 0 is the pool, others are numbers of the stack   8-9 codec   10 kept: another
+           codec was tried and gains nothing
            11-63 ref: where the tier has it, in 53 bits that only the tier understands
     BLOB in the pool   11-22 length-1   23-63 place in the arena / 16
 
@@ -22,6 +23,7 @@ from typing import Final
 from swapfs.core import _core
 from swapfs.core._core import (
     BACKING_MASK,
+    CODEC_KEPT,
     CODEC_MASK,
     CODEC_SHIFT,
     GRAIN_SHIFT,
@@ -43,6 +45,8 @@ from swapfs.units import TIERS_MAX
 
 __all__ = [
     "BACKING_MASK",
+    "CODEC_BITS",
+    "CODEC_KEPT",
     "CODEC_MASK",
     "CODEC_SHIFT",
     "FLAGS",
@@ -54,6 +58,7 @@ __all__ = [
     "LENGTH_SHIFT",
     "MOVES",
     "MOVING",
+    "PLACE_SHIFT",
     "POOL_ZSPAGE_SHIFT",
     "REF_BITS",
     "REF_SHIFT",
@@ -93,6 +98,9 @@ class Codec(IntEnum):
 
     RAW = _core.CODEC_RAW
     LZ4 = _core.CODEC_LZ4
+    ZSTD = _core.CODEC_ZSTD
+    ZSTD_DICTIONARY = _core.CODEC_ZSTD_DICTIONARY
+    """Zstd with the dictionary of the region."""
 
 
 class Backing(IntEnum):
@@ -113,9 +121,11 @@ POOL_ZSPAGE_SHIFT: Final = PLACE_SHIFT - GRAIN_SHIFT + ZSPAGE_SHIFT
 """A word whose blob is in the pool, shifted right by it, is the number of the zspage."""
 _TIER_BITS: Final = TIER_MASK << TIER_SHIFT
 
-STATES: Final = ("empty", "same", "compressed", "raw", "lost", "file")
+CODEC_BITS: Final[int] = CODEC_MASK & ~CODEC_KEPT
+"""A codec without the bit that says that recompression gained nothing."""
+STATES: Final = ("empty", "same", "compressed", "raw", "recompressed", "lost", "file")
 """The states of a slot that are published; "file" is any tier below the pool."""
-TIER_STATE: Final = 4
+TIER_STATE: Final = 5
 """The state of slots in tier n is counted as number TIER_STATE + n, for n from 1 on."""
 
 
@@ -126,10 +136,11 @@ def _state(bits: int) -> int:
         case Kind.SAME:
             return 1
         case Kind.LOST:
-            return 4
+            return 5
     if tier := bits >> TIER_SHIFT & TIER_MASK:
         return TIER_STATE + tier
-    return 3 if bits >> CODEC_SHIFT & CODEC_MASK == Codec.RAW else 2
+    codec = bits >> CODEC_SHIFT & CODEC_BITS
+    return 3 if codec == Codec.RAW else 2 if codec == Codec.LZ4 else 4
 
 
 STATE_OF_WORD: Final = bytes(_state(bits) for bits in range(STATE_MASK + 1))
@@ -152,6 +163,7 @@ MOVES: Final[dict[str, frozenset[tuple[Backing, Backing]]]] = {
     "demote": frozenset({(Backing.POOL, Backing.BELOW)}),
     "promote": frozenset({(Backing.BELOW, Backing.POOL)}),
     "compact": frozenset({(Backing.POOL, Backing.POOL)}),
+    "recompress": frozenset({(Backing.POOL, Backing.POOL)}),
     "clean": frozenset({(Backing.BELOW, Backing.BELOW)}),
     "drain": frozenset({(Backing.BELOW, Backing.BELOW)}),
     "sink": frozenset({(Backing.BELOW, Backing.BELOW)}),

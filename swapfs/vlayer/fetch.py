@@ -19,7 +19,6 @@ from swapfs.tiers.base import Failure
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.tiers.sectors import READ_SLACK_BYTES
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.codec import decompress
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     FLAGS,
@@ -61,6 +60,7 @@ class Fetcher:
         newest_sequence: Callable[[], int] = lambda: 0,
     ) -> None:
         self._layer = layer
+        self._unpack = layer.decoder.unpack
         self._promote = promote
         self._newest_sequence = newest_sequence
         self._recent_blobs = layer.pool.limit_bytes // PAGE_SIZE
@@ -166,7 +166,7 @@ class Fetcher:
         for flight in run.flights:
             payload, failure = run.outcome(flight)
             at = len(payloads) << PAGE_SHIFT
-            if failure is None and not decompress(payload, blob_codec(flight.word), out, at):
+            if failure is None and not self._unpack(payload, blob_codec(flight.word), out, at):
                 failure = _NO_PAGE
             if failure is not None:
                 break

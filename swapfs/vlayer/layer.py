@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from swapfs.core._core import Lock, Log, Reader, Writer
+from swapfs.core._core import Decoder, Lock, Log, Reader, Writer
 from swapfs.errors import TierFull
 from swapfs.region.counters import COUNTER_INDEX, Counters
 from swapfs.region.layout import Region
@@ -78,6 +78,7 @@ class VirtualSlotLayer:
 
     def __init__(self, region: Region, stack: Stack | None = None) -> None:
         self.lock = Lock()
+        self.decoder = Decoder()
         self.pool = Pool(region)
         self.log = _access_log(region)
         self.table = SwapTable(region, self.pool, self.log)
@@ -87,12 +88,12 @@ class VirtualSlotLayer:
         self._arena = region.arena
         self._counter_words = region.counter_words
         self._packer = Packer(1)
-        self._region = region
+        self.region = region
         self._reader = self.reader(region.geometry.size_bytes)
-        self._writer = self._make_writer()
+        self.writer = self._make_writer()
 
     def _make_writer(self) -> Writer:
-        region = self._region
+        region = self.region
         return Writer(
             *((_WRITE_SAME, _WRITE_COMPRESSED, _WRITE_RAW), self.log),
             directory=region.directory,
@@ -107,7 +108,7 @@ class VirtualSlotLayer:
     def rebuild(self) -> None:
         """Derive every list and count from the region, after another server died (I3)."""
         self.table.rebuild()
-        rebuild = PoolRebuild(self._region, self.pool)
+        rebuild = PoolRebuild(self.region, self.pool)
         self.stack.begin_rebuild()
         for cluster, place in self.table.table_places():
             first = cluster << CLUSTER_SHIFT
@@ -116,11 +117,11 @@ class VirtualSlotLayer:
         self.stack.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()
-        self._writer = self._make_writer()
+        self.writer = self._make_writer()
 
     def reader(self, size_bytes: int) -> Reader:
         """Return what reads pages in memory without the GIL; it holds views of the region."""
-        region = self._region
+        region = self.region
         return Reader(
             *(self.lock, region.directory, region.arena, region.counter_words),
             *(_READ_COUNTS, size_bytes, self.log),
@@ -146,7 +147,7 @@ class VirtualSlotLayer:
     ) -> int:
         """Store what *packer* has: the easy pages in C, each that is not easy here (store.c)."""
         drafts, blobs = packer.drafts, packer.blobs
-        publish, done = self._writer.publish, 0
+        publish, done = self.writer.publish, 0
         while True:
             done += publish(slot + done, count - done, drafts, done, source, position, blobs)
             if done == count or not self._store(slot + done, packer, done, source, position):
@@ -316,3 +317,9 @@ class VirtualSlotLayer:
                 self.free(slot + index, self.table.exchange(slot + index, 0, "discard"))
                 freed += 1
         return freed
+
+
+def lose(layer: VirtualSlotLayer, slot: int) -> None:
+    """Note that the bytes of *slot* are gone; the caller holds the lock."""
+    layer.free(slot, layer.table.exchange(slot, _LOST, "lose"))
+    layer.counters.add("lost_pages")

@@ -83,6 +83,8 @@ class Mover:
         """
         assert self._to is not None
         (level, room), self._to = self._to, None
+        if cause == "demote":
+            self._writer.recompress(self._staging)
         if not self._staging.items:
             self._writer.cancel(level, room)
             return []

@@ -231,6 +231,7 @@ class WriteAround:
     def _write(self, part: _Part) -> int:
         """Write and publish *part*; return an errno value, 0 if all went well."""
         try:
+            self._writer.recompress(part.staging)
             refs = self._writer.store(part.level, part.room, part.staging)
             if refs is not None:
                 return self._publish_all(part, refs)

@@ -86,7 +86,12 @@ class History:
             TapedTier(MemoryTier(SEGMENTS), number, self.events) for number in range(1, tiers + 1)
         ]
         self.promote = promote
-        self.harness = Harness(SLOTS, POOL_BYTES, self.tiers, promote=promote, log_bytes=PAGE_SIZE)
+        self.harness = Harness(
+            *(SLOTS, POOL_BYTES, self.tiers),
+            promote=promote,
+            recompress=promote,
+            log_bytes=PAGE_SIZE,
+        )
         self.region = self.harness.region
         self.model = SwapModel(SLOTS)
         self.steps: list[Step] = []
@@ -179,6 +184,11 @@ class History:
         with self._step("compact"):
             return self.harness.second.compactor.make_room(1, look=False)
 
+    def recompress(self) -> int:
+        """Put what is cold into zstd, and what was read often back."""
+        with self._step("recompress"):
+            return self.harness.recompressor.walk()
+
     def crash(self) -> None:
         """Let another server take over, which may die over it too."""
         with self._step("rebuild"):
@@ -188,7 +198,7 @@ class History:
 def _server_after(
     region: Region, tiers: Sequence[SectorStore], *, promote: bool = False
 ) -> Harness:
-    return Harness(SLOTS, POOL_BYTES, tiers, promote=promote, region=region)
+    return Harness(SLOTS, POOL_BYTES, tiers, promote=promote, recompress=promote, region=region)
 
 
 # ---- dying ----
@@ -245,8 +255,8 @@ class Autopsy:
         self.deaths += 1
         try:
             harness = _server_after(
-                region, [MemoryTier(SEGMENTS, medium) for medium in self._media]
-            )
+                region, [MemoryTier(SEGMENTS, bytearray(medium)) for medium in self._media]
+            )  # a copy: with a full pool it writes there
             pages = self._check(harness, stores)
             if event is not None and event.released:
                 _check_released(harness, event)

@@ -130,6 +130,22 @@ def test_a_page_that_is_moved_in_the_pool_is_in_one_place() -> None:
     assert history.harness.counter("compacted_pages") > 2
 
 
+def test_a_page_that_is_recompressed_is_in_one_place() -> None:
+    history = History()
+    history.store(0, *HEAP[:12], *RAW[:3], *TEXT[:4])
+    history.store(CLUSTER_SLOTS, TEXT[5])
+
+    def play(history: History) -> None:
+        history.recompress()
+        assert history.recompress() > 12
+        for _ in range(4):
+            history.read(0, 3)
+        assert history.recompress() == 3
+
+    assert die_everywhere(history, play) > 60
+    assert history.harness.counter("recompress_refused_pages") >= 3
+
+
 def test_a_page_that_goes_from_tier_to_tier_is_in_one_place() -> None:
     history = History(tiers=2)
     _fill(history)
@@ -161,6 +177,7 @@ def _random_operation(history: History, rng: random.Random) -> None:
         (4, lambda: history.demote(rng.randrange(1, 9))),
         (2, history.clean),
         (2, history.compact),
+        (3, history.recompress),
         (1, history.crash),
     ]
     if len(history.tiers) > 1:

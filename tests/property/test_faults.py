@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,14 +33,20 @@ class History:
         self, tier: FaultyTier, *, promote: bool = False, tiers: Sequence[AnyTier] = ()
     ) -> None:
         self.tier = tier
-        self.harness = Harness(SLOTS, POOL_BYTES, tiers or tier, promote=promote)
+        self.harness = Harness(
+            SLOTS, POOL_BYTES, tiers or tier, promote=promote, recompress=promote
+        )
         self.model = SwapModel(SLOTS)
         self.rng = random.Random(5)
 
     def run(self) -> None:
         for _ in range(STEPS):
+            actions: list[Callable[[], object]]
             actions = [self.write, self.read, self.discard, self.demote, self.clean]
             weights = [8, 6, 1, 3, 1]
+            if self.harness.down.writer.recoder is not None:
+                actions.append(self.harness.recompress)
+                weights.append(1)
             if len(self.harness.stack) > 1:
                 actions += [self.drain, self.sink]
                 weights += [1, 2]

@@ -33,6 +33,8 @@ from swapfs.vlayer import (
     compaction,
     fetch,
     progress,
+    recode_staged,
+    recompress,
     single_flight,
     stalled,
     write_around,
@@ -42,7 +44,7 @@ from swapfs.vlayer.capacity import guaranteed_bytes
 from swapfs.vlayer.packing import STORE_STEP, Packer
 
 MODULES = (
-    *(blob_writer, compaction, progress, segments, single_flight),
+    *(blob_writer, compaction, progress, recode_staged, recompress, segments, single_flight),
     *(partial, stalled, write_around, writeback),
 )
 POOL_BYTES = 8 * ZSPAGE_BYTES
@@ -107,6 +109,7 @@ class Race:
             self.harness = Harness(
                 *(self.slots, POOL_BYTES, self.tier),
                 promote=True,
+                recompress=True,
                 wait_s=WAIT_S,
                 clock_s=self.scheduler.clock_s,
             )
@@ -263,6 +266,7 @@ class Race:
         serve("writeback", harness.down.run)
         serve("direct", harness.direct.run)
         serve("second", harness.second.run)
+        serve("recompress", harness.recompressor.run)
         self._users = 3
         scheduler.spawn("session", lambda: self.session(requests, longest))
         scheduler.spawn("reader", lambda: self.reader(requests))
@@ -270,7 +274,7 @@ class Race:
         try:
             scheduler.run(lambda: bool(self.refused) or not (self._users or self._under_way))
             assert not self.refused, f"{len(self.model)} pages of {self.slots}: refused"
-            for service in (harness.down, harness.direct, harness.second):
+            for service in (harness.down, harness.direct, harness.second, harness.recompressor):
                 service.stop()
             scheduler.run(lambda: not running)
         finally:

@@ -52,6 +52,7 @@ class Slots(RuleBasedStateMachine):
     segments = 4
     pool_bytes = ROOMY_BYTES
     promote = False
+    recompress = False
     tiers = ""
 
     def __init__(self) -> None:
@@ -63,7 +64,9 @@ class Slots(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="swapfs-tier-"))
         self.opener = open_stack(self.tiers, self.folder)
-        self.harness = Harness(SLOTS, self.pool_bytes, self._open(), promote=self.promote)
+        self.harness = Harness(
+            SLOTS, self.pool_bytes, self._open(), promote=self.promote, recompress=self.recompress
+        )
 
     def _open(self) -> list[Tier] | None:
         return self.opener(self.segments) or None
@@ -90,7 +93,8 @@ class Slots(RuleBasedStateMachine):
         states = self.harness.layer.table.state_counts()
         # One zspage for the tables, one to compact with, and a place for the new page.
         zspages = self.pool_bytes // ZSPAGE_BYTES - 2
-        assert states["raw"] + states["compressed"] >= zspages * 16 - 1
+        held = states["raw"] + states["compressed"] + states["recompressed"]
+        assert held >= zspages * 16 - 1
         if self.harness.tier is not None:
             in_file = self.harness.layer.table.state_counts()["file"]
             assert in_file >= sum(level.tier.guaranteed_pages() for level in self.harness.stack)
@@ -121,6 +125,16 @@ class Slots(RuleBasedStateMachine):
                 done = layer.patch(slot, start, data, bytearray(4096))
         if done:
             self.model.patch(slot, start, data)
+
+    @precondition(lambda self: self.recompress)
+    @rule()
+    def walk(self) -> None:
+        """What is cold becomes zstd, and what was read often lz4 again."""
+        before = self.harness.counter("recompressed_pages")
+        returned = self.harness.counter("recompress_returned_pages")
+        turned = self.harness.recompressor.walk()
+        returned = self.harness.counter("recompress_returned_pages") - returned
+        assert turned == self.harness.counter("recompressed_pages") - before + returned
 
     @precondition(has_file)
     @rule(pages=st.integers(1, 300))
@@ -178,7 +192,10 @@ class Slots(RuleBasedStateMachine):
         for level in self.harness.stack:
             level.tier.close()
         self.harness = Harness(
-            SLOTS, self.pool_bytes, self._open(), promote=self.promote, region=self.harness.region
+            *(SLOTS, self.pool_bytes, self._open()),
+            promote=self.promote,
+            recompress=self.recompress,
+            region=self.harness.region,
         )
 
     @invariant()
@@ -208,26 +225,43 @@ class Slots(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("pool_bytes", "segments", "promote", "tiers"),
+    ("pool_bytes", "segments", "promote", "tiers", "recompress"),
     [
-        (ROOMY_BYTES, 0, False, ""),
-        (TINY_BYTES, 0, False, ""),
-        (ROOMY_BYTES, 8, False, "memory"),
-        (TINY_BYTES, 8, True, "memory"),
-        (ROOMY_BYTES, 8, True, "memory"),
-        *((TINY_BYTES, 4, False, tiers) for tiers in STACKS),
-        (TINY_BYTES, 4, True, "memory + blobs + memory"),
+        (ROOMY_BYTES, 0, False, "", True),
+        (TINY_BYTES, 0, False, "", True),
+        (ROOMY_BYTES, 8, True, "memory", True),
+        (TINY_BYTES, 4, True, "blobs + memory", True),
+        (ROOMY_BYTES, 0, False, "", False),
+        (TINY_BYTES, 0, False, "", False),
+        (ROOMY_BYTES, 8, False, "memory", False),
+        (TINY_BYTES, 8, True, "memory", False),
+        (ROOMY_BYTES, 8, True, "memory", False),
+        *((TINY_BYTES, 4, False, tiers, False) for tiers in STACKS),
+        (TINY_BYTES, 4, True, "memory + blobs + memory", False),
     ],
-    ids=["pool", "tiny pool", "pool + tier", "tiny + promote", "promote", *STACKS, "three"],
+    ids=[
+        "zstd",
+        "tiny zstd",
+        "zstd + tier",
+        "zstd + tiers",
+        "pool",
+        "tiny pool",
+        "pool + tier",
+        "tiny + promote",
+        "promote",
+        *STACKS,
+        "three",
+    ],
 )
 def test_slots_behave_like_a_dict_of_pages(
-    pool_bytes: int, segments: int, promote: bool, tiers: str
+    pool_bytes: int, segments: int, promote: bool, tiers: str, recompress: bool
 ) -> None:
     attributes: dict[str, Any] = {
         "pool_bytes": pool_bytes,
         "segments": segments,
         "promote": promote,
         "tiers": tiers,
+        "recompress": recompress,
     }
     machine = type("Configured", (Slots,), attributes)
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

@@ -17,7 +17,7 @@ FILES = c_files("swapfs")
 HEADERS_OF = {"core": (), "session": ("core",)}
 
 # A library's header -> the one room that may include it.
-LIBRARIES = {"lz4": "core", "fuse3": "session", "linux/fuse.h": "session"}
+LIBRARIES = {"lz4": "core", "zstd": "core", "fuse3": "session", "linux/fuse.h": "session"}
 
 
 def room_of(path: Path) -> str:

@@ -144,6 +144,7 @@ LEGAL = {
     ("lose", "POOL", "LOST"),
     ("lose", "BELOW", "LOST"),
     ("compact", "POOL", "POOL"),
+    ("recompress", "POOL", "POOL"),
 }
 
 

@@ -25,7 +25,7 @@ RECIPE = "1"  # goes into the key: bump it when the code below makes something e
 SIZE_MIB = 8192  # sparse; room for tier files and swapfiles in the throw-away overlay
 
 PACKAGES = (
-    "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,liblz4-1,mount,procps,psmisc,python3,"
+    "curl,dmsetup,e2fsprogs,fio,fuse3,iproute2,kmod,less,liblz4-1,libzstd1,mount,procps,psmisc,python3,"
     "strace,stress-ng,util-linux,zstd"
 )
 

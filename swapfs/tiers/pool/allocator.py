@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swapfs.core._core import GRAIN_SHIFT
+from swapfs.core._core import GRAIN_SHIFT, ZSPAGE_SHIFT
 from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.tiers.pool.size_classes import (
     CLASS_OF_GRAINS,
@@ -82,6 +82,22 @@ class Pool:
             self._payload[0] += size
         return place
 
+    def allocate_below(self, other: int, size: int) -> int:
+        """Return a place that is smaller than the object at *other*, or NO_PLACE.
+
+        :param other: NO_PLACE: the place may be of any size
+        """
+        largest = (
+            RAW_CLASS + 1 if other == NO_PLACE else self.zspages.class_of(other >> ZSPAGE_SHIFT)
+        )
+        if _class_for(size) >= largest:
+            return NO_PLACE
+        place = self.allocate(size)
+        if place == NO_PLACE or self.zspages.class_of(place >> ZSPAGE_SHIFT) < largest:
+            return place
+        self.free(place, size)
+        return NO_PLACE
+
     def allocate_to_move(self, size: int, largest: int, *, spare: bool) -> int:
         """Return a place for a blob that moves, in classes up to *largest*, or NO_PLACE.
 
@@ -141,6 +157,11 @@ class Pool:
         """Bytes in zspages that hold anything."""
         return (self.zspages.count - len(self.zspages.free)) * ZSPAGE_BYTES
 
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of blobs."""
+        return self._payload[0]
+
     def room_for_any(self) -> int:
         """Return how many blobs of any size would get a place now; 0 is exact, more is not."""
         zspages = self.zspages
@@ -156,7 +177,7 @@ class Pool:
             limit_bytes=self.limit_bytes,
             used_bytes=self.used_bytes,
             object_bytes=sum(n * size for n, size in zip(zspages.objects, SIZES, strict=True)),
-            payload_bytes=self._payload[0],
+            payload_bytes=self.payload_bytes,
             table_bytes=self._table_bytes,
             peak_bytes=(zspages.count - zspages.least_free) * ZSPAGE_BYTES,
             zspages_free=len(zspages.free),

@@ -1,0 +1,68 @@
+"""Blobs on their way down go in zstd, so that a disk has less to write and to keep."""
+
+from __future__ import annotations
+
+import queue
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from swapfs.core._core import Dictionary, Recoder
+from swapfs.tiers.base import Staged, Staging
+from swapfs.vlayer.entry import Kind, blob_codec, blob_length, encode_pool
+
+_CHUNK: Final = 64
+
+
+class _Chunk:
+    """One context, with what it is told."""
+
+    def __init__(self, recoder: Recoder) -> None:
+        self.recoder = recoder
+        self.starts = array("I", bytes(4 * _CHUNK))
+        self.drafts = array("Q", bytes(8 * _CHUNK))
+
+
+class StagedRecoder:
+    """Puts what is staged into zstd; for as many threads at once as there are *recoders*."""
+
+    def __init__(self, recoders: Sequence[Recoder]) -> None:
+        self._recoders = tuple(recoders)
+        self._free: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
+        for recoder in recoders:
+            self._free.put(_Chunk(recoder))
+
+    def use(self, dictionary: Dictionary) -> None:
+        """Compress with *dictionary* from now on. Under the GIL, which ``recode`` lets go: so
+        each context is waited for."""
+        chunks = [self._free.get() for _ in self._recoders]
+        for chunk in chunks:
+            chunk.recoder.use(dictionary)
+            self._free.put(chunk)
+
+    def recode(self, staging: Staging) -> tuple[int, list[Staged]]:
+        """Put the blobs in *staging* that get shorter by it into zstd; no lock is held.
+
+        Returns how many did, and those that are damaged, which are taken out.
+        """
+        chunk, items, changed, damaged = self._free.get(), staging.items, 0, []
+        try:
+            for first in range(0, len(items), _CHUNK):
+                part = items[first : first + _CHUNK]
+                for index, item in enumerate(part):
+                    chunk.starts[index] = item.start
+                    chunk.drafts[index] = encode_pool(0, item.length, item.codec)
+                chunk.recoder.recode(staging.view, chunk.starts, chunk.drafts, len(part), True, 0)
+                for index, item in enumerate(part):
+                    draft = chunk.drafts[index]
+                    if draft == Kind.LOST:
+                        damaged.append(item)
+                    elif (codec := blob_codec(draft)) != item.codec:
+                        length = blob_length(draft)
+                        changed += length != item.length
+                        items[first + index] = item._replace(length=length, codec=codec)
+        finally:
+            self._free.put(chunk)
+        if damaged:
+            staging.items[:] = [item for item in items if item not in damaged]
+        return changed, damaged

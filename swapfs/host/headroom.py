@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from swapfs.host.swap import SwapEntry
 
 CGROUPS: Final = "sys/fs/cgroup"
-"""Where cgroup v2 is; v1 does not show what is swapped of a group beside its limit."""
+"""Where cgroup v2 is, and the hierarchies of v1, of which memory has one."""
+_UNLIMITED_BYTES: Final = 1 << 62
+"""cgroup v1 shows the largest number of whole pages where v2 says "max"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +59,65 @@ def of_machine(area: SwapEntry, areas: Iterable[SwapEntry], root: Path = ROOT) -
 def of_groups(area: SwapEntry, areas: Iterable[SwapEntry], root: Path = ROOT) -> Iterator[Room]:
     """Yield the room of each cgroup that has a limit and pages that are swapped.
 
-    What a group has on *area* is at least what other areas cannot hold of it.
+    What a group has on *area* is at least what other areas cannot hold of it. The memory
+    controller is in one hierarchy, of version 2 or of version 1.
     """
     others = [one for one in areas if one != area]
     elsewhere_bytes = sum(one.used_bytes for one in others)
-    for path, _, files in os.walk(root / CGROUPS):
-        if "memory.swap.current" not in files:
+    top = root / CGROUPS / "memory"
+    look, mark = _v1, "memory.limit_in_bytes"
+    if not (top / mark).exists():
+        top, look, mark = root / CGROUPS, _v2, "memory.swap.current"
+    for path, _, files in os.walk(top):
+        found = look(Path(path)) if mark in files else None
+        back = min(area.used_bytes, found.swapped_bytes - elsewhere_bytes) if found else 0
+        if found is None or back <= 0:
             continue
-        group = Path(path)
-        swapped, limit = _number(group, "swap.current"), _number(group, "max")
-        if not swapped or limit is None:
-            continue
-        back = min(area.used_bytes, swapped - elsewhere_bytes)
-        if back <= 0:
-            continue
-        swap_limit = _number(group, "swap.max")
         free_swap = _free(others)
-        if swap_limit is not None:
-            free_swap = min(free_swap, max(0, swap_limit - swapped + back))
-        in_memory = (_number(group, "current") or 0) - _reclaimable(group)
-        name = f"/{group.relative_to(root / CGROUPS)}"
-        yield Room(back, max(0, limit - in_memory) + free_swap, name)
+        if found.swap_limit_bytes is not None:
+            free_swap = min(free_swap, max(0, found.swap_limit_bytes - found.swapped_bytes + back))
+        left = max(0, found.limit_bytes - found.held_bytes)
+        yield Room(back, left + free_swap, f"/{Path(path).relative_to(top)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A cgroup with a limit, all groups below it included.
+
+    :param held_bytes: memory that the kernel cannot drop for pages
+    :param swap_limit_bytes: of swap alone; None is none
+    """
+
+    swapped_bytes: int
+    limit_bytes: int
+    held_bytes: int
+    swap_limit_bytes: int | None = None
+
+
+def _v2(group: Path) -> _Group | None:
+    """Return what cgroup v2 says of *group*; None if it has no limit, or nothing is swapped."""
+    swapped, limit = _number(group, "swap.current"), _number(group, "max")
+    if not swapped or limit is None:
+        return None
+    stat = _stat(group)
+    droppable = sum(
+        stat.get(name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable")
+    )
+    held = (_number(group, "current") or 0) - droppable
+    return _Group(swapped, limit, held, _number(group, "swap.max"))
+
+
+def _v1(group: Path) -> _Group | None:
+    """Return the same of cgroup v1, which may not account what is swapped (swapaccount=0).
+
+    Its other limit, of memory and swap together, is the same before and after.
+    """
+    stat = _stat(group)
+    swapped, limit = stat.get("total_swap", 0), _number(group, "limit_in_bytes")
+    if not swapped or limit is None or limit >= _UNLIMITED_BYTES:
+        return None
+    droppable = stat.get("total_active_file", 0) + stat.get("total_inactive_file", 0)
+    return _Group(swapped, limit, (_number(group, "usage_in_bytes") or 0) - droppable)
 
 
 def _free(areas: Iterable[SwapEntry]) -> int:
@@ -92,11 +132,10 @@ def _number(group: Path, name: str) -> int | None:
         return None
 
 
-def _reclaimable(group: Path) -> int:
-    """Return how much of the memory of *group* is files, which the kernel drops for pages."""
+def _stat(group: Path) -> dict[str, int]:
+    """Return memory.stat of *group*; empty if it cannot be read."""
     try:
         lines = (line.split() for line in read_text(group / "memory.stat").splitlines())
-        stat = {name: int(value) for name, value in lines}
+        return {name: int(value) for name, value in lines}
     except (OperationError, ValueError):
-        return 0
-    return sum(stat.get(name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable"))
+        return {}

@@ -227,15 +227,27 @@ class Monitor:
             if received.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._take_down.start()
             if received.si_signo == RETIRE_SIGNAL:
-                asking = Successor(received.si_pid, held.lock_fd)
-                if asking.is_proven():
-                    if successor is None:
-                        os.kill(pid, RETIRE_SIGNAL)
-                    successor = asking
+                successor = self._heard(received.si_pid, successor, pid, held)
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return status, successor
             journal.tend()
+
+    def _heard(
+        self, sender: int, known: Successor | None, server: int, held: Holdings
+    ) -> Successor | None:
+        """Return who goes on, after *sender* has asked this monitor to retire.
+
+        The first time that one who may asks, *server* is asked to; a successor asks every second.
+        """
+        if known is not None and known.pid == sender:
+            return known
+        asking = Successor(sender, held.lock_fd)
+        if not asking.is_proven():
+            return known
+        if known is None:
+            os.kill(server, RETIRE_SIGNAL)
+        return asking
 
 
 def _how_it_died(status: int) -> str:

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ RETIRE_SIGNAL: Final = signal.SIGUSR1
 """What a monitor is sent to make it retire; part of the protocol between versions."""
 RETIRE_NOTE_S: Final = 20.0
 """How often it is said that the other one has not retired yet."""
+RETIRE_AGAIN_S: Final = 1.0
+"""How often it is asked again: a signal is lost where one of its kind is pending, from anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +119,18 @@ class Predecessor:
             signal.pidfd_send_signal(self._pidfd, RETIRE_SIGNAL)
         except ProcessLookupError as error:
             raise OperationError(f"monitor {self._handover.pid} has just died") from error
-        waited_s = 0.0
-        while not proc.has_ended(self._pidfd, RETIRE_NOTE_S):
-            waited_s += RETIRE_NOTE_S
+        began_s = time.monotonic()
+        note_s = began_s + RETIRE_NOTE_S
+        while not proc.has_ended(self._pidfd, min(RETIRE_AGAIN_S, RETIRE_NOTE_S)):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                signal.pidfd_send_signal(self._pidfd, RETIRE_SIGNAL)
+            now_s = time.monotonic()
+            if now_s < note_s:
+                continue
+            note_s = now_s + RETIRE_NOTE_S
             note(
-                f"waiting for the old server, which has not finished after {waited_s:.0f} s; a "
-                f"disk that hangs holds it up, and swap stands still until it answers"
+                f"waiting for the old server, which has not finished after {now_s - began_s:.0f} s;"
+                f" a disk that hangs holds it up, and swap stands still until it answers"
             )
 
 
@@ -135,7 +144,7 @@ class Successor:
     """
 
     def __init__(self, pid: int, lock_fd: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self._lock_fd = lock_fd
         self._pidfd = -1
         with contextlib.suppress(OSError):
@@ -145,13 +154,13 @@ class Successor:
         """Whether it lives and is a successor; if not, that is logged."""
         holder = instance_lock.upgrader(self._lock_fd)
         # One of another pid namespace has pid 0 here, as sender and as holder of a lock.
-        lives = self._pid == 0 or (self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0))
-        if lives and holder == self._pid:
+        lives = self.pid == 0 or (self._pidfd >= 0 and not proc.has_ended(self._pidfd, 0))
+        if lives and holder == self.pid:
             return True
         log.warning(
             "process %d asked this monitor to retire, but is no other monitor that goes on; "
             "nothing changes",
-            self._pid,
+            self.pid,
         )
         if self._pidfd >= 0:
             os.close(self._pidfd)

@@ -67,6 +67,41 @@ def test_the_new_monitor_never_gives_up(old: subprocess.Popen[str]) -> None:
     assert all("waiting for the old server" in text for text in notes)
 
 
+SWALLOWS = """
+import os, signal, subprocess, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+subprocess.run([sys.executable, "-c", f"import os; os.kill({os.getpid()}, 10)"], check=True)
+print("there", flush=True)
+sys.stdin.readline()  # while a stranger's signal is pending, another of its kind is lost
+while signal.sigwaitinfo({signal.SIGUSR1}).si_pid != os.getppid():
+    pass
+"""
+
+
+def test_a_strangers_signal_that_was_there_before_does_not_swallow_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handover, "RETIRE_NOTE_S", 0.01)
+    with subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as monitor:
+        assert monitor.stdout is not None
+        assert monitor.stdout.readline() == "there\n"
+        goes_on = monitor.stdin
+
+        def note(_text: str) -> None:  # it has been asked for the first time
+            nonlocal goes_on
+            if goes_on is not None:
+                goes_on.write("go on\n")
+                goes_on.flush()
+            goes_on = None
+
+        try:
+            _predecessor(monitor.pid).retire(note)
+        finally:
+            monitor.kill()
+
+
 def test_a_monitor_that_has_died_is_not_taken_for_retired(old: subprocess.Popen[str]) -> None:
     predecessor = _predecessor(old.pid)
     old.communicate()

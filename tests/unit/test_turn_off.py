@@ -233,6 +233,42 @@ def test_a_group_may_swap_no_more_than_it_may(tmp_path: Path) -> None:
     assert groups(tmp_path, [area("/dev/a", 500, 100), area("/dev/b", 500, 0)]) == {"/hog": -30}
 
 
+def group_v1(root: Path, name: str, limit: int, usage: int, **stat_mib: int) -> None:
+    path = root / headroom.CGROUPS / "memory" / name
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (path / "memory.usage_in_bytes").write_text(f"{usage * MiB}\n")
+    lines = (f"{key} {value * MiB}\n" for key, value in stat_mib.items())
+    (path / "memory.stat").write_text("".join(lines))
+
+
+def test_room_of_groups_of_version_1(tmp_path: Path) -> None:
+    none = 2**63 - 4096  # what the kernel shows where there is no limit
+    group_v1(tmp_path, "", none, 900, total_swap=100)
+    group_v1(
+        tmp_path, "tight", 40 * MiB, 20, swap=1, total_swap=50,
+        total_active_file=1, total_inactive_file=1,
+    )  # fmt: skip
+    group_v1(tmp_path, "tight/inner", none, 20, total_swap=49)
+    group_v1(tmp_path, "wide", 100 * MiB, 20, total_swap=10)
+    group_v1(tmp_path, "idle", 10 * MiB, 20, total_swap=0)
+    group_v1(tmp_path, "unaccounted", 10 * MiB, 20)
+    group(tmp_path, "unified/other")  # as systemd has it beside them
+    assert groups(tmp_path, [area("/dev/a", 500, 100)]) == {"/tight": 22 - 50, "/wide": 70}
+    assert groups(tmp_path, [area("/dev/a", 500, 100), area("/dev/b", 20, 0)])["/tight"] == -8
+    assert groups(tmp_path, [area("/dev/a", 500, 100), area("/dev/b", 40, 40)])["/tight"] == 12
+
+
+def test_a_limit_of_memory_and_swap_together_binds_nobody(tmp_path: Path) -> None:
+    """What comes back from swap counted against it before, and does so after."""
+    group_v1(tmp_path, "", 2**63 - 4096, 900)
+    group_v1(tmp_path, "hog", 40 * MiB, 20, total_swap=10)
+    (tmp_path / headroom.CGROUPS / "memory/hog/memory.memsw.limit_in_bytes").write_text(
+        f"{30 * MiB}\n"
+    )
+    assert groups(tmp_path, [area("/dev/a", 500, 100)]) == {"/hog": 10}
+
+
 def test_without_cgroups_there_are_none(tmp_path: Path) -> None:
     assert groups(tmp_path, [area("/dev/a", 1, 1)]) == {}
 

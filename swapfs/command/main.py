@@ -217,6 +217,9 @@ def _set_up_process() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # was closed; the next file would have become our standard output
     os.close(fd)
+    # Python has no stream for what was closed, and click before 8.1.4 writes to None.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def _complain(problem: str) -> None:

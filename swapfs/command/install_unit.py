@@ -24,7 +24,7 @@ from swapfs.command import unit_files
 from swapfs.command.unit_files import VENDOR_DIRS, Instance
 from swapfs.config import model, values
 from swapfs.config.options import BY_KEY
-from swapfs.config.paths import default_mountpoint
+from swapfs.config.paths import CONFIG_DIR, default_mountpoint
 from swapfs.errors import ConfigError, OperationError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(name: str | None, config_file: str | None, directory: Path) -> None:
     """Write the systemd unit of instance NAME (swapfs), which waits for what its file names."""
     if name is not None:
         values.parse_name("NAME", name)
-    default = unit_files.CONFIG_DIR / f"{name or BY_KEY['name'].default}.toml"
+    default = CONFIG_DIR / f"{name or BY_KEY['name'].default}.toml"
     file = Path(config_file) if config_file else default
     service, changed = install(model.load({"name": name}, file), file, directory)
     for path in changed:

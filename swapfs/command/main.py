@@ -24,6 +24,7 @@ from swapfs.command.options import (
     RUNTIME_DIR,
     instance_options,
     load,
+    origins,
     require_root,
 )
 from swapfs.config import model, values
@@ -138,7 +139,7 @@ def status(
 @click.option("--json", "as_json", is_flag=True, help="JSON with sizes in bytes.")
 @instance_options
 def check_config(as_json: bool, **options: Any) -> None:
-    """Check options and file against this machine and print what holds; changes nothing."""
+    """Check options and files against this machine; print what holds, and where it is from."""
     from swapfs.command import launch
     from swapfs.tiers import backing_file
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
@@ -149,7 +150,7 @@ def check_config(as_json: bool, **options: Any) -> None:
     for tier in settings.all_tiers:
         backing_file.look(tier.file.path, tier.file.size_bytes)
     launch.meet_limits(settings)
-    click.echo(model.describe(settings, as_json))
+    click.echo(model.describe(settings, as_json, origins(options)))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -218,8 +219,8 @@ def _set_up_process() -> None:
         pass  # was closed; the next file would have become our standard output
     os.close(fd)
     # Python has no stream for what was closed, and click before 8.1.4 writes to None.
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _complain(problem: str) -> None:

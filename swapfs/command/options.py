@@ -20,7 +20,10 @@ from swapfs.errors import OperationError
 Command = Callable[..., Any]
 
 CONFIG_FILE: Final = click.option(
-    "--config", "config_file", metavar="FILE", help="TOML file with the same keys."
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="TOML file with the same keys, and FILE.d/*.toml.",
 )
 NAME_ARGUMENT: Final = click.argument("name", default=BY_KEY["name"].default)
 RUNTIME_DIR: Final = click.option(
@@ -56,9 +59,21 @@ def load(given: Mapping[str, Any]) -> model.Config:
 
     :raises ConfigError: as ``model.load``
     """
+    return model.load(*_places(given))
+
+
+def origins(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return by key where :func:`load` has it from, if it is not a default.
+
+    :raises ConfigError: as ``model.gather``
+    """
+    return model.origins(model.gather(*_places(given)))
+
+
+def _places(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     file = given["config_file"]
     by_key = {key: given[key.replace("-", "_")] for key in BY_KEY}
-    return model.load(by_key, Path(file) if file is not None else None)
+    return by_key, Path(file) if file is not None else None
 
 
 def _parameter(option: Option, command: str) -> Callable[[Command], Command]:

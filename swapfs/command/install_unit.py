@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import swapfs
-from swapfs.command import unit_files
+from swapfs.command import completion, unit_files
 from swapfs.command.unit_files import VENDOR_DIRS, Instance
 from swapfs.config import model, values
 from swapfs.config.options import BY_KEY
@@ -41,8 +41,14 @@ _MORE_OF_CYCLE: Final = re.compile(r": Found dependency on |deleted to break ord
 
 
 @click.command("install-unit")
-@click.argument("name", required=False)
-@click.option("--config", "config_file", metavar="FILE", help="Default: /etc/swapfs/NAME.toml.")
+@click.argument("name", required=False, shell_complete=completion.configurations)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Default: /etc/swapfs/NAME.toml.",
+    shell_complete=completion.files,
+)
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),

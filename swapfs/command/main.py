@@ -20,6 +20,7 @@ from swapfs.command import columns as columns_of
 from swapfs.command import doctor, figures, install_unit, stale, tiers, trace
 from swapfs.command import status as status_of
 from swapfs.command.options import (
+    ANY_NAME,
     NAME_ARGUMENT,
     RUNTIME_DIR,
     instance_options,
@@ -91,7 +92,7 @@ def down(name: str, force: bool, runtime_dir: Path) -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("name", required=False)
+@ANY_NAME
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @click.option("-n", "--noheadings", is_flag=True, help="Only the table, without headings.")

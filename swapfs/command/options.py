@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from swapfs.command import completion
 from swapfs.config import model
 from swapfs.config.option import Form, Option
 from swapfs.config.options import BY_KEY, OPTIONS
@@ -24,8 +25,12 @@ CONFIG_FILE: Final = click.option(
     "config_file",
     metavar="FILE",
     help="TOML file with the same keys, and FILE.d/*.toml.",
+    shell_complete=completion.files,
 )
-NAME_ARGUMENT: Final = click.argument("name", default=BY_KEY["name"].default)
+NAME_ARGUMENT: Final = click.argument(
+    "name", default=BY_KEY["name"].default, shell_complete=completion.instances
+)
+ANY_NAME: Final = click.argument("name", required=False, shell_complete=completion.instances)
 RUNTIME_DIR: Final = click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),  # as the kernel shows it
@@ -79,10 +84,15 @@ def _places(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 def _parameter(option: Option, command: str) -> Callable[[Command], Command]:
     name = f"--{option.key}"
     if command in option.argument_of:
-        return click.argument(option.key, metavar=option.metavar)
+        return click.argument(
+            option.key, metavar=option.metavar, shell_complete=completion.value_of(option)
+        )
     match option.form:
         case Form.VALUE:
-            return click.option(name, metavar=option.metavar, help=_help(option))
+            complete = completion.value_of(option)
+            return click.option(
+                name, metavar=option.metavar, help=_help(option), shell_complete=complete
+            )
         case Form.SWITCH:
             return click.option(f"{name}/--no-{option.key}", default=None, help=_help(option))
         case Form.FLAG:

@@ -52,7 +52,7 @@ class VitalThreads:
 
 
 _takes: Final = inspect.signature(trio.to_thread.run_sync).parameters
-_ABANDON: Final[Any] = "abandon_on_cancel" if "abandon_on_cancel" in _takes else "cancellable"
+_ABANDON: Final = "abandon_on_cancel" if "abandon_on_cancel" in _takes else "cancellable"
 """What trio calls it; before 0.23 (Debian 12) it was the second."""
 
 
@@ -74,7 +74,8 @@ async def in_thread(call: Callable[[], T], *, abandon_on_cancel: bool = False) -
         except Exception as error:  # noqa: BLE001 (raised again below)
             raised.append(error)
 
-    await trio.to_thread.run_sync(attempt, **{_ABANDON: abandon_on_cancel})
+    how: dict[str, Any] = {_ABANDON: abandon_on_cancel}
+    await trio.to_thread.run_sync(attempt, **how)
     if raised:
         raise raised.pop()
     return returned.pop()

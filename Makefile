@@ -9,9 +9,10 @@ SOURCES := pyproject.toml $(wildcard swapfs/*/*.c swapfs/*/*.h)
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
 KERNEL ?= 6.12
 MINUTES ?= 10
+DEB_TESTS ?= tests/unit tests/property tests/fuse
 FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
 
-.PHONY: help build packages vm-packages demo test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages deb-packages deb test-deb demo test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
@@ -24,6 +25,15 @@ packages:
 
 vm-packages:
 	@deploy/setup/packages.sh deploy/setup/packages.txt deploy/vm/packages.txt
+
+deb-packages:
+	@deploy/setup/packages.sh deploy/debian/packages.txt
+
+deb: deb-packages  ## the Debian package for this release, in dist/
+	@/usr/bin/python3 -m deploy.deb dist
+
+test-deb: packages deb  ## unit, property and FUSE tests against that package and Debian's own libraries
+	@$(SUDO) deploy/setup/test-deb.sh dist $(DEB_TESTS)
 
 $(STAMP): $(SOURCES)
 	@deploy/setup/venv.sh $@

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from swapfs.command import status as status_of
-from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR
+from swapfs.command.options import ANY_NAME, NAME_ARGUMENT, RUNTIME_DIR
 from swapfs.command.status import State
 from swapfs.config import values
 from swapfs.errors import OperationError
@@ -88,7 +88,7 @@ def stat(name: str, chosen: str | None, runtime_dir: Path) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@ANY_NAME
 @click.option(
     "--textfile",
     metavar="DIR",

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import swapfs
-from swapfs.command import unit_files
+from swapfs.command import completion, unit_files
 from swapfs.command.unit_files import VENDOR_DIRS, Instance
 from swapfs.config import model, values
 from swapfs.config.options import BY_KEY
-from swapfs.config.paths import default_mountpoint
+from swapfs.config.paths import CONFIG_DIR, default_mountpoint
 from swapfs.errors import ConfigError, OperationError
 
 if TYPE_CHECKING:
@@ -41,8 +41,14 @@ _MORE_OF_CYCLE: Final = re.compile(r": Found dependency on |deleted to break ord
 
 
 @click.command("install-unit")
-@click.argument("name", required=False)
-@click.option("--config", "config_file", metavar="FILE", help="Default: /etc/swapfs/NAME.toml.")
+@click.argument("name", required=False, shell_complete=completion.configurations)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Default: /etc/swapfs/NAME.toml.",
+    shell_complete=completion.files,
+)
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -54,7 +60,7 @@ def command(name: str | None, config_file: str | None, directory: Path) -> None:
     """Write the systemd unit of instance NAME (swapfs), which waits for what its file names."""
     if name is not None:
         values.parse_name("NAME", name)
-    default = unit_files.CONFIG_DIR / f"{name or BY_KEY['name'].default}.toml"
+    default = CONFIG_DIR / f"{name or BY_KEY['name'].default}.toml"
     file = Path(config_file) if config_file else default
     service, changed = install(model.load({"name": name}, file), file, directory)
     for path in changed:

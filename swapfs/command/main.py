@@ -20,10 +20,12 @@ from swapfs.command import columns as columns_of
 from swapfs.command import doctor, figures, install_unit, stale, tiers, trace
 from swapfs.command import status as status_of
 from swapfs.command.options import (
+    ANY_NAME,
     NAME_ARGUMENT,
     RUNTIME_DIR,
     instance_options,
     load,
+    origins,
     require_root,
 )
 from swapfs.config import model, values
@@ -90,7 +92,7 @@ def down(name: str, force: bool, runtime_dir: Path) -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("name", required=False)
+@ANY_NAME
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @click.option("-n", "--noheadings", is_flag=True, help="Only the table, without headings.")
@@ -138,7 +140,7 @@ def status(
 @click.option("--json", "as_json", is_flag=True, help="JSON with sizes in bytes.")
 @instance_options
 def check_config(as_json: bool, **options: Any) -> None:
-    """Check options and file against this machine and print what holds; changes nothing."""
+    """Check options and files against this machine; print what holds, and where it is from."""
     from swapfs.command import launch
     from swapfs.tiers import backing_file
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
@@ -149,7 +151,7 @@ def check_config(as_json: bool, **options: Any) -> None:
     for tier in settings.all_tiers:
         backing_file.look(tier.file.path, tier.file.size_bytes)
     launch.meet_limits(settings)
-    click.echo(model.describe(settings, as_json))
+    click.echo(model.describe(settings, as_json, origins(options)))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -217,6 +219,9 @@ def _set_up_process() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # was closed; the next file would have become our standard output
     os.close(fd)
+    # Python has no stream for what was closed, and click before 8.1.4 writes to None.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _complain(problem: str) -> None:

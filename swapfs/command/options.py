@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from swapfs.command import completion
 from swapfs.config import model
 from swapfs.config.option import Form, Option
 from swapfs.config.options import BY_KEY, OPTIONS
@@ -20,9 +21,16 @@ from swapfs.errors import OperationError
 Command = Callable[..., Any]
 
 CONFIG_FILE: Final = click.option(
-    "--config", "config_file", metavar="FILE", help="TOML file with the same keys."
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="TOML file with the same keys, and FILE.d/*.toml.",
+    shell_complete=completion.files,
 )
-NAME_ARGUMENT: Final = click.argument("name", default=BY_KEY["name"].default)
+NAME_ARGUMENT: Final = click.argument(
+    "name", default=BY_KEY["name"].default, shell_complete=completion.instances
+)
+ANY_NAME: Final = click.argument("name", required=False, shell_complete=completion.instances)
 RUNTIME_DIR: Final = click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),  # as the kernel shows it
@@ -56,18 +64,35 @@ def load(given: Mapping[str, Any]) -> model.Config:
 
     :raises ConfigError: as ``model.load``
     """
+    return model.load(*_places(given))
+
+
+def origins(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return by key where :func:`load` has it from, if it is not a default.
+
+    :raises ConfigError: as ``model.gather``
+    """
+    return model.origins(model.gather(*_places(given)))
+
+
+def _places(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     file = given["config_file"]
     by_key = {key: given[key.replace("-", "_")] for key in BY_KEY}
-    return model.load(by_key, Path(file) if file is not None else None)
+    return by_key, Path(file) if file is not None else None
 
 
 def _parameter(option: Option, command: str) -> Callable[[Command], Command]:
     name = f"--{option.key}"
     if command in option.argument_of:
-        return click.argument(option.key, metavar=option.metavar)
+        return click.argument(
+            option.key, metavar=option.metavar, shell_complete=completion.value_of(option)
+        )
     match option.form:
         case Form.VALUE:
-            return click.option(name, metavar=option.metavar, help=_help(option))
+            complete = completion.value_of(option)
+            return click.option(
+                name, metavar=option.metavar, help=_help(option), shell_complete=complete
+            )
         case Form.SWITCH:
             return click.option(f"{name}/--no-{option.key}", default=None, help=_help(option))
         case Form.FLAG:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from swapfs.config.options import BY_KEY
+from swapfs.config.paths import CONFIG_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +28,6 @@ UNIT_DIR: Final = Path("/etc/systemd/system")
 VENDOR_DIRS: Final = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 ORDER_DROP_IN: Final = "50-swapfs.conf"
 DROP_IN: Final = "50-config.conf"
-CONFIG_DIR: Final = Path("/etc/swapfs")
 STATE_DIR: Final = Path("/var/lib/swapfs")
 PROGRAM: Final = Path("/usr/local/bin/swapfs")
 SURVIVES_SINCE: Final = 255

@@ -1,21 +1,21 @@
 """What the user asked for: command line and TOML file, checked against this machine.
 
-The command line and the file have the same keys; the command line wins, then the file, then
-the defaults of the table (``options.py``). Every mistake is a :class:`ConfigError` of one line.
-Knows nothing of how the values are used; creates and changes nothing.
+The command line and the files have the same keys; the command line wins, then the files (of
+several the last, ``layers.py``), then the defaults of the table (``options.py``). Every mistake is
+a :class:`ConfigError` of one line. Knows nothing of how the values are used; creates and changes
+nothing.
 """
 
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from swapfs.config import option, values
+from swapfs.config import layers, option, values
 from swapfs.config.options import BY_KEY, DEFAULTS, OPTIONS
 from swapfs.config.paths import SWAP_FILE_NAME
 from swapfs.config.tiers import TierConfig, read_tiers, show_tiers
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 TIER: Final = "tier"
 """The key of the tables that describe tiers."""
+COMMAND_LINE: Final = "command line"
+DEFAULT: Final = "default"
+ORIGIN_COLUMN: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +87,50 @@ def load(
     """Return the configuration that *cli_values* over *config_file* make.
 
     :param cli_values: by key of the table; None means not given
+    :param config_file: read with its drop-ins, see ``layers``
     :param root: holds the proc that is asked for memory and mounts
     :raises ConfigError: the first value that is wrong, or does not fit this machine
     """
-    given, tables = _merge(cli_values, config_file)
-    settled = option.settle(OPTIONS, given, root)
+    given = gather(cli_values, config_file)
+    try:
+        settled = option.settle(OPTIONS, given, root)
+    except ConfigError as error:
+        if config_file is not None and not config_file.exists():
+            error.add_note(f"{config_file}: No such file or directory")
+        raise
     tiers: tuple[TierConfig, ...] = ()
-    if tables is not None:
-        tiers = read_tiers(*tables, settled["file"], root, unsafe=settled["unsafe"])
+    if TIER in given:
+        tiers = read_tiers(*given[TIER], settled["file"], root, unsafe=settled["unsafe"])
     return Config(**option.fields(OPTIONS, settled), tiers=tiers)
+
+
+def gather(cli_values: Mapping[str, object], config_file: Path | None = None) -> option.Given:
+    """Return by key what is given, and where: the last place that has the key.
+
+    The tables of tiers are one value: those of a later file take the place of all of an earlier.
+
+    :raises ConfigError: a file cannot be read, or there is no such key
+    """
+    given: option.Given = {}
+    for layer in layers.read(config_file) if config_file is not None else ():
+        option.check_keys(OPTIONS, layer.keys.keys() - {TIER}, layer.path)
+        given |= {key: (f"{layer.path}: {key}", value) for key, value in layer.keys.items()}
+    for key, value in cli_values.items():
+        if key == TIER:  # of a running instance, whose configuration is read again
+            given[key] = (key, value)
+        elif key not in BY_KEY:
+            raise ConfigError(key, "unknown option")
+        elif value is not None:
+            given[key] = (key if BY_KEY[key].argument_of else f"--{key}", value)
+    return given
+
+
+def origins(given: option.Given) -> dict[str, str]:
+    """Return by key where *given* has it from: a file, or the command line."""
+    return {
+        key: where.removesuffix(f": {key}") if where.endswith(f": {key}") else COMMAND_LINE
+        for key, (where, _) in given.items()
+    }
 
 
 def check_room(config: Config, room_bytes: int) -> None:
@@ -121,51 +159,35 @@ def check_room(config: Config, room_bytes: int) -> None:
     )
 
 
-def describe(config: Config, as_json: bool = False) -> str:
-    """Return *config* as TOML that :func:`load` reads back, or as JSON with bytes as numbers."""
+def describe(
+    config: Config, as_json: bool = False, origins: Mapping[str, str] | None = None
+) -> str:
+    """Return *config* as TOML that :func:`load` reads back, or as JSON with bytes as numbers.
+
+    :param origins: by key where a value is from, to be shown too: in a comment, or as "origins"
+    """
     show_size = int if as_json else values.exact_size
     by_key = option.shown(OPTIONS, config, show_size)
     tables = show_tiers(config.tiers, show_size)
     if as_json:
-        return json.dumps({**by_key, TIER: tables} if tables else by_key, indent=2)
-    blocks = [_toml(by_key), *(f"[[{TIER}]]\n{_toml(table)}" for table in tables)]
+        whole: dict[str, object] = {**by_key, TIER: tables} if tables else by_key
+        if origins is not None:
+            whole = {**whole, "origins": {key: origins.get(key, DEFAULT) for key in whole}}
+        return json.dumps(whole, indent=2)
+    blocks = [_toml(by_key, origins)]
+    for table in tables:
+        comment = f"  # {origins.get(TIER, DEFAULT)}" if origins is not None else ""
+        blocks.append(f"[[{TIER}]]{comment}\n{_toml(table)}")
     return "\n\n".join(blocks)
 
 
-def _toml(by_key: Mapping[str, object]) -> str:
+def _toml(by_key: Mapping[str, object], origins: Mapping[str, str] | None = None) -> str:
     # JSON's strings, numbers and booleans are TOML's too.
-    return "\n".join(f"{key} = {json.dumps(by_key[key], ensure_ascii=False)}" for key in by_key)
-
-
-def _merge(
-    cli_values: Mapping[str, object], config_file: Path | None
-) -> tuple[option.Given, tuple[str, object] | None]:
-    """Return what is given for the options, and where and what the tables of tiers are."""
-    from_file = _read_toml(config_file)
-    tables = (f"{config_file}: {TIER}", from_file.pop(TIER)) if TIER in from_file else None
-    option.check_keys(OPTIONS, from_file, config_file)
-    given: option.Given = {key: (f"{config_file}: {key}", from_file[key]) for key in from_file}
-    for key, value in cli_values.items():
-        if key == TIER:  # of a running instance, whose configuration is read again
-            tables = (TIER, value)
-            continue
-        if key not in BY_KEY:
-            raise ConfigError(key, "unknown option")
-        if value is not None:
-            given[key] = (key if BY_KEY[key].argument_of else f"--{key}", value)
-    return given, tables
-
-
-def _read_toml(config_file: Path | None) -> dict[str, Any]:
-    if config_file is None:
-        return {}
-    try:
-        return tomllib.loads(config_file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(str(config_file), error.strerror or str(error)) from error
-    except RecursionError as error:
-        raise ConfigError(
-            str(config_file), "not TOML that anybody wrote: nested too deep"
-        ) from error
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise ConfigError(str(config_file), f"not TOML: {values.one_line(str(error))}") from error
+    lines = {key: f"{key} = {json.dumps(by_key[key], ensure_ascii=False)}" for key in by_key}
+    if origins is not None:
+        width = min(max(map(len, lines.values())), ORIGIN_COLUMN)
+        lines = {
+            key: f"{line:{width}}  # {values.one_line(origins.get(key, DEFAULT))}"
+            for key, line in lines.items()
+        }
+    return "\n".join(lines.values())

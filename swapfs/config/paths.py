@@ -7,6 +7,10 @@ from typing import Final
 
 from swapfs.host.loop import Backing, FileId
 
+CONFIG_DIR: Final = Path("/etc/swapfs")
+"""Holds the administrator's NAME.toml, and NAME.toml.d/ with drop-ins."""
+VENDOR_DIR: Final = Path("/usr/lib/swapfs")
+"""Holds the same of whoever packages swapfs: it counts where the administrator has none."""
 SWAP_FILE_NAME: Final = "swap"
 """The one file that a mount shows."""
 SWAP_INODE: Final = 2

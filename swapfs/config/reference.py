@@ -32,8 +32,9 @@ EXAMPLE_HEAD: Final = """\
 #     swapfs check-config --config /etc/swapfs/swapfs.toml
 #
 # Sizes are bytes, or text with K, M, G, T (powers of 1024; KiB, MiB, GiB, TiB are the same).
-# The command line wins over this file, this file over the defaults. A line that is commented
-# out shows the default. An unknown key is an error.
+# The command line wins over swapfs.toml.d/*.toml beside this file, these over this file, and this
+# file over the defaults. A line that is commented out shows the default. An unknown key is an
+# error.
 #
 # With these values nothing that the kernel writes is ever refused, however badly it compresses.
 """

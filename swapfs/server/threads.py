@@ -7,9 +7,10 @@ replaced within milliseconds.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -50,6 +51,11 @@ class VitalThreads:
         self._stopping = True
 
 
+_takes: Final = inspect.signature(trio.to_thread.run_sync).parameters
+_ABANDON: Final = "abandon_on_cancel" if "abandon_on_cancel" in _takes else "cancellable"
+"""What trio calls it; before 0.23 (Debian 12) it was the second."""
+
+
 async def in_thread(call: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
     """Return what *call* returns in a thread of trio's, while this one serves others.
 
@@ -68,7 +74,8 @@ async def in_thread(call: Callable[[], T], *, abandon_on_cancel: bool = False) -
         except Exception as error:  # noqa: BLE001 (raised again below)
             raised.append(error)
 
-    await trio.to_thread.run_sync(attempt, abandon_on_cancel=abandon_on_cancel)
+    how: dict[str, Any] = {_ABANDON: abandon_on_cancel}
+    await trio.to_thread.run_sync(attempt, **how)
     if raised:
         raise raised.pop()
     return returned.pop()

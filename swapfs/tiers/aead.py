@@ -31,10 +31,11 @@ class AeadSeal(Seal):
         self._cipher = AESGCM(key)
 
     def seal(self, header: bytes, sequence: int, payload: bytes | memoryview) -> bytes:  # noqa: D102
-        return self._cipher.encrypt(sequence.to_bytes(12, "little"), payload, header)
+        # bytes(): cryptography before 40 takes no other buffer; of bytes it is no copy.
+        return self._cipher.encrypt(sequence.to_bytes(12, "little"), bytes(payload), header)
 
     def open(self, header: bytes, sequence: int, sealed: memoryview) -> bytes:  # noqa: D102
         try:
-            return self._cipher.decrypt(sequence.to_bytes(12, "little"), sealed, header)
+            return self._cipher.decrypt(sequence.to_bytes(12, "little"), bytes(sealed), header)
         except InvalidTag:
             raise BlobCorrupt("authentication failed") from None

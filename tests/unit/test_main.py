@@ -226,7 +226,8 @@ def test_status_without_instances(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_check_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["check-config", *SIZES, "--overcommit", "5"]) == 0
-    assert 'size = "64M"' in capsys.readouterr().out.splitlines()
+    shown = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert 'size = "64M"' in shown
     assert main.main(["check-config", "--json", *SIZES, "--overcommit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["size"] == 64 << 20
 

@@ -17,7 +17,7 @@ from swapfs.host import fusectl, journal, proc
 from swapfs.monitor import holdings, restart_policy
 from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.outcome import Outcome
-from swapfs.monitor.shutdown import TakeDown
+from swapfs.monitor.shutdown import Shutdown
 from swapfs.region.counters import Counters
 from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Successor
@@ -39,12 +39,12 @@ class HeldState:
         config: Config,
         held: Holdings,
         signals: Collection[signal.Signals],
-        take_down: TakeDown,
+        shutdown: Shutdown,
     ) -> None:
         self._config = config
         self._held = held
         self._signals = signals
-        self._take_down = take_down
+        self._shutdown = shutdown
         self._publisher = 0
 
     def wait(self) -> Outcome | None:
@@ -83,7 +83,7 @@ class HeldState:
                 log.critical("asked to stop, but %s needs a server first", needed_by)
 
     def _reap(self) -> None:
-        self._take_down.reap()
+        self._shutdown.reap()
         journal.tend()
         if self._publisher and os.waitpid(self._publisher, os.WNOHANG)[0]:
             self._publisher = 0

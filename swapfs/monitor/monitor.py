@@ -30,7 +30,7 @@ from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.outcome import Outcome
 from swapfs.monitor.restart_policy import RestartPolicy
 from swapfs.monitor.servers import Servers
-from swapfs.monitor.shutdown import TakeDown
+from swapfs.monitor.shutdown import Shutdown
 from swapfs.region.layout import Region
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 from swapfs.wire import state_file
@@ -90,7 +90,7 @@ class Monitor:
         self._config = config
         self._answer_fd = answer_fd
         self._guards = Guards(config.unsafe)
-        self._take_down = TakeDown(config.name, config.runtime_dir)
+        self._shutdown = Shutdown(config.name, config.runtime_dir)
         self._policy = RestartPolicy()
         self._servers = servers or Servers(config, answer_fd, SIGNALS)
 
@@ -210,7 +210,7 @@ class Monitor:
                 continue
             log.error("%s", death)
             death = ""
-            end = HeldState(self._config, held, SIGNALS, self._take_down).wait()
+            end = HeldState(self._config, held, SIGNALS, self._shutdown).wait()
             if end is not None:
                 return end
             self._policy.begin_again()
@@ -223,9 +223,9 @@ class Monitor:
         successor = None
         while True:
             received = signal.sigwaitinfo(SIGNALS)
-            self._take_down.reap()
+            self._shutdown.reap()
             if received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._take_down.start()
+                self._shutdown.start()
             if received.si_signo == RETIRE_SIGNAL:
                 successor = self._heard(received.si_pid, successor, pid, held)
             done, status = os.waitpid(pid, os.WNOHANG)

@@ -16,7 +16,7 @@ from swapfs.host import interpreter, journal
 log = logging.getLogger(__name__)
 
 
-class TakeDown:
+class Shutdown:
     """Runs at most one ``swapfs down`` for instance *name* at a time; ``command`` is its argv."""
 
     def __init__(self, name: str, runtime_dir: Path) -> None:

@@ -39,7 +39,7 @@ THREAD_STACK_BYTES: Final = 512 * 1024
 """Locked in memory for each thread; lz4 takes 16 KiB of it."""
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
-SECOND_TRIES: Final = 2
+STALLED_WRITES: Final = 2
 WRITING_THREADS: Final = 2
 """That of the mover, and the direct one."""
 
@@ -60,7 +60,7 @@ class Parts:
     guards: Guards
     layer: VirtualSlotLayer
     workers: Workers
-    second: StalledWrites
+    stalled: StalledWrites
     lower: Lower | None
     recompressor: Recompressor | None
     swap_file: SwapFile
@@ -81,8 +81,8 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     workers = Workers(
         WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
     )
-    second = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(SECOND_TRIES)])
-    lower = _lower(config, region, layer, second) if stack else None
+    stalled = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(STALLED_WRITES)])
+    lower = _lower(config, region, layer, stalled) if stack else None
     fetcher, direct = (lower.fetcher, lower.direct) if lower else (None, None)
     swap_file = SwapFile(
         layer,
@@ -90,14 +90,14 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         request,
         reply,
         workers,
-        PartialWrites(layer, second.compactor.make_room, fetcher, direct),
-        direct or second,
+        PartialWrites(layer, stalled.compactor.make_room, fetcher, direct),
+        direct or stalled,
         fetcher=fetcher,
-        stored=_stored(second, lower),
+        stored=_stored(stalled, lower),
     )
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
-    recompressor = _recompressor(config, region, layer, second, lower)
-    return Parts(guards, layer, workers, second, lower, recompressor, swap_file)
+    recompressor = _recompressor(config, region, layer, stalled, lower)
+    return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file)
 
 
 def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards:
@@ -120,7 +120,7 @@ def _lower(
     config: Config,
     region: Region,
     layer: VirtualSlotLayer,
-    second: StalledWrites,
+    stalled: StalledWrites,
 ) -> Lower:
     limit, pool = region.geometry.pool_bytes, layer.pool
     down = Writeback(
@@ -136,14 +136,14 @@ def _lower(
         promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
         newest_sequence=lambda: down.newest_sequence,
     )
-    return Lower(down, WriteAround(layer, down, views, second=second), fetcher)
+    return Lower(down, WriteAround(layer, down, views, stalled=stalled), fetcher)
 
 
 def _recompressor(
     config: Config,
     region: Region,
     layer: VirtualSlotLayer,
-    second: StalledWrites,
+    stalled: StalledWrites,
     lower: Lower | None,
 ) -> Recompressor | None:
     """Return what puts cold pages into zstd, and have those that go down go so; None: nothing."""
@@ -157,20 +157,20 @@ def _recompressor(
         layer,
         Recoder(level, 0, True),
         aligned_buffer(recompress.VIEW_BYTES),
-        second.compactor,
+        stalled.compactor,
         start_bytes=region.geometry.pool_bytes * config.recompress_watermark_percent // 100,
     )
 
 
-def _stored(second: StalledWrites, lower: Lower | None) -> Callable[[], None]:
+def _stored(stalled: StalledWrites, lower: Lower | None) -> Callable[[], None]:
     """Return what looks at the pool after each write."""
     if lower is None:
-        return second.kick_if_needed
+        return stalled.kick_if_needed
     down = lower.writeback
 
     def kick() -> None:
         down.kick_if_needed()
-        second.kick_if_needed()
+        stalled.kick_if_needed()
 
     return kick
 

@@ -2,7 +2,7 @@
 
 One process, forked by the monitor. Threads: the main one runs trio (pyfuse3's namespace, the
 control socket, the state file); the session loop; the writeback thread; the direct writer; the
-second try, which compacts; recompression; the workers; the metrics listener.
+stalled writes, for which room is made; recompression; the workers; the metrics listener.
 
 The first server takes requests when all of that is there. A later one is waited for: it serves
 pages first, and sees to names, sockets, guards and the rest afterwards (I9).
@@ -213,7 +213,7 @@ class Server:
         """Start the threads, and wait until pages are served."""
         parts, start = self._parts, self._threads.start
         parts.workers.start(start)
-        start("second try", parts.second.run)
+        start("stalled writes", parts.stalled.run)
         if parts.lower is not None:
             start("writeback", parts.lower.writeback.run)
             start("direct", parts.lower.direct.run)
@@ -283,7 +283,7 @@ class Server:
             self._parts.lower.direct.stop()
         if self._parts.recompressor is not None:
             self._parts.recompressor.stop()
-        self._parts.second.stop()
+        self._parts.stalled.stop()
         self._parts.workers.stop(STOP_WAIT_S)
 
     # ---- for those who may not use the control socket ----

@@ -110,11 +110,11 @@ class Harness:
             self.layer.rebuild()
         self.layer.counters.add("server_starts")  # as a server does; numbers its blobs
         view = aligned(2 * writeback.BATCH_BYTES)
-        self.second = StalledWrites(self.layer, [view], clock_s=self._clock_s)
+        self.stalled = StalledWrites(self.layer, [view], clock_s=self._clock_s)
         self._local = threading.local()
         self.recompressor = Recompressor(
             *(self.layer, Recoder(ZSTD_LEVEL, 0, False), aligned(recompress_.VIEW_BYTES)),
-            *(self.second.compactor,),
+            *(self.stalled.compactor,),
             start_bytes=0,
             clock_s=self._clock_s,
         )
@@ -133,7 +133,7 @@ class Harness:
             self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, 0, False)])
         views = [aligned(writeback.BATCH_BYTES) for _ in range(2)]
         self.direct = WriteAround(
-            *(self.layer, self.down, views), second=self.second, clock_s=self._clock_s
+            *(self.layer, self.down, views), stalled=self.stalled, clock_s=self._clock_s
         )
         self.fetcher = Fetcher(
             self.layer,
@@ -163,8 +163,8 @@ class Harness:
             return PAGE_SIZE
         if self.tier is None:
             ticket = Ticket()
-            self.second.submit(ticket, PAGE_SIZE, slot, memoryview(page), 1)
-            self.run_second()
+            self.stalled.submit(ticket, PAGE_SIZE, slot, memoryview(page), 1)
+            self.run_stalled()
             (answer,) = ticket.results
             return answer
         result = self.write_direct(slot, page)
@@ -178,7 +178,7 @@ class Harness:
         size = len(pages) * PAGE_SIZE
         self.direct.submit(ticket, size, slot, memoryview(b"".join(pages)), len(pages))
         self.run_direct()
-        self.run_second()
+        self.run_stalled()
         self.run_direct()
         (result,) = ticket.results
         return result
@@ -192,10 +192,10 @@ class Harness:
         """Put what nobody reads in between into zstd; return how many pages."""
         return sum(self.recompressor.walk() for _ in range(4))
 
-    def run_second(self) -> None:
+    def run_stalled(self) -> None:
         """Serve what waits for compaction."""
-        self.second.stop()
-        self.second.run()
+        self.stalled.stop()
+        self.stalled.run()
 
     def load(self, slot: int, count: int = 1) -> bytes:
         """Read pages, wherever they are; shorter than asked for at a slot that cannot be read."""

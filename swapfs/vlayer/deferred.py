@@ -45,11 +45,11 @@ class DeferredWrite:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, result: int, /) -> None:
-        """Take the answer of the second try, as that of one more part."""
+        """Take the answer of the stalled write, as that of one more part."""
         self.part_done(-result if result < 0 else 0)
 
     def used_file(self) -> None:
-        """Hear the same from the second try."""
+        """Hear the same from it."""
         self.ticket.used_file()
 
     def add_part(self) -> None:

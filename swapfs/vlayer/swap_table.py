@@ -107,7 +107,7 @@ class SwapTable:
         return self._words[start : start + count].tolist()
 
     def mark(self, slot: int, bits: int, *, on: bool) -> None:
-        """Set or clear passing bits of an occupied *slot*; what it holds stays."""
+        """Set or clear bits of FLAGS of an occupied *slot*; what it holds stays."""
         index = self.base(slot) + (slot & _SLOT_MASK)
         if on:
             self._words[index] |= bits

@@ -5,7 +5,7 @@ buffer is needed for the next request; a thread writes the batches and answers t
 its last page is down. A slot shows its old page until then, which a reader that races with the
 write may see anyway. The session thread waits for a batch only, and only while the disk gets on
 (``progress``), so that reads of what is in memory do not wait for a stuck one; room is waited for
-by the second try (``stalled``).
+by the stalled writes (``stalled``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class WriteAround:
     """Packs and writes pages past the pool.
 
     :param views: BATCH_BYTES each: the batches that may be under way at once
-    :param second: takes the writes that find no room here, and may come back with them
+    :param stalled: takes the writes that find no room here, and may come back with them
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class WriteAround:
         writeback: Writeback,
         views: Sequence[memoryview],
         *,
-        second: StalledWrites,
+        stalled: StalledWrites,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._second = second
+        self._stalled = stalled
         self._layer = layer
         self._writeback = writeback
         self._writer = writeback.writer
@@ -73,16 +73,16 @@ class WriteAround:
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         for view in views:
             self._free.put(Staging(view[:BATCH_BYTES]))
-        second.add_below(self)
+        stalled.add_below(self)
 
     def submit(
         self, ticket: Answerable, size: int, slot: int, pages: memoryview, count: int
     ) -> None:
         """Write *count* pages from *slot* on and then answer *ticket* with *size*.
 
-        *pages* may be reused when this returns. The ticket is answered ENOSPC when the second
-        try finds no room either, EIO when the disk failed; every page stored before stays as it
-        was.
+        *pages* may be reused when this returns. The ticket is answered ENOSPC when no
+        room is found for a stalled write either, EIO when the disk failed; every page stored
+        before stays as it was.
         """
         request = DeferredWrite(ticket, size)
         try:
@@ -95,7 +95,7 @@ class WriteAround:
             return
         if done < count:
             rest = pages[done << PAGE_SHIFT : count << PAGE_SHIFT]
-            self._second.submit(request, size, slot + done, rest, count - done)
+            self._stalled.submit(request, size, slot + done, rest, count - done)
         else:
             request.part_done(0)
 
@@ -287,6 +287,6 @@ class WriteAround:
         left_s = deadline_s - self._clock_s()
         if left_s <= 0:
             return False
-        if self._second.make_room(1):
+        if self._stalled.make_room(1):
             return True
         return self._writeback.wait_for_demotion(left_s)

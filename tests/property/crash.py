@@ -182,7 +182,7 @@ class History:
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""
         with self._step("compact"):
-            return self.harness.second.compactor.make_room(1, look=False)
+            return self.harness.stalled.compactor.make_room(1, look=False)
 
     def recompress(self) -> int:
         """Put what is cold into zstd, and what was read often back."""

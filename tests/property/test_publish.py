@@ -42,7 +42,7 @@ def _run(history: list[Any]) -> tuple[Harness, list[int]]:
         elif kind == "demote":
             results.append(harness.down.demote(first))
         else:
-            results.append(harness.second.compactor.pack(first))
+            results.append(harness.stalled.compactor.pack(first))
         harness.check()
     return harness, results
 

@@ -153,7 +153,7 @@ class Race:
             if stored < step:
                 break
         self.harness.down.kick_if_needed()
-        self.harness.second.kick_if_needed()
+        self.harness.stalled.kick_if_needed()
         if done == count:
             request.reply(count * PAGE_SIZE)
             return
@@ -215,7 +215,7 @@ class Race:
         """Write parts of pages, as a worker does."""
         harness = self.harness
         partial = PartialWrites(
-            harness.layer, harness.second.compactor.make_room, harness.fetcher, harness.direct
+            harness.layer, harness.stalled.compactor.make_room, harness.fetcher, harness.direct
         )
         buffers = Buffers(
             memoryview(bytearray(PAGE_SIZE)),
@@ -265,7 +265,7 @@ class Race:
 
         serve("writeback", harness.down.run)
         serve("direct", harness.direct.run)
-        serve("second", harness.second.run)
+        serve("second", harness.stalled.run)
         serve("recompress", harness.recompressor.run)
         self._users = 3
         scheduler.spawn("session", lambda: self.session(requests, longest))
@@ -274,7 +274,7 @@ class Race:
         try:
             scheduler.run(lambda: bool(self.refused) or not (self._users or self._under_way))
             assert not self.refused, f"{len(self.model)} pages of {self.slots}: refused"
-            for service in (harness.down, harness.direct, harness.second, harness.recompressor):
+            for service in (harness.down, harness.direct, harness.stalled, harness.recompressor):
                 service.stop()
             scheduler.run(lambda: not running)
         finally:

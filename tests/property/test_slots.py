@@ -177,7 +177,7 @@ class Slots(RuleBasedStateMachine):
 
     @rule(wanted=st.integers(1, 20), pages=st.integers(0, 40))
     def compact(self, wanted: int, pages: int) -> None:
-        layer, compactor = self.harness.layer, self.harness.second.compactor
+        layer, compactor = self.harness.layer, self.harness.stalled.compactor
         before = layer.pool.free_zspages
         gained = compactor.squeeze(pages) if pages else compactor.pack(wanted)
         if pages:

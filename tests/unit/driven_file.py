@@ -82,11 +82,11 @@ class File:
             self.workers,  # type: ignore[arg-type]
             PartialWrites(
                 self.harness.layer,
-                lambda pages, *, look: self.harness.second.compactor.make_room(pages, look=look),
+                lambda pages, *, look: self.harness.stalled.compactor.make_room(pages, look=look),
                 self.harness.fetcher if tier else None,
                 self.harness.direct if tier else None,
             ),
-            self.harness.direct if tier else self.harness.second,
+            self.harness.direct if tier else self.harness.stalled,
             fetcher=self.harness.fetcher if tier else None,
             stored=self._count_store,
         )
@@ -102,7 +102,7 @@ class File:
     def finish(self) -> int | bytes:
         """Let what was deferred run to its end and return the answer of the one ticket."""
         overflows: list[Any] = [
-            self.harness.second,
+            self.harness.stalled,
             *([self.harness.direct] if self.harness.tier else []),
         ]
         threads = [threading.Thread(target=overflow.run) for overflow in overflows]

@@ -54,15 +54,15 @@ def encode_same(value: int) -> int | None:
     return None
 
 
-RIG = Harness(CLUSTER_SLOTS, MiB)
+HARNESS = Harness(CLUSTER_SLOTS, MiB)
 
 
 def store(value: int) -> int:
     """Return the word that a page filled with *value* gets; it reads back as it was."""
     filled = value.to_bytes(8, "little") * (PAGE_SIZE // 8)
-    assert RIG.store(5, filled) == 1
-    assert RIG.load(5) == filled
-    return RIG.layer.table.get(5)
+    assert HARNESS.store(5, filled) == 1
+    assert HARNESS.load(5) == filled
+    return HARNESS.layer.table.get(5)
 
 
 @pytest.mark.parametrize("value", [*BOUNDARIES[:6], *DOUBLED])
@@ -86,8 +86,8 @@ def test_same_that_does_not_fit(value: int) -> None:
 @pytest.mark.parametrize("length", [1, 2, 2048, 4095, 4096])
 @pytest.mark.parametrize("codec", list(Codec))
 def test_pool_round_trip(place: int, length: int, codec: Codec) -> None:
-    for passing in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
-        word = encode_pool(place, length, codec) | passing
+    for flags in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
+        word = encode_pool(place, length, codec) | flags
         assert word >> 64 == 0
         assert backing(word) is Backing.POOL
         assert (pool_place(word), blob_length(word), blob_codec(word)) == (place, length, codec)
@@ -97,8 +97,8 @@ def test_pool_round_trip(place: int, length: int, codec: Codec) -> None:
 @pytest.mark.parametrize("tier", range(1, TIERS_MAX))
 @pytest.mark.parametrize("codec", list(Codec))
 def test_below_round_trip(ref: int, tier: int, codec: Codec) -> None:
-    for passing in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
-        word = encode_below(tier, codec, ref) | passing
+    for flags in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
+        word = encode_below(tier, codec, ref) | flags
         assert word >> 64 == 0
         assert is_below(word)
         assert backing(word) is Backing.BELOW
@@ -122,15 +122,15 @@ def test_states_follow_kind_tier_and_codec() -> None:
     state = state_of
     assert state(0) == "empty"
     assert all(state(encode_same(v) or 0) == "same" for v in (*BOUNDARIES[:6], *DOUBLED))
-    for passing in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
-        assert state(encode_pool(0, 4096, Codec.RAW) | passing) == "raw"
-        assert state(encode_pool(1 << 30, 100, Codec.LZ4) | passing) == "compressed"
+    for flags in (0, HEAT_MASK, MOVING, HEAT_ONE | MOVING):
+        assert state(encode_pool(0, 4096, Codec.RAW) | flags) == "raw"
+        assert state(encode_pool(1 << 30, 100, Codec.LZ4) | flags) == "compressed"
         for codec in Codec:
             for tier in range(1, TIERS_MAX):
-                word = encode_below(tier, codec, 77) | passing
+                word = encode_below(tier, codec, 77) | flags
                 assert state(word) == "file"
                 assert STATE_OF_WORD[word & STATE_MASK] == TIER_STATE + tier
-        assert state(Kind.LOST | passing) == "lost"
+        assert state(Kind.LOST | flags) == "lost"
 
 
 LEGAL = {

@@ -24,16 +24,18 @@ from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor
 
 MIB = 1 << 20
 RETIRES_LATE = """
-import os, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"asked\\n"))  # may interrupt a print
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # to the end, as a monitor does
 print("there", flush=True)
+signal.sigwait({signal.SIGUSR1})
+print("asked", flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """A monitor that is asked to retire, and does when its stdin is closed."""
+    """A monitor that, when it has been asked to retire, does so once its stdin is closed."""
     monkeypatch.setattr(handover, "RETIRE_NOTE_S", 0.01)
     with subprocess.Popen(
         [sys.executable, "-c", RETIRES_LATE],
@@ -58,7 +60,7 @@ def test_the_new_monitor_never_gives_up(old: subprocess.Popen[str]) -> None:
         if len(notes) == 3:
             assert old.stdin is not None
             assert old.stdout is not None
-            assert old.stdout.readline() == "asked\n"  # a signal at its very end would kill it
+            assert old.stdout.readline() == "asked\n"
             old.stdin.close()
 
     _predecessor(old.pid).retire(note)
@@ -104,6 +106,7 @@ def test_a_strangers_signal_that_was_there_before_does_not_swallow_ours(
 
 def test_a_monitor_that_has_died_is_not_taken_for_retired(old: subprocess.Popen[str]) -> None:
     predecessor = _predecessor(old.pid)
+    old.kill()
     old.communicate()
     with pytest.raises(OperationError, match="has just died"):
         predecessor.retire(print)

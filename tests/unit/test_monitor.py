@@ -21,7 +21,7 @@ from swapfs.monitor.holdings import Holdings
 from swapfs.monitor.monitor import SIGNALS, Monitor
 from swapfs.monitor.outcome import Outcome
 from swapfs.monitor.servers import Servers
-from swapfs.monitor.shutdown import TakeDown
+from swapfs.monitor.shutdown import Shutdown
 from swapfs.wire.handover import RETIRE_SIGNAL
 
 MIB = 1 << 20
@@ -151,7 +151,7 @@ def test_held_pages_go_to_a_proven_successor_only(
             assert other.stdout is not None
             assert other.stdout.readline() == b"asked\n"
             held = Holdings(None, None, fuse_fd, lock_fd)  # type: ignore[arg-type]
-            state = HeldState(config, held, SIGNALS, TakeDown("unit", config.runtime_dir))
+            state = HeldState(config, held, SIGNALS, Shutdown("unit", config.runtime_dir))
             outcome = state.wait()
             other.kill()
         return outcome.value if outcome else "another server"

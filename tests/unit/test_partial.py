@@ -183,13 +183,13 @@ def test_a_page_that_changes_while_room_is_made_for_a_part(
     while file.harness.store(wrote, page("random", wrote)):
         wrote += 1
     data, full = page("random", 1)[:3900], b"full" * 1024
-    make_room = file.harness.second.compactor.make_room
+    make_room = file.harness.stalled.compactor.make_room
 
     def hooked(pages: int, *, look: bool = True) -> bool:
         assert file.harness.store(SLOT, full)
         return make_room(pages, look=look)
 
-    monkeypatch.setattr(file.harness.second.compactor, "make_room", hooked)
+    monkeypatch.setattr(file.harness.stalled.compactor, "make_room", hooked)
     assert file.write(OFFSET + 100, data) == len(data)
     assert file.read(OFFSET, PAGE) == full[:100] + data + full[4000:]
     file.harness.check()

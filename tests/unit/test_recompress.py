@@ -147,7 +147,7 @@ def _read(harness: Harness) -> bytes:
 
 
 def _squeeze(harness: Harness) -> bytes:
-    assert harness.second.compactor.squeeze(1000)
+    assert harness.stalled.compactor.squeeze(1000)
     return HEAP[5]
 
 

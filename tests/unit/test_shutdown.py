@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swapfs.monitor.shutdown import TakeDown
+from swapfs.monitor.shutdown import Shutdown
 
 
 class Commands:
@@ -18,12 +18,12 @@ class Commands:
 
     def __init__(self, directory: Path) -> None:
         self.log = directory / "log"
-        self.take_down = TakeDown("one", directory)
+        self.shutdown = Shutdown("one", directory)
 
     def run(self, script: str) -> None:
         prelude = f"import os, signal, sys; log = open({str(self.log)!r}, 'a')\n"
-        self.take_down.command = [sys.executable, "-c", prelude + script]
-        self.take_down.start()
+        self.shutdown.command = [sys.executable, "-c", prelude + script]
+        self.shutdown.start()
 
     def wait(self) -> None:
         """Wait until it has ended, and leave it to be reaped."""
@@ -36,7 +36,7 @@ def commands(tmp_path: Path) -> Commands:
 
 
 def test_command_is_that_of_a_user(tmp_path: Path) -> None:
-    command = TakeDown("one", tmp_path).command
+    command = Shutdown("one", tmp_path).command
     assert command[1:] == ["-P", "-m", "swapfs", "down", "one", "--runtime-dir", str(tmp_path)]
 
 
@@ -50,7 +50,7 @@ def test_asking_again_starts_no_second_one(
     assert "still being taken down" in caplog.text
     (tmp_path / "gate").write_text("")
     commands.wait()
-    commands.take_down.reap()
+    commands.shutdown.reap()
     assert commands.log.read_text() == "x"
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -58,10 +58,10 @@ def test_asking_again_starts_no_second_one(
 
 def test_asking_again_is_answered_when_the_first_fails(commands: Commands) -> None:
     commands.run("log.write('x'); sys.exit(1)")
-    commands.take_down.start()
+    commands.shutdown.start()
     for _ in range(2):
         commands.wait()
-        commands.take_down.reap()
+        commands.shutdown.reap()
     with pytest.raises(ChildProcessError):  # asked twice, not tried thrice
         os.waitpid(-1, os.WNOHANG)
     assert commands.log.read_text() == "xx"
@@ -73,17 +73,17 @@ def test_failure_is_said_loudly(
 ) -> None:
     commands.run(f"sys.exit({status})")
     commands.wait()
-    commands.take_down.reap()
+    commands.shutdown.reap()
     critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
     assert len(critical) == status
     assert all("it goes on serving" in record.getMessage() for record in critical)
 
 
 def test_a_command_that_cannot_be_run(commands: Commands, caplog: pytest.LogCaptureFixture) -> None:
-    commands.take_down.command = ["/nowhere/swapfs"]
-    commands.take_down.start()
+    commands.shutdown.command = ["/nowhere/swapfs"]
+    commands.shutdown.start()
     commands.wait()
-    commands.take_down.reap()
+    commands.shutdown.reap()
     assert "taking one down failed (status 127" in caplog.text
 
 
@@ -94,11 +94,11 @@ def test_starting_it_does_not_wait_for_its_program(
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     monkeypatch.setattr(os, "execv", lambda *command: gate.read_text())
-    commands.take_down.start()
-    commands.take_down.reap()
+    commands.shutdown.start()
+    commands.shutdown.reap()
     gate.write_text("")
     commands.wait()
-    commands.take_down.reap()
+    commands.shutdown.reap()
 
 
 def test_a_process_that_cannot_be_made_is_said(
@@ -108,9 +108,9 @@ def test_a_process_that_cannot_be_made_is_said(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    commands.take_down.start()
+    commands.shutdown.start()
     assert "cannot take one down" in caplog.text
-    commands.take_down.reap()
+    commands.shutdown.reap()
 
 
 def test_it_is_shielded_from_the_terminal_and_can_be_signalled(commands: Commands) -> None:
@@ -120,5 +120,5 @@ def test_it_is_shielded_from_the_terminal_and_can_be_signalled(commands: Command
         commands.wait()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    commands.take_down.reap()
+    commands.shutdown.reap()
     assert commands.log.read_text() == "True set()"

@@ -267,7 +267,7 @@ def test_a_long_discard_waits_for_memory_only(make_file: MakeFile) -> None:
     assert _slowest(file) == ["memory"]
 
 
-def test_a_second_try_waits_for_memory_only(make_file: MakeFile) -> None:
+def test_a_stalled_write_waits_for_memory_only(make_file: MakeFile) -> None:
     file = make_file(
         pool_bytes=16 * 65536, slots=2048, tier=FaultyTier(MemoryTier(SEGMENTS), "full", 1, 1 << 30)
     )

@@ -94,7 +94,7 @@ def test_an_illegal_move_is_refused(huge: tuple[Region, Pool, SwapTable]) -> Non
     assert table.get(1) == WORD
 
 
-def test_passing_bits_change_nothing_else(huge: tuple[Region, Pool, SwapTable]) -> None:
+def test_flags_change_nothing_else(huge: tuple[Region, Pool, SwapTable]) -> None:
     _, _, table = huge
     word = encode_pool(4096, 77, 1)
     table.exchange(3, word, "write")

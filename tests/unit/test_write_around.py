@@ -170,13 +170,13 @@ def test_a_stuck_disk_refuses_writes_at_once_and_reads_go_on(
     tier.write_gate.wait_for_arrival()
     refused = Ticket()
     harness.direct.submit(refused, 1, 1002, memoryview(TEXT[2]), 1)
-    harness.run_second()
+    harness.run_stalled()
     assert refused.results == [-ENOSPC]
     harness.down.writer.progress.wait_s = 1e9  # the next one must not wait at all...
     harness.now_s += 2e9  # ... for a disk that has not answered for as long
     again = Ticket()
     harness.direct.submit(again, 1, 1002, memoryview(TEXT[2]), 1)
-    harness.run_second()
+    harness.run_stalled()
     assert again.results == [-ENOSPC]
     assert harness.load(0) == RANDOM[0]
     tier.write_gate.open()
@@ -207,7 +207,7 @@ def test_a_write_waits_for_cleaning_as_long_as_it_gets_on_and_then_no_more() -> 
     tier.write_gate.shut()
     threads = [
         threading.Thread(target=run, daemon=True)
-        for run in (harness.down.run, harness.second.run, harness.direct.run)
+        for run in (harness.down.run, harness.stalled.run, harness.direct.run)
     ]
     for thread in threads:
         thread.start()
@@ -220,7 +220,7 @@ def test_a_write_waits_for_cleaning_as_long_as_it_gets_on_and_then_no_more() -> 
     assert stored.results == []
     tier.write_gate.open()
     assert stored.wait() == PAGE_SIZE, "I6"
-    for part in (harness.down, harness.direct, harness.second):
+    for part in (harness.down, harness.direct, harness.stalled):
         part.stop()
     for thread in threads:
         thread.join(30)

@@ -56,6 +56,7 @@ class Config:
     low_watermark_percent: int = DEFAULTS["low-watermark"]
     promote: bool = DEFAULTS["promote"]
     latency: str = DEFAULTS["latency"]
+    raw_first: bool = DEFAULTS["raw-first"]
     recompress: bool = DEFAULTS["recompress"]
     recompress_level: int = DEFAULTS["recompress-level"]
     recompress_watermark_percent: int = DEFAULTS["recompress-watermark"]

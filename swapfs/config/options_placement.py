@@ -80,6 +80,23 @@ PLACEMENT: Final = (
         """,
     ),
     Option(
+        key="raw-first",
+        field="raw_first",
+        section=Section.PLACEMENT,
+        parse=values.parse_flag,
+        form=Form.SWITCH,
+        default=False,
+        takes=SWITCH_TAKES,
+        help="Incompressible pages move down first",
+        text="""
+        Whether pages that do not compress move down before others (zram: huge).
+
+        They take four times the memory of others and gain nothing in the pool. With it one that
+        nobody has read since it came goes a round of the clock hand earlier. Counted in
+        `swapfs_demoted_raw_pages_total`.
+        """,
+    ),
+    Option(
         key="recompress",
         field="recompress",
         section=Section.PLACEMENT,

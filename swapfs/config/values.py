@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from swapfs import units
 from swapfs.errors import ConfigError
+from swapfs.region.layout import POOL_BYTES_MAX
 from swapfs.units import PAGE_SIZE, GiB, KiB, MiB, TiB, format_size
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ def parse_pool_size(where: str, value: object) -> int:
     if pool_bytes < POOL_BYTES_MIN:
         least = format_size(POOL_BYTES_MIN)
         raise ConfigError(where, f"{format_size(pool_bytes)} is too small (least: {least})")
+    if pool_bytes > POOL_BYTES_MAX:
+        most = format_size(POOL_BYTES_MAX)
+        raise ConfigError(where, f"{format_size(pool_bytes)} is too large (most: {most})")
     return pool_bytes
 
 

@@ -27,6 +27,6 @@ void lock_leave(Lock *self);
 
 extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType, DictionaryType,
     RecoderType;
-extern PyMethodDef store_functions[], rebuild_functions[], log_functions[];
+extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[];
 
 #endif

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "check.h"
 #include "decode.h"
 #include "log.h"
 #include "reader.h"
@@ -30,8 +31,9 @@ static bool unpack_word(const struct decoder *decoder, uint64_t word, const Py_b
                         char *to)
 {
     uint64_t place = pool_place(word), length = blob_length(word);
-    return place + length <= (uint64_t)arena->len &&
-           decode(decoder, (const char *)arena->buf + place, length, blob_codec(word), to);
+    const char *blob = (const char *)arena->buf + place;
+    return place + length <= (uint64_t)arena->len && check_holds(word, blob) &&
+           decode(decoder, blob, length, blob_codec(word), to);
 }
 
 /* ---- Reader ---- */

@@ -4,6 +4,7 @@
 #include "core.h"
 
 #include "log.h"
+#include "check.h"
 #include "word.h"
 
 #define CONSTANT(name) {#name, (long)(name)}
@@ -35,8 +36,9 @@ PyMODINIT_FUNC PyInit__core(void)
 {
     PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
                                    &DecoderType, &DictionaryType, &RecoderType, &LogType};
-    PyMethodDef *const functions[] = {store_functions, rebuild_functions, log_functions};
+    PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions, log_functions};
     PyObject *self = PyModule_Create(&module);
+    check_begin();
     for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)
         if (PyModule_AddType(self, types[i]) < 0)
             Py_CLEAR(self);

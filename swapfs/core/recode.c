@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "check.h"
 #include "decode.h"
 #include "word.h"
 
@@ -62,13 +63,14 @@ static uint64_t recode_one(Recoder *self, char *blob, uint64_t draft, unsigned t
     size_t length = blob_length(draft);
     if (codec & CODEC_KEPT || codec == target)
         return draft;
-    if (!decode(&self->decoder, blob, length, codec, self->page))
+    if (!check_holds(draft, blob) || !decode(&self->decoder, blob, length, codec, self->page))
         return KIND_LOST;
     size_t made = compress(self, target, longest ? longest : length - 1);
     if (made == 0)
         return draft | CODEC_KEPT << CODEC_SHIFT;
     memcpy(blob, self->blob, made);
-    return IN_POOL | (uint64_t)target << CODEC_SHIFT | (uint64_t)(made - 1) << LENGTH_SHIFT;
+    draft = IN_POOL | (uint64_t)target << CODEC_SHIFT | (uint64_t)(made - 1) << LENGTH_SHIFT;
+    return check_sign(draft, blob);
 }
 
 static unsigned target_of(const Recoder *self, int deep)

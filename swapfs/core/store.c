@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "check.h"
 #include "log.h"
 #include "word.h"
 #include "writer.h"
@@ -41,7 +42,8 @@ static uint64_t pack_page(const char *page, char *blob, int longest)
     int length = LZ4_compress_default(page, blob, PAGE_BYTES, longest);
     uint64_t codec = length > 0 ? CODEC_LZ4 : CODEC_RAW;
     uint64_t bytes = length > 0 ? (uint64_t)length : PAGE_BYTES;
-    return IN_POOL | HEAT_ONE | codec << CODEC_SHIFT | (bytes - 1) << LENGTH_SHIFT;
+    uint64_t draft = IN_POOL | HEAT_ONE | codec << CODEC_SHIFT | (bytes - 1) << LENGTH_SHIFT;
+    return check_sign(draft, length > 0 ? blob : page);
 }
 
 static PyObject *store_pack(PyObject *self, PyObject *const *args, Py_ssize_t nargs)

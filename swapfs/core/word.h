@@ -33,7 +33,11 @@ enum { CODEC_RAW, CODEC_LZ4, CODEC_ZSTD, CODEC_ZSTD_DICTIONARY };
 /* BLOB in tier 0, the pool */
 #define LENGTH_SHIFT 11
 #define LENGTH_MASK 0xFFFu
-#define PLACE_SHIFT 23
+#define CHECK_SHIFT 23 /* of a raw page the length bits belong to the check too (check.c) */
+#define CHECK_BITS 5
+#define CHECK_MASK ((1u << CHECK_BITS) - 1)
+#define CHECK_LOW_MASK (CHECK_MASK >> 1)
+#define PLACE_SHIFT 28
 #define GRAIN_SHIFT 4 /* every object of the pool starts at a multiple of 16 bytes */
 #define GRAIN_MASK ((1u << GRAIN_SHIFT) - 1)
 /* SAME */
@@ -69,14 +73,19 @@ static inline uint64_t pool_place(uint64_t word)
     return word >> PLACE_SHIFT << GRAIN_SHIFT;
 }
 
-static inline uint64_t blob_length(uint64_t word)
-{
-    return (word >> LENGTH_SHIFT & LENGTH_MASK) + 1;
-}
-
 static inline unsigned blob_codec(uint64_t word)
 {
     return word >> CODEC_SHIFT & CODEC_MASK;
+}
+
+static inline bool is_raw(uint64_t word)
+{
+    return (blob_codec(word) & ~CODEC_KEPT) == CODEC_RAW;
+}
+
+static inline uint64_t blob_length(uint64_t word)
+{
+    return is_raw(word) ? PAGE_BYTES : (word >> LENGTH_SHIFT & LENGTH_MASK) + 1;
 }
 
 #endif

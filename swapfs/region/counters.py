@@ -58,6 +58,7 @@ COUNTERS: Final = (
     "recompress_refused_pages",
     "recompress_returned_pages",
     "recompress_saved_bytes",
+    "demoted_raw_pages",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

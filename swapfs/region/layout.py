@@ -25,14 +25,17 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from swapfs.core._core import NO_CLASS, ZSPAGE_SHIFT
+from swapfs.core._core import GRAIN_SHIFT, NO_CLASS, PLACE_SHIFT, ZSPAGE_SHIFT
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 ZSPAGE_BYTES: Final = 1 << ZSPAGE_SHIFT
 """Bytes in one zspage, the unit in which the arena is divided among size classes."""
+
+POOL_BYTES_MAX: Final = 1 << 64 - PLACE_SHIFT + GRAIN_SHIFT
+"""As far as a word can name places in the arena: 1 TiB."""
 
 _MAGIC: Final = b"swapfs\0\0"
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, version, counters, size, pool and log in bytes

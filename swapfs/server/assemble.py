@@ -129,6 +129,7 @@ def _lower(
         aligned_buffer(writeback.SCRATCH_BYTES),
         high_bytes=limit * config.high_watermark_percent // 100,
         low_bytes=limit * config.low_watermark_percent // 100,
+        raw_first=config.raw_first,
     )
     views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
     fetcher = Fetcher(

@@ -272,6 +272,7 @@ METRICS: Final = (
     _counter("discarded_pages", "Occupied slots freed by them (zram: notify_free)."),
     # between tiers
     _counter("demoted_pages", "Pages moved from the pool down."),
+    _counter("demoted_raw_pages", "Those of them that were kept raw in the pool (zram: huge)."),
     _counter("demoted_payload_bytes", "Payload of those."),
     _counter("demoted_batches", "Writes that carried them."),
     _counter("promoted_pages", "Pages brought back to the pool."),

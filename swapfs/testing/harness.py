@@ -81,6 +81,7 @@ class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
     :param region: the region of an earlier harness whose server died
+    :param raw_first: see ``ClockHand``
     :param recompress: what goes down goes in zstd
     :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
@@ -97,6 +98,7 @@ class Harness:
         log_bytes: int = 0,
         clock_s: Callable[[], float] | None = None,
         recompress: bool = False,
+        raw_first: bool = False,
     ) -> None:
         self.now_s = 1000.0
         self._clock_s = clock_s or (lambda: self.now_s)
@@ -126,6 +128,7 @@ class Harness:
             aligned(writeback.SCRATCH_BYTES),
             high_bytes=pool_bytes * 90 // 100,
             low_bytes=pool_bytes * 80 // 100,
+            raw_first=raw_first,
             wait_s=wait_s,
             clock_s=self._clock_s,
         )

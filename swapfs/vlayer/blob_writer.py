@@ -138,12 +138,17 @@ class BlobWriter:
         staging.add(slot, payload, codec, sequence, expected=expected)
 
     def recompress(self, staging: Staging) -> None:
-        """Put what is in *staging* into zstd, if that is wanted; what is damaged is lost."""
+        """Put what is in *staging* into zstd, if that is wanted."""
         if self.recoder is None:
             return
         changed, damaged = self.recoder.recode(staging)
         with self._layer.lock:
             self._layer.counters.add("recompressed_down_pages", changed)
+        self.lose(damaged)
+
+    def lose(self, damaged: list[Staged]) -> None:
+        """Let the slots of copies from the pool that are damaged be lost."""
+        with self._layer.lock:
             for item in damaged:
                 if self._layer.table.get(item.slot) == item.expected | MOVING:
                     lose(self._layer, item.slot)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
-from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, IN_POOL, MOVING
+from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, HEAT_ONE, IN_POOL, MOVING, is_raw
 from swapfs.vlayer.layer import VirtualSlotLayer
 
 STEP_SLOTS: Final = 64
@@ -20,10 +20,15 @@ _LOOKED_AT: Final = BACKING_MASK | MOVING
 
 
 class ClockHand:
-    """Walks the table of *layer*; one thread owns it."""
+    """Walks the table of *layer*; one thread owns it.
 
-    def __init__(self, layer: VirtualSlotLayer) -> None:
+    :param raw_first: pages kept raw, which gain no room in memory, get no second chance unless
+        they were read (zram: huge): so they go down a round before others
+    """
+
+    def __init__(self, layer: VirtualSlotLayer, *, raw_first: bool = False) -> None:
         self._layer = layer
+        self._raw_first = raw_first
         self._cluster = -1
         self._next = CLUSTER_SLOTS
 
@@ -52,7 +57,8 @@ class ClockHand:
         slot = (self._cluster << CLUSTER_SHIFT) + first
         for word in table.run(slot, count):
             if word & _LOOKED_AT == IN_POOL:
-                if word & HEAT_MASK:
+                heat = word & HEAT_MASK
+                if heat and not (heat == HEAT_ONE and self._raw_first and is_raw(word)):
                     table.mark(slot, HEAT_MASK, on=False)
                 else:
                     yield slot, word

@@ -9,7 +9,8 @@ know too comes from core/word.h. Bits, lowest first::
     BLOB   5-7 tier: 0 is the pool, others are numbers of the stack   8-9 codec   10 kept: another
            codec was tried and gains nothing
            11-63 ref: where the tier has it, in 53 bits that only the tier understands
-    BLOB in the pool   11-22 length-1   23-63 place in the arena / 16
+    BLOB in the pool   11-22 length-1; of a raw page more of the check   23-27 check (core/check.c)
+           28-63 place in the arena / 16
 
 EMPTY is the zero word, so a fresh table page needs nothing but zeros. LOST is a slot whose bytes
 are known to be gone: it reads as an error until it is written or discarded.
@@ -41,7 +42,7 @@ from swapfs.core._core import (
     TIER_SHIFT,
     ZSPAGE_SHIFT,
 )
-from swapfs.units import TIERS_MAX
+from swapfs.units import PAGE_SIZE, TIERS_MAX
 
 __all__ = [
     "BACKING_MASK",
@@ -76,6 +77,7 @@ __all__ = [
     "encode_pool",
     "is_below",
     "is_legal",
+    "is_raw",
     "move_pool",
     "pool_place",
     "ref_of",
@@ -232,6 +234,11 @@ def blob_codec(word: int) -> int:
     return word >> CODEC_SHIFT & CODEC_MASK
 
 
+def is_raw(word: int) -> bool:
+    """Whether the blob of *word* is the page itself."""
+    return word >> CODEC_SHIFT & CODEC_BITS == Codec.RAW
+
+
 def encode_below(tier: int, codec: int, ref: int) -> int:
     """Return the word of a blob that *tier* has at *ref*."""
     return Kind.BLOB | tier << TIER_SHIFT | codec << CODEC_SHIFT | ref << REF_SHIFT
@@ -241,7 +248,10 @@ def encode_below(tier: int, codec: int, ref: int) -> int:
 
 
 def encode_pool(place: int, length: int, codec: int) -> int:
-    """Return the word of a blob of *length* bytes (1..4096) at byte *place* of the arena."""
+    """Return the word of a blob of *length* bytes (1..4096) at byte *place* of the arena.
+
+    Without its check, which ``_core.sign`` puts in.
+    """
     return (
         IN_POOL
         | codec << CODEC_SHIFT
@@ -262,4 +272,6 @@ def move_pool(word: int, place: int) -> int:
 
 def blob_length(word: int) -> int:
     """Return the length in bytes of the blob in the pool that *word* names."""
+    if is_raw(word):
+        return PAGE_SIZE
     return (word >> LENGTH_SHIFT & LENGTH_MASK) + 1

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from swapfs.core._core import EVENT_LOAD, EVENT_REFAULT
+from swapfs.core._core import EVENT_LOAD, EVENT_REFAULT, sign
 from swapfs.errors import BlobCorrupt, TierError
 from swapfs.tiers.base import Failure
 from swapfs.tiers.pool import NO_PLACE
@@ -223,7 +223,7 @@ class Fetcher:
         if place == NO_PLACE:
             return
         layer.put(place, payload)
-        new = encode_pool(place, length, blob_codec(word)) | HEAT_ONE
+        new = sign(encode_pool(place, length, blob_codec(word)), payload) | HEAT_ONE
         layer.free(slot, layer.table.exchange(slot, new, "promote"))
         layer.counters.add("promoted_pages")
         if (level := layer.stack.get(tier_of(word))) is not None:

@@ -15,6 +15,7 @@ from swapfs.tiers.base import Room, Staged, Staging
 from swapfs.vlayer.blob_writer import BATCH_PAGES, BlobWriter
 from swapfs.vlayer.entry import HEAT_MASK, MOVING, encode_below
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.recode_staged import take_out_damaged
 from swapfs.vlayer.stack import Level
 
 _Reserve = Callable[[], tuple[Level, Room]]
@@ -84,6 +85,7 @@ class Mover:
         assert self._to is not None
         (level, room), self._to = self._to, None
         if cause == "demote":
+            self._writer.lose(take_out_damaged(self._staging))
             self._writer.recompress(self._staging)
         if not self._staging.items:
             self._writer.cancel(level, room)

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from swapfs.core._core import Dictionary, Recoder
+from swapfs.core._core import Dictionary, Recoder, is_intact, sign
 from swapfs.tiers.base import Staged, Staging
 from swapfs.vlayer.entry import Kind, blob_codec, blob_length, encode_pool
 
@@ -51,7 +51,8 @@ class StagedRecoder:
                 part = items[first : first + _CHUNK]
                 for index, item in enumerate(part):
                     chunk.starts[index] = item.start
-                    chunk.drafts[index] = encode_pool(0, item.length, item.codec)
+                    draft = encode_pool(0, item.length, item.codec)
+                    chunk.drafts[index] = sign(draft, staging.payload(item))
                 chunk.recoder.recode(staging.view, chunk.starts, chunk.drafts, len(part), True, 0)
                 for index, item in enumerate(part):
                     draft = chunk.drafts[index]
@@ -66,3 +67,15 @@ class StagedRecoder:
         if damaged:
             staging.items[:] = [item for item in items if item not in damaged]
         return changed, damaged
+
+
+def take_out_damaged(staging: Staging) -> list[Staged]:
+    """Take out of *staging*, copied from the pool, what is damaged there; return it (I4).
+
+    A tier would seal it, and give it back as if it were good.
+    """
+    items = staging.items
+    damaged = [each for each in items if not is_intact(each.expected, staging.payload(each))]
+    if damaged:
+        items[:] = [each for each in items if each not in damaged]
+    return damaged

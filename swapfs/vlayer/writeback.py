@@ -23,7 +23,7 @@ from swapfs.vlayer.blob_writer import BlobWriter
 from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.clock import ClockHand
 from swapfs.vlayer.drains import Drains
-from swapfs.vlayer.entry import blob_codec, blob_length
+from swapfs.vlayer.entry import blob_codec, blob_length, is_raw
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.progress import WAIT_S
@@ -44,6 +44,7 @@ class Writeback:
     :param scratch: page aligned, SCRATCH_BYTES long; likewise
     :param high_bytes: demotion starts when the pool uses more
     :param low_bytes: and stops when it uses no more than this
+    :param raw_first: see ``ClockHand``
     :param wait_s: how long those who wait for the tier do so while nothing gets on
     """
 
@@ -55,6 +56,7 @@ class Writeback:
         *,
         high_bytes: int,
         low_bytes: int,
+        raw_first: bool = False,
         wait_s: float = WAIT_S,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,7 +67,7 @@ class Writeback:
         self._layer = layer
         self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
         self.drains = Drains(layer, self._mover, scratch, clock_s)
-        self._hand = ClockHand(layer)
+        self._hand = ClockHand(layer, raw_first=raw_first)
         self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s
         self._wake = threading.Event()
@@ -218,6 +220,7 @@ class Writeback:
             return 0
         with self._layer.lock:
             counters.add("demoted_pages", len(taken))
+            counters.add("demoted_raw_pages", sum(is_raw(item.expected) for item in taken))
             counters.add("demoted_payload_bytes", sum(item.length for item in taken))
             counters.add("demoted_batches")
         if taken and (tell := self._tell):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
-from swapfs.core._core import Decoder, Reader, Recoder
+from swapfs.core._core import Decoder, Reader, Recoder, is_intact, sign
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
@@ -113,15 +114,17 @@ def _rewrite_alike(harness: Harness) -> bytes:
     harness.layer.table.mark(5, HEAT_MASK, on=False)
     assert harness.layer.table.get(5) == word & ~MOVING
     blob = harness.layer.blob(word)
-    blob[:], other = _other_blob(bytes(blob))
+    blob[:], other = _other_blob(word, bytes(blob))
     return other
 
 
-def _other_blob(blob: bytes) -> tuple[bytes, bytes]:
-    """Return a blob as long as *blob*, and its page, which is another."""
-    for at in range(30, len(blob)):
+def _other_blob(word: int, blob: bytes) -> tuple[bytes, bytes]:
+    """Return a blob that passes for *blob*, of *word*, and its page, which is another."""
+    for at, bits in itertools.product(range(30, len(blob)), range(1, 256)):
         out = bytearray(PAGE_SIZE)
-        changed = bytes(blob[:at]) + bytes([blob[at] ^ 1]) + bytes(blob[at + 1 :])
+        changed = blob[:at] + bytes([blob[at] ^ bits]) + blob[at + 1 :]
+        if not is_intact(word, changed):
+            continue
         if Decoder().unpack(changed, Codec.LZ4, out, 0) and out != HEAP[5]:
             return changed, bytes(out)
     raise AssertionError
@@ -316,7 +319,7 @@ def test_recode_says_what_became_of_each_blob() -> None:
     starts, drafts = array("I", [0, PAGE_SIZE, 2 * PAGE_SIZE]), array("Q")
     for start, (blob, codec) in zip(starts, blobs, strict=True):
         view[start : start + len(blob)] = blob
-        drafts.append(encode_pool(0, len(blob), codec))
+        drafts.append(sign(encode_pool(0, len(blob), codec), blob))
     drafts[2] = encode_pool(0, blob_length(drafts[2]) - 1, Codec.LZ4)  # cut short
     recoder.recode(view, starts, drafts, 3, True, 0)
     assert blob_codec(drafts[0]) == Codec.ZSTD
@@ -354,7 +357,8 @@ def test_every_level_makes_pages_that_can_be_read(level: int) -> None:
         blob, codec = compress(memoryview(source))
         view = memoryview(bytearray(PAGE_SIZE))
         view[: len(blob)] = blob
-        drafts, out = array("Q", [encode_pool(0, len(blob), codec)]), bytearray(PAGE_SIZE)
+        drafts = array("Q", [sign(encode_pool(0, len(blob), codec), blob)])
+        out = bytearray(PAGE_SIZE)
         recoder.recode(view, array("I", [0]), drafts, 1, True, 0)
         made = view[: blob_length(drafts[0])]
         assert Decoder().unpack(made, blob_codec(drafts[0]), out, 0)

@@ -64,6 +64,22 @@ def test_batches_are_long_and_contiguous() -> None:
     harness.region.close()
 
 
+def test_pages_that_do_not_compress_go_down_first_if_that_is_wanted() -> None:
+    for raw_first in (False, True):
+        harness = Harness(SLOTS, 6 * MiB, MemoryTier(8), raw_first=raw_first)
+        raw = [page("random", seed) for seed in range(20)]
+        harness.store(0, *TEXT[:40])
+        harness.store(40, *raw)
+        assert len(harness.load(45)) == PAGE_SIZE, "one that was read gets its second chance"
+        harness.down.demote(19)
+        where = [harness.backing(slot) for slot in range(60)]
+        expected = [slot for slot in range(40, 60) if slot != 45] if raw_first else [*range(19)]
+        assert [slot for slot in range(60) if where[slot] is Backing.BELOW] == expected
+        assert harness.counter("demoted_raw_pages") == (19 if raw_first else 0)
+        harness.check()
+        harness.region.close()
+
+
 def _rewrite(harness: Harness) -> tuple[bytes, Backing]:
     harness.store(5, TEXT[40])
     return TEXT[40], Backing.POOL

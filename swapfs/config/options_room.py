@@ -156,8 +156,12 @@ ROOM: Final = (
 
         Above 1.0 a write of the kernel may be refused if pages compress worse than you expected:
         it then fails with ENOSPC, is counted in `swapfs_failed_writes_total{reason="no_room"}`,
-        and the kernel keeps the page in memory and looks for another way out, the OOM killer in
-        the end. Pages that were stored before stay readable.
+        and the kernel keeps the page in memory. Pages that were stored before stay readable. The
+        kernel cannot be told that swap is full, and so it tries again and again before it calls
+        its OOM killer. On a machine that has no memory left it may never come to that, as even
+        the kernel's own way to the server wants some. The server sees it (nothing arrives for ten
+        seconds while the loop device waits) and calls the OOM killer itself, which ends the
+        process that it would choose; counted in `swapfs_oom_calls_total`. A file avoids all that.
 
         At 1.0 this does not happen while the disk works: when a write finds no room, the pool is
         compacted, whatever the pages before it left behind, and the write waits for that (at most

@@ -59,6 +59,7 @@ COUNTERS: Final = (
     "recompress_returned_pages",
     "recompress_saved_bytes",
     "demoted_raw_pages",
+    "oom_calls",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

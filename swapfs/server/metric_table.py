@@ -281,6 +281,10 @@ METRICS: Final = (
     _counter("drained_pages", "Pages moved out of a tier that is being drained."),
     _counter("sunk_pages", "Pages moved from a tier to one below it."),
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
+    _counter(
+        "oom_calls",
+        "Times that swap stood still for want of memory and the kernel's OOM killer was called.",
+    ),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
     # recompression
     _counter("recompressed_pages", "Pages of the pool put from lz4 into zstd."),

@@ -31,7 +31,7 @@ from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout
 from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
-from swapfs.server import metrics
+from swapfs.server import metrics, standstill
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
 from swapfs.server.cpu_latency import CpuLatency
@@ -196,6 +196,7 @@ class Server:
         """Set what must come after every thread and buffer exists (I8)."""
         find_loop = functools.partial(loop.find, self._backing)
         fuse, what = self._fuse, "max_background"
+        standstill.watch(self._guards, find_loop, self._parts.layer, self._threads.start)
         for guard in (
             NoCollector(),
             OomScore(),

@@ -32,6 +32,14 @@ def test_full_pool_refuses_and_keeps(run_vm: RunVm) -> None:
     assert run.problems(allow_memcg_oom=True, expected=REFUSED) == []
 
 
+def test_full_pool_on_a_machine_without_memory(run_vm: RunVm) -> None:
+    run = run_vm("starved", timeout_s=TIMEOUT_S, memory_mib=448)
+    assert run.failed == ()
+    # The OOM killer may be called (SysRq), or the kernel gets to it by itself.
+    killed = r"oom-kill:constraint=CONSTRAINT_NONE|Out of memory: Killed process \d+ \(python3\)"
+    assert run.problems(expected=f"{REFUSED}|{killed}") == []
+
+
 def test_failed_up_leaves_nothing(run_vm: RunVm) -> None:
     run = run_vm("failed_up", timeout_s=TIMEOUT_S)
     assert run.failed == ()

@@ -141,6 +141,7 @@ def status(
 @instance_options
 def check_config(as_json: bool, **options: Any) -> None:
     """Check options and files against this machine; print what holds, and where it is from."""
+    from swapfs import policy
     from swapfs.command import launch
     from swapfs.tiers import backing_file
     from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
@@ -151,6 +152,7 @@ def check_config(as_json: bool, **options: Any) -> None:
     for tier in settings.all_tiers:
         backing_file.look(tier.file.path, tier.file.size_bytes)
     launch.meet_limits(settings)
+    policy.find(settings.policy)
     click.echo(model.describe(settings, as_json, origins(options)))
 
 

@@ -60,6 +60,7 @@ class Config:
     recompress: bool = DEFAULTS["recompress"]
     recompress_level: int = DEFAULTS["recompress-level"]
     recompress_watermark_percent: int = DEFAULTS["recompress-watermark"]
+    policy: str = DEFAULTS["policy"]
     priority: int = DEFAULTS["priority"]
     min_free_bytes: int | None = DEFAULTS["min-free"]
     unsafe: bool = DEFAULTS["unsafe"]

@@ -6,6 +6,7 @@ from typing import Final
 
 from swapfs.config import checks, values
 from swapfs.config.option import SWITCH_TAKES, Form, Option, Section
+from swapfs.config.policy_name import parse_policy
 
 LATENCY_MODES: Final = ("adaptive", "always", "off")
 
@@ -140,6 +141,26 @@ PLACEMENT: Final = (
         text="""
         How full the pool is, in percent, when cold pages begin to be recompressed. Far below
         `high-watermark`, so that it is done before pages move down.
+        """,
+    ),
+    Option(
+        key="policy",
+        field="policy",
+        section=Section.PLACEMENT,
+        parse=parse_policy,
+        default="second-chance",
+        takes="a name, or MODULE:CLASS",
+        metavar="POLICY",
+        help="What decides which page goes down next",
+        text="""
+        The policy: which pages move down first when the pool is full, and more. `second-chance`,
+        `clock`, `sieve`, `lru`, `s3-fifo`, `2q`, `generations`, `refault-distance`, `random`,
+        `fifo`; or a class of your own, as `MODULE:CLASS` or `PATH.py:CLASS`.
+
+        All but `second-chance` follow the access log and take 28 bytes of locked memory for each
+        page that they track, 4 to 8 times as many as raw pages fit into the pool. A policy that
+        fails is replaced by the default, and counted (`swapfs_policy_failures_total`). See
+        [lab.md](lab.md).
         """,
     ),
     Option(

@@ -26,7 +26,8 @@ int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
 extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType, DictionaryType,
-    RecoderType;
-extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[];
+    RecoderType, TrackedType;
+extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[],
+    policy_functions[];
 
 #endif

@@ -35,8 +35,10 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
 PyMODINIT_FUNC PyInit__core(void)
 {
     PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
-                                   &DecoderType, &DictionaryType, &RecoderType, &LogType};
-    PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions, log_functions};
+                                   &DecoderType, &DictionaryType, &RecoderType, &LogType,
+                                   &TrackedType};
+    PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions,
+                                      log_functions, policy_functions};
     PyObject *self = PyModule_Create(&module);
     check_begin();
     for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)

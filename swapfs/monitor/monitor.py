@@ -19,6 +19,7 @@ import sys
 import time
 from typing import Final
 
+from swapfs import policy
 from swapfs.config.model import Config, check_room
 from swapfs.errors import SwapfsError
 from swapfs.host import fusectl, journal, limits, systemd
@@ -102,6 +103,7 @@ class Monitor:
         config = self._config
         geometry = geometry_for(config.size_bytes, config.pool_bytes, config.log_bytes)
         check_room(config, guaranteed_bytes(geometry, *config.tier_bytes))
+        policy.find(config.policy)  # loaded here, for every server to come (I9)
         lock_fd = holdings.lock_instance(config)
         self._set_guards()
         region = Region.create(geometry)
@@ -135,6 +137,7 @@ class Monitor:
         return self._watch_mounted(held)
 
     def _take(self, handover: Handover) -> Holdings:
+        policy.find(self._config.policy)
         predecessor = Predecessor(handover)
         taken = predecessor.descriptors()
         self._set_guards()

@@ -60,6 +60,7 @@ COUNTERS: Final = (
     "recompress_saved_bytes",
     "demoted_raw_pages",
     "oom_calls",
+    "policy_failures",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

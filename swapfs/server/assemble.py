@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from swapfs import session
+from swapfs import policy, session
 from swapfs.config.model import Config
 from swapfs.core._core import Recoder
 from swapfs.fs import Namespace
@@ -26,6 +26,7 @@ from swapfs.server.workers import Workers, aligned_buffer
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer import fetch, recompress, writeback
+from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.recode_staged import StagedRecoder
@@ -94,6 +95,7 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         direct or stalled,
         fetcher=fetcher,
         stored=_stored(stalled, lower),
+        place=lower.writeback.chooser.place if lower else None,
     )
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
     recompressor = _recompressor(config, region, layer, stalled, lower)
@@ -123,18 +125,25 @@ def _lower(
     stalled: StalledWrites,
 ) -> Lower:
     limit, pool = region.geometry.pool_bytes, layer.pool
+    chooser = Chooser(layer, policy.find(config.policy), raw_first=config.raw_first)
     down = Writeback(
         layer,
         aligned_buffer(writeback.BATCH_BYTES),
         aligned_buffer(writeback.SCRATCH_BYTES),
         high_bytes=limit * config.high_watermark_percent // 100,
         low_bytes=limit * config.low_watermark_percent // 100,
-        raw_first=config.raw_first,
+        chooser=chooser,
     )
     views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
+
+    def promote(slot: int, refaulted: bool) -> bool:
+        room = pool.used_bytes < down.high_bytes
+        wanted = config.promote
+        return room and chooser.brings_back(slot, refaulted=refaulted, otherwise=wanted)
+
     fetcher = Fetcher(
         layer,
-        promote=(lambda: pool.used_bytes < down.high_bytes) if config.promote else None,
+        promote=promote,
         newest_sequence=lambda: down.newest_sequence,
     )
     return Lower(down, WriteAround(layer, down, views, stalled=stalled), fetcher)

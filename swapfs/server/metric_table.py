@@ -280,6 +280,7 @@ METRICS: Final = (
     _counter("cleaned_pages", "Pages moved within a tier to free space."),
     _counter("drained_pages", "Pages moved out of a tier that is being drained."),
     _counter("sunk_pages", "Pages moved from a tier to one below it."),
+    _counter("policy_failures", "Policies that failed and were replaced by the default."),
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
     _counter(
         "oom_calls",

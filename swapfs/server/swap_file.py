@@ -14,6 +14,7 @@ from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
 from typing import Final
 
 from swapfs.errors import TierError
+from swapfs.policy.base import Place
 from swapfs.region.counters import COUNTER_INDEX
 from swapfs.server.partial import PartialWrites
 from swapfs.server.workers import Buffers, Workers
@@ -56,6 +57,7 @@ class SwapFile:
     :param overflow: takes the writes that find the pool full
     :param fetcher: reads the file tier; None when there is none
     :param stored: called after every write, to let others look at the pool
+    :param place: (slot, pages) -> where they go that are written; None: to the pool
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class SwapFile:
         *,
         fetcher: Fetcher | None = None,
         stored: Callable[[], None] = lambda: None,
+        place: Callable[[int, int], Place] | None = None,
     ) -> None:
         self._layer = layer
         self._size = size_bytes
@@ -80,6 +83,7 @@ class SwapFile:
         self._overflow = overflow
         self._fetcher = fetcher
         self._stored = stored
+        self._place = place
         self._counter_words = layer.counters.words
         self._pages = bytearray(len(reply) + 2 * PAGE_SIZE)
         self._packer = Packer()
@@ -149,12 +153,17 @@ class SwapFile:
         if offset & _OFFSET_MASK or size & _OFFSET_MASK:
             return self._write_parts(request, offset, size)
         slot, count = offset >> PAGE_SHIFT, size >> PAGE_SHIFT
-        done = self._store(slot, self._payload, 0, count)
+        place = Place.POOL if self._place is None else self._place(slot, count)
+        done = 0
+        if place is not Place.DOWN:
+            self._packer.raw = place is Place.RAW
+            done = self._store(slot, self._payload, 0, count)
         self._stored()
         if done == count:
             return size
-        with self._layer.lock:
-            self._layer.counters.add("pool_full")
+        if place is not Place.DOWN:
+            with self._layer.lock:
+                self._layer.counters.add("pool_full")
         rest = self._payload[done << PAGE_SHIFT : count << PAGE_SHIFT]
         self._overflow.submit(request.defer(), size, slot + done, rest, count - done)
         return None

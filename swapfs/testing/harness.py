@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from swapfs.core._core import Recoder
+from swapfs.policy import Policy
+from swapfs.policy.second_chance import SecondChance
 from swapfs.region.layout import Geometry, Region
 from swapfs.testing.blobs import aligned
 from swapfs.tiers import sector_ref
@@ -17,6 +19,7 @@ from swapfs.tiers.sectors import SectorStore
 from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer import recompress as recompress_
+from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     IN_POOL,
@@ -81,7 +84,7 @@ class Harness:
     """One region of *slots* slots over *tier*, driven by hand.
 
     :param region: the region of an earlier harness whose server died
-    :param raw_first: see ``ClockHand``
+    :param raw_first: see ``TableEyes``
     :param recompress: what goes down goes in zstd
     :param clock_s: the writers' clock; without it, tests move ``now_s``
     """
@@ -96,6 +99,7 @@ class Harness:
         region: Region | None = None,
         wait_s: float = 0.0,
         log_bytes: int = 0,
+        policy: type[Policy] = SecondChance,
         clock_s: Callable[[], float] | None = None,
         recompress: bool = False,
         raw_first: bool = False,
@@ -128,9 +132,9 @@ class Harness:
             aligned(writeback.SCRATCH_BYTES),
             high_bytes=pool_bytes * 90 // 100,
             low_bytes=pool_bytes * 80 // 100,
-            raw_first=raw_first,
             wait_s=wait_s,
             clock_s=self._clock_s,
+            chooser=Chooser(self.layer, policy, raw_first=raw_first),
         )
         if recompress:
             self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, 0, False)])
@@ -140,7 +144,7 @@ class Harness:
         )
         self.fetcher = Fetcher(
             self.layer,
-            promote=(lambda: True) if promote else None,
+            promote=(lambda slot, refaulted: True) if promote else None,
             newest_sequence=lambda: self.down.newest_sequence,
         )
 

@@ -47,7 +47,7 @@ _NO_PAGE: Final = Failure(BlobCorrupt, "its blob does not decompress to a page")
 class Fetcher:
     """Loads runs of slots, wherever they are.
 
-    :param promote: may a blob that was read go back to the pool now? None: never
+    :param promote: (slot, was it refaulted) -> may its blob go back to the pool? None: never
     :param newest_sequence: the number of the newest blob: one that was written no more than
         a pool full of pages ago counts as refaulted
     """
@@ -56,7 +56,7 @@ class Fetcher:
         self,
         layer: VirtualSlotLayer,
         *,
-        promote: Callable[[], bool] | None = None,
+        promote: Callable[[int, bool], bool] | None = None,
         newest_sequence: Callable[[], int] = lambda: 0,
     ) -> None:
         self._layer = layer
@@ -194,7 +194,8 @@ class Fetcher:
                 current = layer.table.get(slot)
                 if (current ^ word) & ~FLAGS:
                     continue
-                if self._promote is not None and self._promote():
+                near = flight.sequence >= oldest
+                if self._promote is not None and self._promote(slot, near):
                     self._bring_back(slot, word, payloads[index])
                 elif current & HEAT_MASK != HEAT_MASK:  # what is warm does not sink
                     layer.table.warm(slot)

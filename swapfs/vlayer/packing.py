@@ -23,15 +23,18 @@ class Packer:
 
     def __init__(self, pages: int = STORE_STEP) -> None:
         self.pages = pages
+        self.raw = False
         self.drafts = array("Q", bytes(8 * pages))
         self.blobs = memoryview(bytearray(pages * PAGE_SIZE))
 
     def pack(self, source: memoryview, position: int, count: int) -> None:
         """Draft *count* pages that begin at byte *position* of *source*; lets the GIL go.
 
-        A page that would not fit a size class below a whole page is kept raw (zram: huge).
+        A page that would not fit a size class below a whole page is kept raw (zram: huge), and
+        every one while ``raw`` is set, but for repeated words.
         """
-        pack(source, position, count, self.blobs, self.drafts, INCOMPRESSIBLE_BYTES)
+        longest = 1 if self.raw else INCOMPRESSIBLE_BYTES
+        pack(source, position, count, self.blobs, self.drafts, longest)
 
     def blob(self, index: int, source: memoryview, position: int) -> memoryview:
         """Return the blob of page *index* of the run that was packed from *source*."""

@@ -20,8 +20,8 @@ from swapfs.tiers.base import Staging
 from swapfs.tiers.sector_tier import CLEANING_SCRATCH_BYTES
 from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
 from swapfs.vlayer.blob_writer import BlobWriter
+from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.cleaning import Cleaner
-from swapfs.vlayer.clock import ClockHand
 from swapfs.vlayer.drains import Drains
 from swapfs.vlayer.entry import blob_codec, blob_length, is_raw
 from swapfs.vlayer.layer import VirtualSlotLayer
@@ -44,8 +44,8 @@ class Writeback:
     :param scratch: page aligned, SCRATCH_BYTES long; likewise
     :param high_bytes: demotion starts when the pool uses more
     :param low_bytes: and stops when it uses no more than this
-    :param raw_first: see ``ClockHand``
     :param wait_s: how long those who wait for the tier do so while nothing gets on
+    :param chooser: says what goes down; without one, the default policy
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Writeback:
         *,
         high_bytes: int,
         low_bytes: int,
-        raw_first: bool = False,
         wait_s: float = WAIT_S,
         clock_s: Callable[[], float] = time.monotonic,
+        chooser: Chooser | None = None,
     ) -> None:
         assert low_bytes < high_bytes
         self.writer = BlobWriter(layer, clock_s, wait_s)
@@ -67,7 +67,7 @@ class Writeback:
         self._layer = layer
         self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
         self.drains = Drains(layer, self._mover, scratch, clock_s)
-        self._hand = ClockHand(layer, raw_first=raw_first)
+        self.chooser = chooser or Chooser(layer)
         self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s
         self._wake = threading.Event()
@@ -90,6 +90,7 @@ class Writeback:
             self._wake.clear()
             rounds = self._rounds_wanted()
             try:
+                self.chooser.hear()
                 self.balance()
                 self._serve_requests()
                 self.clean()
@@ -203,7 +204,8 @@ class Writeback:
         0 when nothing is cold, there is no room, or writes fail and it is too early to try.
         """
         mover, counters = self._mover, self._layer.counters
-        if not mover.begin(self._layer.stack):
+        self.chooser.hear()
+        if not any(map(mover.begin, self.chooser.targets(tuple(self._layer.stack)))):
             return 0
         try:
             self._collect(pages_max)
@@ -228,20 +230,15 @@ class Writeback:
         return len(taken)
 
     def _collect(self, pages_max: int) -> None:
-        """Copy cold blobs and mark their slots as moving."""
-        lock, mover = self._layer.lock, self._mover
+        """Copy what the policy offers, and mark the slots as moving."""
+        lock, mover, chooser = self._layer.lock, self._mover, self.chooser
         with lock:
-            for victims in self._hand.victims():
-                found = len(mover.items)
-                for slot, word in victims:
-                    if lock.contended() and len(mover.items) > found:
-                        self._hand.back(slot)  # a request waits: the rest comes in the next step
-                        break
-                    full = not mover.fits(blob_length(word))
-                    if full or len(mover.items) >= pages_max:
-                        self._hand.back(slot)
-                        return
-                    mover.copy(slot, word, blob_codec(word), self._layer.blob(word))
+            for slot, word in chooser.victims():
+                full = not mover.fits(blob_length(word))
+                if full or len(mover.items) >= pages_max:
+                    chooser.back(slot)
+                    return
+                mover.copy(slot, word, blob_codec(word), self._layer.blob(word))
                 lock.resched()
 
     def clean(self) -> int:

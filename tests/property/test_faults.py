@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
+from swapfs.policy import BUILT_IN, DEFAULT, find
 from swapfs.testing.faulty import FAULTS, FaultyTier
 from swapfs.testing.harness import AnyTier, Harness
 from swapfs.testing.media import TIERS, open_stack
@@ -30,11 +31,20 @@ class History:
     """One fixed random history; a fault may end a request but must not falsify one."""
 
     def __init__(
-        self, tier: FaultyTier, *, promote: bool = False, tiers: Sequence[AnyTier] = ()
+        self,
+        tier: FaultyTier,
+        *,
+        promote: bool = False,
+        tiers: Sequence[AnyTier] = (),
+        policy: str = DEFAULT,
     ) -> None:
         self.tier = tier
         self.harness = Harness(
-            SLOTS, POOL_BYTES, tiers or tier, promote=promote, recompress=promote
+            *(SLOTS, POOL_BYTES, tiers or tier),
+            promote=promote,
+            recompress=promote,
+            policy=find(policy),
+            log_bytes=PAGE_SIZE,
         )
         self.model = SwapModel(SLOTS)
         self.rng = random.Random(5)
@@ -127,6 +137,18 @@ def test_one_failing_call_never_falsifies_a_page(fault: str, promote: bool) -> N
             assert not lost
         history.harness.region.close()
     assert hits >= 3, "the history has too few such calls to be a test"
+
+
+@pytest.mark.parametrize("fault", ["write_error", "read_error", "lost_write"])
+@pytest.mark.parametrize("policy", BUILT_IN)
+def test_a_failing_call_under_every_policy(fault: str, policy: str) -> None:
+    history = History(FaultyTier(MemoryTier(6), fault, 2, 3), promote=True, policy=policy)
+    history.run()
+    assert history.tier.failures
+    history.tier.heal()
+    assert history.lost_slots() <= history.tier.damaged_slots
+    assert not history.harness.counter("policy_failures")
+    history.harness.region.close()
 
 
 @pytest.mark.parametrize("others", ["memory", "blobs + memory"])

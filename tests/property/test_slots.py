@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from swapfs.policy import BUILT_IN, Policy, find
+from swapfs.policy.base import NOTHING_YET, Eyes, Facts
+from swapfs.policy.second_chance import SecondChance
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.testing.harness import Harness
 from swapfs.testing.media import TIERS, open_stack
@@ -29,7 +34,7 @@ from swapfs.testing.pages import KINDS, page
 from swapfs.tiers.base import Tier
 from swapfs.tiers.pool import RAW_CLASS
 from swapfs.tiers.sector_tier import SectorTier
-from swapfs.units import CLUSTER_SLOTS, MiB
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.stack import Phase
 
 SLOTS = 6 * CLUSTER_SLOTS
@@ -54,6 +59,8 @@ class Slots(RuleBasedStateMachine):
     promote = False
     recompress = False
     tiers = ""
+    policy: type[Policy] = SecondChance
+    log_bytes = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +72,11 @@ class Slots(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="swapfs-tier-"))
         self.opener = open_stack(self.tiers, self.folder)
         self.harness = Harness(
-            SLOTS, self.pool_bytes, self._open(), promote=self.promote, recompress=self.recompress
+            *(SLOTS, self.pool_bytes, self._open()),
+            promote=self.promote,
+            recompress=self.recompress,
+            policy=self.policy,
+            log_bytes=self.log_bytes,
         )
 
     def _open(self) -> list[Tier] | None:
@@ -195,6 +206,7 @@ class Slots(RuleBasedStateMachine):
             *(SLOTS, self.pool_bytes, self._open()),
             promote=self.promote,
             recompress=self.recompress,
+            policy=self.policy,
             region=self.harness.region,
         )
 
@@ -265,3 +277,37 @@ def test_slots_behave_like_a_dict_of_pages(
     }
     machine = type("Configured", (Slots,), attributes)
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))
+
+
+class Unruly(Policy):
+    """Offers anything, several times, and fails now and then."""
+
+    name = "unruly"
+
+    def __init__(self, facts: Facts, eyes: Eyes) -> None:
+        super().__init__(facts, eyes)
+        self.rng = random.Random(7)
+
+    def candidates(self, tier: int) -> Iterator[int]:
+        while self.rng.random() < 0.95:
+            yield self.rng.choice([NOTHING_YET, 0, 5, self.rng.randrange(SLOTS)])
+        if self.rng.random() < 0.1:
+            raise KeyError("unruly")
+
+    def brings_back(self, slot: int, *, refaulted: bool) -> bool | None:
+        return self.rng.choice([True, False, None])
+
+
+@pytest.mark.parametrize("policy", [*BUILT_IN, "unruly"])
+def test_under_every_policy(policy: str) -> None:
+    """The log is so short that events are missed, and the server dies now and then."""
+    attributes: dict[str, Any] = {
+        "pool_bytes": TINY_BYTES,
+        "segments": 8,
+        "promote": True,
+        "tiers": "memory",
+        "log_bytes": PAGE_SIZE,
+        "policy": Unruly if policy == "unruly" else find(policy),
+    }
+    machine = type("Configured", (Slots,), attributes)
+    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=40))

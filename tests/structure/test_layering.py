@@ -15,7 +15,7 @@ LAYERS = (
     ("", "errors", "units"),
     ("core",),
     ("host", "region", "session"),
-    ("config", "tiers", "wire"),
+    ("config", "policy", "tiers", "wire"),
     ("fs", "vlayer"),
     ("testing", "server", "lab"),
     ("monitor",),

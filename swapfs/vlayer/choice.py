@@ -1,0 +1,241 @@
+"""Choice: what a policy says, made safe for the layer.
+
+The policy gets the access log before it is asked, and sees heat through ``TableEyes``. What it
+offers is looked at here, under the lock: a slot whose blob is not in the pool, or is moving, is
+passed over. When it raises, or offers without end, the default takes its place for good; that is
+logged and counted, and swap goes on. What it does not know is offered by the default after it,
+so that no page is in the pool for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+from swapfs.core._core import cool
+from swapfs.policy.base import NOTHING_YET, POOL, Facts, Place, Policy, TierFacts
+from swapfs.policy.second_chance import SecondChance
+from swapfs.region.access_log import LogReader
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, IN_POOL, MOVING
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.stack import Level
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_OLD_AGE: Final = 15
+_USELESS_SHARE: Final = 4
+"""What is offered in vain, in slots of the table: more means that there is no end to it."""
+
+
+class TableEyes:
+    """``policy.Eyes`` over the swap table; the layer's lock is held when they are used.
+
+    :param raw_first: pages kept raw, which gain no room in memory, get no second chance unless
+        they were read (zram: huge): so they go down a round before others
+    """
+
+    def __init__(self, layer: VirtualSlotLayer, *, raw_first: bool = False) -> None:
+        self._layer = layer
+        self._arena = layer.region.arena
+        self._raw_first = raw_first
+
+    def live_clusters(self) -> int:  # noqa: D102
+        return self._layer.table.live_clusters
+
+    def next_cluster(self) -> int | None:  # noqa: D102
+        table = self._layer.table
+        cluster = table.oldest_cluster()
+        if cluster is not None:
+            table.rotate(cluster)
+        return cluster
+
+    def cool(self, slot: int, count: int) -> list[int]:  # noqa: D102
+        base = self._layer.table.base(slot)
+        if base < 0:
+            return []
+        index = base + (slot & (CLUSTER_SLOTS - 1))
+        return cool(self._arena, index, count, slot, self._raw_first)
+
+
+def facts_of(layer: VirtualSlotLayer) -> Facts:
+    """Return what a policy is told of *layer* at the start."""
+    return Facts(layer.table.slots, layer.pool.limit_bytes // PAGE_SIZE)
+
+
+class Chooser:
+    """Asks a policy of class *kind*. ``hear`` and ``victims`` are the demoting thread's."""
+
+    def __init__(
+        self,
+        layer: VirtualSlotLayer,
+        kind: type[Policy] = SecondChance,
+        *,
+        raw_first: bool = False,
+    ) -> None:
+        self._layer = layer
+        self._eyes = TableEyes(layer, raw_first=raw_first)
+        self._default = SecondChance(facts_of(layer), self._eyes)
+        same = kind is SecondChance
+        self.policy: Policy = self._default if same else kind(facts_of(layer), self._eyes)
+        self._offered_by: Policy = self.policy
+        self._log: LogReader | None = None
+        if self.policy.hears and layer.log is not None:
+            self._log = LogReader(layer.region.log_head, layer.region.log_events)
+        self._knows_all = False
+
+    @property
+    def name(self) -> str:
+        """The name of the policy that is in force."""
+        return self.policy.name or type(self.policy).__name__
+
+    # ---- safety ----
+
+    def _failed(self, error: BaseException | str) -> None:
+        """Put the default in the place of the policy. Reads no source file: a lock may be held."""
+        where = ""
+        if isinstance(error, BaseException):
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            if trace is not None:
+                code = trace.tb_frame.f_code
+                where = f" ({code.co_filename}:{trace.tb_lineno}, {code.co_name})"
+            error = f"{type(error).__name__}: {error}"
+        log.error("policy %s: %s%s; %s goes on", self.name, error, where, self._default.name)
+        self._layer.counters.add("policy_failures")
+        self.policy = self._default
+
+    def _ask(self, question: Callable[[Policy], T], otherwise: T) -> T:
+        """Return the answer of the policy; the layer's lock is held, or need not be."""
+        try:
+            return question(self.policy)
+        except Exception as error:  # noqa: BLE001 - whatever it is, swap goes on
+            self._failed(error)
+            return otherwise
+
+    # ---- hearing ----
+
+    def hear(self) -> None:
+        """Tell the policy what happened. Nobody's lock is held."""
+        if self._log is None or self.policy is self._default:
+            return
+        if not self._knows_all:
+            self._tell_all()
+        reader, relax = self._log, self._layer.lock.relax
+        dropped = reader.dropped
+        while count := reader.take():
+            if not self._ask(partial(_hear, words=reader.words, count=count), False):
+                return
+            relax()
+        if reader.dropped != dropped:
+            self._knows_all = False
+
+    def _tell_all(self) -> None:
+        """Tell the policy of what is in the pool and it does not know: of another server's time."""
+        layer, wanted = self._layer, IN_POOL
+        self._knows_all = True
+        for cluster in layer.live_clusters(0, layer.table.slots):
+            first = cluster << CLUSTER_SHIFT
+            with layer.lock:
+                words = layer.table.run(first, CLUSTER_SLOTS)
+            there = [first + i for i, word in enumerate(words) if word & BACKING_MASK == wanted]
+            if not self._ask(partial(_meet, slots=there), False):
+                return
+            layer.lock.relax()
+
+    # ---- choosing ----
+
+    def victims(self) -> Iterator[tuple[int, int]]:
+        """Yield slots that shall go down, and their words; the layer's lock is held.
+
+        The caller may let it go between two of them.
+        """
+        policy = self.policy
+        yield from self._from(policy)
+        if self._default is not policy:
+            yield from self._from(self._default)
+
+    def _from(self, policy: Policy) -> Iterator[tuple[int, int]]:
+        resched = self._layer.lock.resched
+        self._offered_by, in_vain = policy, _USELESS_SHARE * self._layer.table.slots
+        try:
+            for slot in policy.candidates(POOL):
+                if slot == NOTHING_YET:
+                    resched()
+                elif word := self._look(slot, policy):
+                    yield slot, word
+                elif not (in_vain := in_vain - 1):
+                    raise ValueError("it offers what cannot go, without end")
+        except Exception as error:
+            if policy is self._default:
+                raise
+            self._failed(error)
+
+    def _look(self, slot: int, policy: Policy) -> int:
+        """Return the word of *slot* if it may go down now, and 0 else.
+
+        :raises ValueError: there is no such slot
+        """
+        table = self._layer.table
+        if not 0 <= slot < table.slots:
+            raise ValueError(f"{slot} is no slot")
+        word = table.get(slot)
+        if word & BACKING_MASK != IN_POOL:
+            policy.left(slot)
+            return 0
+        if word & MOVING or (policy.by_heat and word & HEAT_MASK):
+            return 0
+        if word & HEAT_MASK:  # so that a read is seen while it moves
+            table.mark(slot, HEAT_MASK, on=False)
+        return word & ~HEAT_MASK
+
+    def back(self, slot: int) -> None:
+        """Hand *slot* back, offered last and not taken."""
+        if self._offered_by is self.policy:
+            self._ask(lambda policy: policy.refused(slot), None)
+        else:
+            self._default.refused(slot)
+
+    # ---- where pages go ----
+
+    def brings_back(self, slot: int, *, refaulted: bool, otherwise: bool) -> bool:
+        """Whether a page read from below goes back to the pool; the layer's lock is held."""
+        answer = self._ask(lambda policy: policy.brings_back(slot, refaulted=refaulted), None)
+        return otherwise if answer is None else answer
+
+    def place(self, slot: int, count: int) -> Place:
+        """Return where pages go that are written; no lock is held."""
+        return self._ask(lambda policy: policy.places(slot, count), Place.POOL)
+
+    def targets(self, levels: Sequence[Level]) -> Sequence[Sequence[Level]]:
+        """Return *levels* in groups, in the order in which a batch of victims shall try them."""
+        if type(self.policy).targets is Policy.targets:
+            return [levels]  # by priority, and equals by turns
+        slots_in = self._layer.table.slots_in
+        tiers = [
+            TierFacts(level.number, level.name, level.priority, slots_in(level.number))
+            for level in levels
+        ]
+        numbers = self._ask(lambda policy: list(policy.targets(tiers)), None)
+        if numbers is None:
+            return [levels]
+        by_number = {level.number: level for level in levels}
+        wanted = [by_number[number] for number in numbers if number in by_number]
+        return [*([level] for level in wanted), [level for level in levels if level not in wanted]]
+
+
+def _hear(policy: Policy, words: array[int], count: int) -> bool:
+    policy.hear(words, count)
+    return True
+
+
+def _meet(policy: Policy, slots: Sequence[int]) -> bool:
+    for slot in slots:
+        if not policy.knows(slot):
+            policy.stored(slot, _OLD_AGE)
+    return True

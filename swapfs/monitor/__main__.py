@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from swapfs.monitor.monitor import main
+from swapfs.host import deferred
+
+deferred.defer()
+
+from swapfs.monitor.monitor import main  # noqa: E402 - what it imports, imports what is deferred
 
 if __name__ == "__main__":
     sys.exit(main())

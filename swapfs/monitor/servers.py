@@ -16,7 +16,7 @@ from swapfs.config.model import Config
 from swapfs.errors import OperationError, SwapfsError
 from swapfs.host import journal
 from swapfs.monitor.holdings import Holdings
-from swapfs.server.server import Server
+from swapfs.server.server import Server, preload
 from swapfs.wire.handover import RETIRE_SIGNAL
 from swapfs.wire.startup import READY, announce, describe
 
@@ -33,6 +33,7 @@ class Servers:
     """
 
     def __init__(self, config: Config, answer_fd: int, signals: Collection[signal.Signals]) -> None:
+        preload(config)
         self._config = config
         self._answer_fd = answer_fd
         self._signals = set(signals)

@@ -99,6 +99,8 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     )
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
     recompressor = _recompressor(config, region, layer, stalled, lower)
+    if not recover:
+        guards.set(Heap())  # last, so that what is free then is free for serving
     return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file)
 
 
@@ -112,8 +114,6 @@ def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards
     guards.set(IoFlusher())
     guards.set(MemoryLock(region.geometry.total_bytes, on_fault=recover))
     guards.set(Realtime([threading.get_native_id()]))
-    if not recover:
-        guards.set(Heap())
     threading.stack_size(THREAD_STACK_BYTES)
     return guards
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -31,17 +31,19 @@ from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout
 from swapfs.host.process_guards import Heap, MemoryLock, NoCollector, OomScore, Realtime
 from swapfs.region.layout import Region
-from swapfs.server import metrics, standstill
+from swapfs.server import standstill
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
 from swapfs.server.cpu_latency import CpuLatency
-from swapfs.server.http_server import HttpServer
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import VitalThreads, in_thread
 from swapfs.session import fuse_init, pyfuse3
 from swapfs.vlayer.stack import Stack
 from swapfs.wire import control, state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover
+
+if TYPE_CHECKING:
+    from swapfs.server.http_server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,16 @@ REQUESTS_MAX: Final = 1024
 STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
 RETRY_S: Final = 5.0
+
+
+def preload(config: Config) -> None:
+    """Import what only some servers need.
+
+    For the monitor: a server reads no module from a disk (I9), and one without metrics does without
+    prometheus_client and `http`, 2 MiB that would be locked in both.
+    """
+    if config.metrics is not None:
+        import swapfs.server.metrics  # noqa: F401
 
 
 class Server:
@@ -160,6 +172,8 @@ class Server:
     async def _serve_metrics(self) -> None:
         if self._config.metrics is None:
             return
+        from swapfs.server import metrics  # there already: see preload()
+
         serve = functools.partial(metrics.serve, self._config.metrics, self._snapshots.make)
         if not self._recover:
             self._metrics = serve()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import ModuleType
 
 if "pyfuse3" in sys.modules:
     raise ImportError("swapfs.session must be imported before pyfuse3")
@@ -19,7 +20,29 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-import pyfuse3  # noqa: E402
+
+class _NoMetadata(ModuleType):
+    """Stands in for importlib.metadata, which pyfuse3 asks for its own version and nothing else.
+
+    The real one imports `email` and `zipfile`: 1.5 MiB, locked in monitor and server.
+    """
+
+    PackageNotFoundError = LookupError
+
+    @staticmethod
+    def version(name: str) -> str:
+        raise LookupError(name)
+
+
+_metadata = "importlib.metadata"
+_is_stand_in = _metadata not in sys.modules
+if _is_stand_in:
+    sys.modules[_metadata] = _NoMetadata(_metadata)
+try:
+    import pyfuse3
+finally:
+    if _is_stand_in:
+        del sys.modules[_metadata]
 
 Request = _session.Request
 Ticket = _session.Ticket

@@ -17,6 +17,7 @@ from typing import Final
 
 from swapfs.units import PAGE_SIZE
 from tests.bench import corpus as corpus_module
+from tests.bench import fixed_memory
 from tests.bench.corpus import Corpus
 from tests.bench.layer_cost import measure_apart
 from tests.bench.names import (
@@ -73,6 +74,7 @@ class Held:
 
 def run(plan: Plan, recorder: Recorder) -> None:
     """Measure and record."""
+    fixed_memory.record(plan, recorder)
     corpus = corpus_module.dump(plan.work, CORPUS_PAGES, plan.project)
     try:
         _describe(corpus, recorder)

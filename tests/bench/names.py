@@ -40,6 +40,7 @@ TIME: Final = "time"
 MAJOR_FAULTS: Final = "major faults"
 CPU: Final = "CPU time"
 CPU_PER_PAGE: Final = "CPU a page"
+HELD: Final = "held"
 RAM_PER_PAGE: Final = "RAM per stored page"
 METADATA_PER_SLOT: Final = "metadata per slot"
 
@@ -52,6 +53,8 @@ BUILD: Final = "build"
 REDIS: Final = "redis"
 SORT: Final = "sort"
 SQLITE: Final = "SQLite"
+FIXED_MEMORY: Final = "fixed memory"
+FIXED_MEMORY_WITH_FILE: Final = "fixed memory with an encrypted file"
 REAL_MEMORY: Final = "real process memory"
 
 _SUFFIXES: Final = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -52,6 +52,11 @@ def memory_of(pid: int) -> ProcessMemory:
     )
 
 
+def locked_bytes(pid: int) -> int:
+    """Return what process *pid* has locked (VmLck): address space, whether present or not."""
+    return _values(Path(f"/proc/{pid}/status"))["VmLck"]
+
+
 def meminfo(name: str) -> int:
     """Return a value of /proc/meminfo in bytes."""
     return _values(Path("/proc/meminfo"))[name]

@@ -182,6 +182,18 @@ TARGETS: Final = (
         names.IDLE,
         2.0,
     ),
+    Target(
+        "fixed memory, MiB",
+        Place(names.MEMORY, names.FIXED_MEMORY, names.SWAPFS, names.HELD),
+        None,
+        40,
+    ),
+    Target(
+        "fixed memory with an encrypted file, MiB",
+        Place(names.MEMORY, names.FIXED_MEMORY_WITH_FILE, names.SWAPFS, names.HELD),
+        None,
+        48,
+    ),
     *_natively(awake=False),
     *_natively(awake=True),
 )

@@ -123,6 +123,9 @@ def _swapfile(site: Site, _size_mib: int) -> Iterator[str]:
 def _load_zswap(site: Site, size_mib: int) -> None:
     if not site.native:  # a module of a machine that somebody uses is not ours to load
         lab.must("modprobe", "lz4")
+    # zswap may take a compressor that the kernel's crypto does not have, and refuse it next time
+    if "name         : lz4\n" not in Path("/proc/crypto").read_text():
+        raise lab.LabError("the kernel has no lz4 for zswap")
     _make_swapfile(site, size_mib)
     with _zswap(site, size_mib):
         pass

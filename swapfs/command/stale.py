@@ -133,7 +133,10 @@ def loops_of(runtime_dir: Path, name: str) -> list[LoopDevice]:
 
 
 def refuse(config: Config) -> None:
-    """Refuse to start beside an instance of the same name, or a swap area without a server."""
+    """Refuse to start beside an instance of the same name, or a swap area without a server.
+
+    :raises OperationError: there is one, and how to be rid of it
+    """
     name = config.name
     cure = f"run swapfs down {name} first"
     alive = daemon_lives(config.runtime_dir, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-PAGE_SIZE: Final = 4096
+from swapfs.units import PAGE_SIZE
+
 _ZEROS: Final = bytes(PAGE_SIZE)
 
 

@@ -71,7 +71,7 @@ def _recompress(harness: Harness, slot: int) -> bytes | None:
 
 
 def _compact(harness: Harness, slot: int) -> bytes | None:
-    assert harness.second.compactor.squeeze(1000)
+    assert harness.stalled.compactor.squeeze(1000)
     return _read(harness, slot)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from swapfs.core._core import sign
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.faulty import FaultyTier
 from swapfs.testing.harness import Harness
@@ -349,6 +350,9 @@ def test_a_blob_that_is_no_page_leaves_nobody_waiting() -> None:
     harness = Harness(CLUSTER_SLOTS, 4 * MiB, MemoryTier(4))
     harness.store(0, *TEXT[:3])
     _damage_in_memory(harness, 1)
+    table = harness.layer.table
+    word = table.get(1)
+    table.exchange(1, sign(word, harness.layer.blob(word)), "write")  # as if it had come so
     harness.down.demote(3)
     assert harness.load(0, 3) == TEXT[0]
     with pytest.raises(BlobCorrupt):

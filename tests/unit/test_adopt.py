@@ -13,7 +13,7 @@ from swapfs.errors import OperationError
 from swapfs.host import swap
 from swapfs.host.loop import LoopDevice
 from swapfs.host.swap import SwapEntry
-from swapfs.wire import control
+from swapfs.wire import state_file
 
 UNIT = "0::/swapfs.slice/swapfs.service\n"
 SESSION = "0::/user.slice/session-1.scope\n"
@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     for pid in (os.getpid(), MONITOR, SERVER):
         put(tmp_path, pid, UNIT)
     born = {str(MONITOR): "1", str(SERVER): "2"}
-    monkeypatch.setattr(control, "read_snapshot", lambda *_: (0.0, {"born": born}))
+    monkeypatch.setattr(state_file, "read", lambda *_: (0.0, {"born": born}))
     monkeypatch.setattr(adopt, "daemon_lives", lambda *_: True)
     monkeypatch.setattr(adopt, "was_born", lambda pid, _: (tmp_path / f"proc/{pid}").exists())
     device = LoopDevice(LOOP, f"{run}/swapfs/mnt/swap", False, True, 4096, 4096)

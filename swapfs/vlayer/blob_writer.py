@@ -67,10 +67,15 @@ class BlobWriter:
 
         :raises TierFull: there is none now
         """
+        with self._layer.lock:
+            if level.phase is not Phase.ACTIVE and not moving:
+                raise TierFull("it is being drained")
+            level.users += 1
         self.progress.begin()
         try:
             room = level.tier.reserve(pages, moving=moving)
         except BaseException as error:
+            self._let_go(level)
             self.progress.cancel()
             level.health.full |= isinstance(error, TierFull) and not moving
             raise
@@ -114,7 +119,12 @@ class BlobWriter:
     def settle(self, level: Level, room: Room) -> None:
         """End what *room* was taken for: each blob in it is published or given back."""
         level.tier.settle(room)
+        self._let_go(level)
         self.progress.end()
+
+    def _let_go(self, level: Level) -> None:
+        with self._layer.lock:
+            level.users -= 1
 
     def cancel(self, level: Level, room: Room) -> None:
         """Give room back in which nothing was stored."""

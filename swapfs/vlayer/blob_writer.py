@@ -98,7 +98,7 @@ class BlobWriter:
                 with contextlib.suppress(TierFull):
                     return self._take(level, pages)
             elif level.phase is Phase.ACTIVE:
-                self._say_spent(level, now_s)
+                _say_spent(level, now_s)
         for level in in_turn if urgent else ():
             if level.may_take(now_s, urgent=True) and not level.budget.allows(now_s):
                 with contextlib.suppress(TierFull):
@@ -109,12 +109,6 @@ class BlobWriter:
         room = self.reserve(level, pages)
         self.stack.took(level)
         return level, room
-
-    def _say_spent(self, level: Level, now_s: float) -> None:
-        """Say once that a budget is spent."""
-        if not level.spent and not level.budget.allows(now_s):
-            level.spent = True
-            log.warning("tier %s: %s", level.name, level.budget.problem(now_s))
 
     def settle(self, level: Level, room: Room) -> None:
         """End what *room* was taken for: each blob in it is published or given back."""
@@ -287,3 +281,10 @@ class BlobWriter:
                 current = table.get(item.slot)
                 if current & MOVING and not (current ^ item.expected) & ~FLAGS:
                     table.mark(item.slot, MOVING, on=False)
+
+
+def _say_spent(level: Level, now_s: float) -> None:
+    """Say once that a budget is spent."""
+    if not level.spent and not level.budget.allows(now_s):
+        level.spent = True
+        log.warning("tier %s: %s", level.name, level.budget.problem(now_s))

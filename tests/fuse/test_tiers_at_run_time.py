@@ -91,6 +91,7 @@ def test_a_disk_is_replaced_while_pages_come_and_go(tmp_path: Path, start: Start
     counters = instance.counters()
     assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
     assert counters["lost_pages"] == counters["handler_errors"] == 0
+    assert counters["server_starts"] == 4, instance.log()
 
 
 def test_a_tier_comes_to_an_instance_without_one_and_its_number_is_used_again(

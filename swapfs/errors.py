@@ -36,6 +36,10 @@ class AddressAbsent(OperationError):
     """This machine has no such address, as before its network is up; it may come."""
 
 
+class Refused(OperationError):
+    """A server was asked for something, and said no: to ask again is of no use."""
+
+
 class GuardError(OperationError):
     """A guard against deadlock could not be set or did not hold (I8)."""
 

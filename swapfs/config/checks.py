@@ -37,6 +37,19 @@ def fit_pool(where: str, pool_bytes: int, draft: Draft) -> int:
     return pool_bytes
 
 
+def fit_pool_max(where: str, most_bytes: int, draft: Draft) -> int:
+    """Return *most_bytes* (0: as the pool) if it is no less than the pool, and fits.
+
+    :raises ConfigError: it is, or the machine has less
+    """
+    if most_bytes in (0, draft.values["pool"]):
+        return 0
+    if most_bytes < draft.values["pool"]:
+        has = format_size(draft.values["pool"])
+        raise ConfigError(where, f"{format_size(most_bytes)} is less than the pool of {has}")
+    return fit_pool(where, most_bytes, draft)
+
+
 def fit_min_free(where: str, reserve_bytes: int | None, draft: Draft) -> int | None:
     """Return *reserve_bytes* (None: auto) if enough memory is left beside it.
 

@@ -47,6 +47,7 @@ class Config:
     mountpoint: Path
     size_bytes: int
     pool_bytes: int
+    pool_max_bytes: int = DEFAULTS["pool-max"]
     overcommit: float = DEFAULTS["overcommit"]
     file: FileTierConfig | None = DEFAULTS["file"]
     tiers: tuple[TierConfig, ...] = ()
@@ -70,6 +71,11 @@ class Config:
     def swap_file(self) -> Path:
         """The file that the kernel swaps on, through a loop device."""
         return self.mountpoint / SWAP_FILE_NAME
+
+    @property
+    def arena_bytes(self) -> int:
+        """The most that the pool may ever have."""
+        return max(self.pool_bytes, self.pool_max_bytes)
 
     @property
     def all_tiers(self) -> tuple[TierConfig, ...]:

@@ -57,6 +57,26 @@ ROOM: Final = (
         """,
     ),
     Option(
+        key="pool-max",
+        field="pool_max_bytes",
+        section=Section.ROOM,
+        parse=values.parse_pool_size,
+        fit=checks.fit_pool_max,
+        show=lambda value, show_size: show_size(value) if value else None,
+        default=0,
+        default_text="that of `pool`",
+        takes="bytes",
+        metavar="SIZE",
+        help="Largest pool that resize may make",
+        example="512M",
+        text="""
+        The largest size that `swapfs resize --pool` may give the pool while it runs. At least
+        `pool`, at most the machine's memory.
+
+        It costs address space and 11 bytes for each 64 KiB; memory is taken when the pool grows.
+        """,
+    ),
+    Option(
         key="file",
         field="file",
         section=Section.ROOM,

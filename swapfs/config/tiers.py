@@ -6,7 +6,7 @@ Creates and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -198,6 +198,25 @@ def _read_tier(
         budget_exceed=settled["budget-exceed"],
         file=file,
     )
+
+
+CHANGEABLE: Final = ("priority", "budget", "budget-exceed")
+"""Keys that may be changed while a tier is used."""
+
+
+def read_change(
+    where: str, tier: TierConfig, table: Mapping[str, object], root: Path
+) -> TierConfig:
+    """Return *tier* as *table*, of the keys CHANGEABLE, has it changed.
+
+    :raises ConfigError: the first mistake
+    """
+    rows = [row for row in TIER_OPTIONS if row.key in CHANGEABLE]
+    option.check_keys(rows, table, where)
+    given: option.Given = {key: (f"{where}: {key}", value) for key, value in table.items()}
+    settled = option.settle(rows, given, root)
+    changed = {row.field: settled[row.key] for row in rows if row.key in table}
+    return replace(tier, **changed)
 
 
 def show_tiers(tiers: tuple[TierConfig, ...], show_size: option.ShowSize) -> list[dict[str, Any]]:

@@ -9,53 +9,117 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
-from swapfs.config.backing import FileTierConfig
+from swapfs.config.current import current
 from swapfs.config.model import Config
 from swapfs.config.paths import mount_source, swap_backing
 from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.region.layout import Region
-from swapfs.region.stack_rows import ACTIVE, DRAINING, StackRow, read_rows, write_rows
-from swapfs.tiers.file import FileTier
-from swapfs.tiers.seal import ChecksumSeal, Seal
+from swapfs.region.stack_rows import (
+    ACTIVE,
+    DRAINING,
+    GONE,
+    LEAVING,
+    StackRow,
+    clear_row,
+    read_rows,
+    write_row,
+    write_rows,
+)
+from swapfs.server.open_tier import open_file
+from swapfs.tiers.file import FileTier, Known
 from swapfs.tiers.sector_tier import SectorTier
 from swapfs.vlayer.stack import Level, Phase, Stack
+from swapfs.wire import handover
 from swapfs.wire.handover import Handover
+from swapfs.wire.link import Link
 
 log = logging.getLogger(__name__)
 
 
 Held = tuple[StackRow, FileTier]
-"""A tier, and how the region knows it."""
+"""A tier, and how the region knew it when it came."""
+_PHASES: Final = {ACTIVE: Phase.ACTIVE, DRAINING: Phase.DRAINING, LEAVING: Phase.LEAVING}
 
 
 @dataclass(slots=True)
 class Holdings:
     """What the monitor holds for the servers to come."""
 
+    config: Config
     region: Region
     tiers: list[Held]
     fuse_fd: int
     lock_fd: int
     device: int | None = None
     """st_dev of the mount."""
+    link: Link = field(default_factory=Link)
 
     def stack(self) -> Stack:
         """Return the tiers below the pool, for one server, as the one before it left them."""
-        phases = {
-            row.number: Phase.DRAINING if row.state == DRAINING else Phase.ACTIVE
-            for row in read_rows(self.region.stack)
-        }
+        now = {row.number: row for row in read_rows(self.region.stack)}
         return Stack(
             [
-                Level(row.number, row.name, SectorTier(file), row.priority, phases[row.number])
+                Level(
+                    *(row.number, row.name, SectorTier(file)),
+                    now[row.number].priority,
+                    _PHASES[now[row.number].state],
+                )
                 for row, file in self.tiers
+                if now[row.number].state != GONE
             ]
         )
+
+    def serve(self, operation: str, arguments: dict[str, Any], fd: int | None) -> Any:
+        """Do what a server asks for (``wire.link``).
+
+        :raises SwapfsError: it cannot be done
+        """
+        match operation:
+            case "add":
+                assert fd is not None
+                self._add(**arguments, fd=fd)
+            case "forget":
+                self._forget(**arguments)
+            case "open pool":
+                self._open_pool(**arguments)
+            case "close pool":
+                self.region.close_arena(**arguments)
+        return self.handover()
+
+    def _add(self, number: int, tier: TierConfig, known: Known, fd: int) -> None:
+        """Hold one more tier; with its row, words may name it from then on."""
+        row = _row(number, tier)
+        file = open_file(tier.file, self.region, fd, known)
+        write_row(self.region.stack, row)
+        self.tiers.append((row, file))
+        self.tiers.sort(key=lambda held: held[0].number)
+        self.config = current(self.config, self.region, tier)
+
+    def _open_pool(self, start: int, end: int) -> None:
+        """Have more of the pool locked, before anything is in it.
+
+        :raises OperationError: the system does not give the memory
+        """
+        try:
+            self.region.open_arena(start, end)
+        except OSError as error:
+            raise OperationError(f"the monitor cannot have it locked: {error.strerror}") from error
+
+    def _forget(self, number: int) -> None:
+        """Let a tier go that its server has left; that still has it open and closes it last."""
+        for held in self.tiers:
+            if held[0].number == number:
+                self.tiers.remove(held)
+                clear_row(self.region.stack, number)
+                held[1].close()
+                self.config = current(self.config, self.region)
+                break
 
     def handover(self) -> Handover:
         """Return where another monitor finds it."""
@@ -67,7 +131,7 @@ class Holdings:
 
 def lock_path(config: Config) -> Path:
     """Return the file whose lock is the life of the instance."""
-    return config.runtime_dir / f"{config.name}.lock"
+    return handover.lock_path(config.runtime_dir, config.name)
 
 
 def lock_instance(config: Config) -> int:
@@ -87,17 +151,29 @@ def open_tiers(config: Config, region: Region, fds: Sequence[int] | None = None)
     :param fds: of a monitor that had them open, in the order of the rows
     :raises SwapfsError: one cannot be opened, or is not the one that the region knows
     """
-    described = [_row(number, tier) for number, tier in enumerate(config.all_tiers, 1)]
     if fds is None:
+        described = [_row(number, tier) for number, tier in enumerate(config.all_tiers, 1)]
         write_rows(region.stack, described)
-    elif [replace(row, state=ACTIVE) for row in read_rows(region.stack)] != described or (
-        len(fds) != len(described)
-    ):
-        raise OperationError("the tiers of the running instance are not those that are described")
+        return [
+            (row, open_file(tier.file, region))
+            for row, tier in zip(described, config.all_tiers, strict=True)
+        ]
+    rows = read_rows(region.stack)
+    if len(rows) != len(fds) or list(map(_identity, rows)) != [
+        _identity(_row(row.number, tier)) for row, tier in zip(rows, config.all_tiers, strict=False)
+    ]:
+        raise OperationError(
+            "the tiers of the running instance are not those that are described; if one was added "
+            "or removed just now, try again"
+        )
     return [
-        (row, _open_tier(tier.file, region, fds[index] if fds is not None else None))
-        for index, (row, tier) in enumerate(zip(described, config.all_tiers, strict=True))
+        (row, open_file(tier.file, region, fd))
+        for row, tier, fd in zip(rows, config.all_tiers, fds, strict=True)
     ]
+
+
+def _identity(row: StackRow) -> tuple[str, str, bytes]:
+    return row.kind, row.name, row.digest
 
 
 def _row(number: int, tier: TierConfig) -> StackRow:
@@ -110,19 +186,6 @@ def _row(number: int, tier: TierConfig) -> StackRow:
         budget_day_bytes=tier.budget.day_bytes,
         budget_exceeds=tier.budget_exceed,
     )
-
-
-def _open_tier(file: FileTierConfig, region: Region, fd: int | None) -> FileTier:
-    seal = _cipher(bytes(region.blob_key)) if file.encryption else ChecksumSeal()
-    return FileTier(file.path, file.size_bytes, file.direct_io, seal=seal, fd=fd)
-
-
-def _cipher(key: bytes) -> Seal:
-    # Not imported above: 14 MiB of locked memory that is only here for instances that encrypt. A
-    # server has it from us, by fork; it reads no library from a disk while it serves.
-    from swapfs.tiers.aead import AeadSeal
-
-    return AeadSeal(key)
 
 
 def mount(config: Config) -> tuple[int, int | None]:

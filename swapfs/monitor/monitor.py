@@ -36,12 +36,16 @@ from swapfs.region.layout import Region
 from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
 from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
+from swapfs.wire.link import LOOK_SIGNAL
 from swapfs.wire.startup import announce, describe, note, prepare
 
 log = logging.getLogger(__name__)
 
 SIGNALS: Final = frozenset(
-    {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, RETIRE_SIGNAL}
+    {
+        *(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+        *(RETIRE_SIGNAL, LOOK_SIGNAL),
+    }
 )
 LOG_WAIT_S: Final = 2.0
 """How long a monitor waits at its end for the last lines of the log to be written."""
@@ -101,12 +105,13 @@ class Monitor:
         :raises SwapfsError: that is not possible; nothing is left behind
         """
         config = self._config
-        geometry = geometry_for(config.size_bytes, config.pool_bytes, config.log_bytes)
-        check_room(config, guaranteed_bytes(geometry, *config.tier_bytes))
+        geometry = geometry_for(config.size_bytes, config.arena_bytes, config.log_bytes)
+        at_first = geometry_for(config.size_bytes, config.pool_bytes, config.log_bytes)
+        check_room(config, guaranteed_bytes(at_first, *config.tier_bytes))
         policy.find(config.policy)  # loaded here, for every server to come (I9)
         lock_fd = holdings.lock_instance(config)
         self._set_guards()
-        region = Region.create(geometry)
+        region = Region.create(geometry, at_first.pool_bytes)
         region.blob_key[:] = os.urandom(len(region.blob_key))
         self._lock_memory(region)
         # From here on a signal must not leave a new file or a mount behind.
@@ -120,7 +125,7 @@ class Monitor:
                 for caution in file.stats().cautions:
                     note(self._answer_fd, caution)
             fuse_fd, device = holdings.mount(config)
-            outcome = self._watch_mounted(Holdings(region, tiers, fuse_fd, lock_fd, device))
+            outcome = self._watch_mounted(Holdings(config, region, tiers, fuse_fd, lock_fd, device))
         finally:
             for path in made if outcome is Outcome.NEVER_SERVED else ():
                 path.unlink(missing_ok=True)
@@ -148,7 +153,7 @@ class Monitor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         systemd.announce_main_process(os.getpid())  # before the one that it knows ends
         predecessor.retire(lambda text: note(self._answer_fd, text))
-        return Holdings(region, tiers, taken.fuse_fd, taken.lock_fd, taken.device)
+        return Holdings(self._config, region, tiers, taken.fuse_fd, taken.lock_fd, taken.device)
 
     def _watch_mounted(self, held: Holdings) -> Outcome:
         """Watch, and unmount at the end; never under a server that may still be there."""
@@ -188,6 +193,7 @@ class Monitor:
         """Fork servers until the connection is closed, or another monitor has it."""
         death = ""
         while True:
+            held.link.drop()
             pid = self._servers.start(held)
             if death:
                 log.error("%s", death)  # after the fork: whoever needs a page waits for that
@@ -227,6 +233,7 @@ class Monitor:
         while True:
             received = signal.sigwaitinfo(SIGNALS)
             self._shutdown.reap()
+            held.link.serve(pid, held.serve)
             if received.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._shutdown.start()
             if received.si_signo == RETIRE_SIGNAL:

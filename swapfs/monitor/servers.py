@@ -18,6 +18,7 @@ from swapfs.host import journal
 from swapfs.monitor.holdings import Holdings
 from swapfs.server.server import Server, preload
 from swapfs.wire.handover import RETIRE_SIGNAL
+from swapfs.wire.link import LOOK_SIGNAL
 from swapfs.wire.startup import READY, announce, describe
 
 log = logging.getLogger(__name__)
@@ -87,11 +88,14 @@ class Servers:
     # ---- in the child ----
 
     def _serve(self, held: Holdings) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, LOOK_SIGNAL):
             signal.signal(number, signal.SIG_IGN)  # the monitor's to handle
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals - {RETIRE_SIGNAL})
         handover = replace(held.handover(), pid=os.getppid())
-        server = Server(self._config, held.region, held.stack(), handover, recover=self.ever_served)
+        server = Server(
+            *(held.config, held.region, held.stack(), handover, held.link),
+            recover=self.ever_served,
+        )
         server.run(self._on_serving, self._on_ready, self._tell_failure)
 
     def _on_serving(self) -> None:

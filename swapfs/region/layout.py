@@ -2,7 +2,8 @@
 
 Layout, each part starting on a page::
 
-    header     magic, format version, geometry; from byte 256 on the key of the file
+    header     magic, format version, geometry; at byte 64 how much of the arena is used
+               (u64, 0: all); from byte 256 on the key of the file
                tier's blobs; from byte 512 on the FUSE_INIT request that
                opened the session (u32 length first); from byte 1024 on the counters;
                from byte 2048 on the rows of the stack (stack_rows.py)
@@ -18,16 +19,16 @@ Knows the layout, not the meaning of what is in it.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from swapfs.core._core import GRAIN_SHIFT, NO_CLASS, PLACE_SHIFT, ZSPAGE_SHIFT
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
+from swapfs.region.extent import Extent
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
 FORMAT_VERSION: Final = 4
@@ -39,12 +40,12 @@ POOL_BYTES_MAX: Final = 1 << 64 - PLACE_SHIFT + GRAIN_SHIFT
 
 _MAGIC: Final = b"swapfs\0\0"
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, version, counters, size, pool and log in bytes
+_POOL_OFFSET: Final = 64
 _KEY_OFFSET: Final = 256
 _KEY_BYTES: Final = 32
 _INIT_OFFSET: Final = 512
 _COUNTERS_OFFSET: Final = 1024
 _STACK_OFFSET: Final = 2048
-_MADV_POPULATE_WRITE: Final = 23  # include/uapi/asm-generic/mman-common.h, kernel 5.14
 
 
 def _page_ceil(size_bytes: int) -> int:
@@ -170,22 +171,27 @@ class Region:
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:_STACK_OFFSET].cast("Q")
         self.stack = whole[_STACK_OFFSET:PAGE_SIZE]
+        self._pool_bytes = whole[_POOL_OFFSET : _POOL_OFFSET + 8].cast("Q")
         self._whole = whole
+        self._extent = Extent(self._map, fd)
+        self._extent.close(g.arena_offset + self.pool_bytes)
 
     @classmethod
-    def create(cls, geometry: Geometry) -> Region:
-        """Make a new region, all of it present in memory before this returns.
+    def create(cls, geometry: Geometry, pool_bytes: int = 0) -> Region:
+        """Make a new region, present in memory before this returns.
 
+        :param pool_bytes: how much of the arena is used, and is there; 0: all of it
         :raises RegionError: the kernel has not that much memory
         """
         fd = os.memfd_create("swapfs-region", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, geometry.total_bytes)
+            os.pwrite(fd, pool_bytes.to_bytes(8, "little"), _POOL_OFFSET)
             region = cls(fd, geometry)
             region.populate()
         except OSError as error:
             os.close(fd)
-            size = geometry.total_bytes
+            size = geometry.total_bytes - geometry.pool_bytes + (pool_bytes or geometry.pool_bytes)
             raise RegionError(f"cannot reserve {size} bytes of memory: {error.strerror}") from error
         header = _HEADER.pack(
             *(_MAGIC, FORMAT_VERSION, len(COUNTERS)),
@@ -208,12 +214,46 @@ class Region:
 
         :raises OSError: not enough memory, or a kernel before 5.14
         """
-        self._map.madvise(_MADV_POPULATE_WRITE)
+        self._extent.populate(self.geometry.arena_offset + self.pool_bytes)
+
+    # ---- how much of the arena is used ----
+
+    @property
+    def pool_bytes(self) -> int:
+        """How much of the arena the pool has, from its beginning on; the rest is not there."""
+        return self._pool_bytes[0] or self.geometry.pool_bytes
+
+    @pool_bytes.setter
+    def pool_bytes(self, size_bytes: int) -> None:
+        self._pool_bytes[0] = size_bytes
+
+    @property
+    def now(self) -> Geometry:
+        """The geometry that a region of the pool's size of now would have."""
+        return replace(self.geometry, pool_bytes=self.pool_bytes)
+
+    def open_arena(self, start: int, end: int) -> None:
+        """Have the arena from byte *start* to *end* in memory, for this process to use.
+
+        :raises OSError: there is not enough
+        """
+        at = self.geometry.arena_offset
+        self._extent.open(at + start, at + end)
+
+    def close_arena(self, start: int) -> None:
+        """Have this process not touch the arena from byte *start* on."""
+        self._extent.close(self.geometry.arena_offset + start)
+
+    def give_back(self, start: int) -> None:
+        """Give the memory of the arena from byte *start* on back to the system."""
+        self._extent.give_back(self.geometry.arena_offset + start)
+
+    # ---- the rest ----
 
     @property
     def address(self) -> int:
         """Where the region is mapped, for mlock(2)."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        return self._extent.address
 
     @property
     def fixed_bytes(self) -> int:

@@ -8,6 +8,7 @@ rest is done by `Guards` when it serves.
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, Realtime
 from swapfs.region.layout import Region
 from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
-from swapfs.server.workers import Workers, aligned_buffer
+from swapfs.server.workers import StartThread, Workers, aligned_buffer
 from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer import fetch, recompress, writeback
@@ -40,7 +41,11 @@ THREAD_STACK_BYTES: Final = 512 * 1024
 """Locked in memory for each thread; lz4 takes 16 KiB of it."""
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
+DIRECT_BATCHES_WITHOUT: Final = 1
+"""Without a tier below none is filled, but a tier may come."""
 STALLED_WRITES: Final = 2
+DEMOTED_AT_ONCE: Final = 2048
+"""Pages, for a pool that is made smaller."""
 WRITING_THREADS: Final = 2
 """That of the mover, and the direct one."""
 
@@ -56,15 +61,40 @@ class Lower:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A server that is put together. *lower* is None without a tier below."""
+    """A server that is put together."""
 
     guards: Guards
     layer: VirtualSlotLayer
     workers: Workers
     stalled: StalledWrites
-    lower: Lower | None
+    lower: Lower
     recompressor: Recompressor | None
     swap_file: SwapFile
+
+    def fit_to_pool(self, config: Config, pool_bytes: int) -> None:
+        """Have watermarks and the like fit a pool of *pool_bytes*."""
+        down = self.lower.writeback
+        down.low_bytes = pool_bytes * config.low_watermark_percent // 100
+        down.high_bytes = pool_bytes * config.high_watermark_percent // 100
+        self.stalled.compactor.fit_to_pool()
+        if self.recompressor is not None:
+            share = config.recompress_watermark_percent
+            self.recompressor.start_bytes = pool_bytes * share // 100
+
+    def make_room(self, pages: int) -> bool:
+        """Have about *pages* pages leave the pool, or moved together in it; False: none is."""
+        down = self.lower.writeback
+        moved: queue.SimpleQueue[int] = queue.SimpleQueue()
+        down.request(min(pages, DEMOTED_AT_ONCE), moved.put)
+        return moved.get() > 0 or self.stalled.make_room(1)
+
+    def grow(self, start_thread: StartThread) -> None:
+        """Have what reads and writes below take, in a server that began without a tier there."""
+        if self.workers.grow(WORKERS_WITH_FILE, start_thread):
+            more = DIRECT_BATCHES - DIRECT_BATCHES_WITHOUT
+            self.lower.direct.add_batches(
+                [aligned_buffer(writeback.BATCH_BYTES) for _ in range(more)]
+            )
 
 
 def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, recover: bool) -> Parts:
@@ -83,19 +113,18 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
     )
     stalled = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(STALLED_WRITES)])
-    lower = _lower(config, region, layer, stalled) if stack else None
-    fetcher, direct = (lower.fetcher, lower.direct) if lower else (None, None)
+    lower = _lower(config, region, layer, stalled)
     swap_file = SwapFile(
         layer,
         config.size_bytes,
         request,
         reply,
         workers,
-        PartialWrites(layer, stalled.compactor.make_room, fetcher, direct),
-        direct or stalled,
-        fetcher=fetcher,
+        PartialWrites(layer, stalled.compactor.make_room, lower.fetcher, lower.direct),
+        lower.direct,
+        fetcher=lower.fetcher,
         stored=_stored(stalled, lower),
-        place=lower.writeback.chooser.place if lower else None,
+        place=lower.writeback.chooser.place,
     )
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
     recompressor = _recompressor(config, region, layer, stalled, lower)
@@ -124,7 +153,7 @@ def _lower(
     layer: VirtualSlotLayer,
     stalled: StalledWrites,
 ) -> Lower:
-    limit, pool = region.geometry.pool_bytes, layer.pool
+    limit, pool = region.pool_bytes, layer.pool
     chooser = Chooser(layer, policy.find(config.policy), raw_first=config.raw_first)
     down = Writeback(
         layer,
@@ -134,7 +163,8 @@ def _lower(
         low_bytes=limit * config.low_watermark_percent // 100,
         chooser=chooser,
     )
-    views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(DIRECT_BATCHES)]
+    batches = DIRECT_BATCHES if layer.stack else DIRECT_BATCHES_WITHOUT
+    views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(batches)]
 
     def promote(slot: int, refaulted: bool) -> bool:
         room = pool.used_bytes < down.high_bytes
@@ -154,28 +184,25 @@ def _recompressor(
     region: Region,
     layer: VirtualSlotLayer,
     stalled: StalledWrites,
-    lower: Lower | None,
+    lower: Lower,
 ) -> Recompressor | None:
     """Return what puts cold pages into zstd, and have those that go down go so; None: nothing."""
     if not config.recompress:
         return None
     level = config.recompress_level
-    if lower is not None:
-        recoders = [Recoder(level, 0, False) for _ in range(WRITING_THREADS)]
-        lower.writeback.writer.recoder = StagedRecoder(recoders)
+    recoders = [Recoder(level, 0, False) for _ in range(WRITING_THREADS)]
+    lower.writeback.writer.recoder = StagedRecoder(recoders)
     return Recompressor(
         layer,
         Recoder(level, 0, True),
         aligned_buffer(recompress.VIEW_BYTES),
         stalled.compactor,
-        start_bytes=region.geometry.pool_bytes * config.recompress_watermark_percent // 100,
+        start_bytes=region.pool_bytes * config.recompress_watermark_percent // 100,
     )
 
 
-def _stored(stalled: StalledWrites, lower: Lower | None) -> Callable[[], None]:
+def _stored(stalled: StalledWrites, lower: Lower) -> Callable[[], None]:
     """Return what looks at the pool after each write."""
-    if lower is None:
-        return stalled.kick_if_needed
     down = lower.writeback
 
     def kick() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import trio
 
-from swapfs.config import values
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
 from swapfs.host import fusectl, loop, mounts
 from swapfs.host.loop import Backing
+from swapfs.server.pool_size import PoolSize
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import in_thread
-from swapfs.units import PAGE_SIZE, format_size
+from swapfs.server.tiering import Tiering
+from swapfs.vlayer.stack import Level
 from swapfs.vlayer.writeback import Writeback
 from swapfs.wire import control
 
@@ -24,14 +26,18 @@ log = logging.getLogger(__name__)
 class Commands:
     """The commands of one server; each raises OperationError with the reason if it cannot.
 
-    :param writeback: None: there is no lower tier
+    :param writeback: moves pages down
+    :param tiering: changes the stack
+    :param pool_size: changes that of the pool
     """
 
     def __init__(
         self,
         config: Config,
         snapshots: SnapshotMaker,
-        writeback: Writeback | None,
+        writeback: Writeback,
+        tiering: Tiering,
+        pool_size: PoolSize,
         fuse: fusectl.FuseControl,
         backing: Backing,
     ) -> None:
@@ -39,6 +45,8 @@ class Commands:
         self._backing = backing
         self._snapshots = snapshots
         self._writeback = writeback
+        self._tiering = tiering
+        self._pool_size = pool_size
         self._fuse = fuse
 
     def handlers(self) -> dict[str, control.Handler]:
@@ -48,6 +56,10 @@ class Commands:
             "stop": self._on_stop,
             "demote": self._on_demote,
             "drain": self._on_drain,
+            "add": self._on_add,
+            "remove": self._on_remove,
+            "set": self._on_set,
+            "resize": self._on_resize,
             "abort": self._on_abort,
         }
 
@@ -56,7 +68,7 @@ class Commands:
 
     async def _on_demote(self, request: dict[str, object]) -> object:
         pages = request.get("pages", 0)
-        if self._writeback is None:
+        if not self._writeback.writer.stack:
             raise OperationError("there is no file tier to demote to; mount with --file")
         if not isinstance(pages, int) or pages < 0:
             raise OperationError("pages must be a number of pages")
@@ -72,18 +84,34 @@ class Commands:
 
     async def _on_drain(self, request: dict[str, object]) -> object:
         """Begin to drain a tier, or end it: the status tells how far it is."""
-        down, name = self._writeback, str(request.get("tier"))
-        level = down.writer.stack.named(name) if down is not None else None
-        if down is None or level is None:
-            raise OperationError(f"there is no tier {values.one_line(name)}")
+        name, stop = str(request.get("tier")), bool(request.get("stop"))
+        return await self._change(lambda: self._tiering.drain(name, stop=stop))
+
+    async def _on_remove(self, request: dict[str, object]) -> object:
+        """Begin to drain a tier that then leaves: it is gone when the status has it no more."""
+        name, force = str(request.get("tier")), bool(request.get("force"))
+        return await self._change(lambda: self._tiering.remove(name, force=force))
+
+    async def _on_add(self, request: dict[str, object]) -> object:
+        table = _table(request)
+        return await self._change(lambda: self._tiering.add(table))
+
+    async def _on_set(self, request: dict[str, object]) -> object:
+        name, table = str(request.get("tier")), _table(request)
+        return await self._change(lambda: self._tiering.set(name, table))
+
+    async def _on_resize(self, request: dict[str, object]) -> object:
+        """Begin to make the pool another size, or end that: the status tells how far it is."""
+        size_bytes, force = request.get("pool_bytes"), bool(request.get("force"))
         if request.get("stop"):
-            down.drains.stop(level)
-        elif missing := down.drains.missing_pages(level):
-            what = format_size(missing * PAGE_SIZE)
-            raise OperationError(f"the other tiers have no room for {what} of what is in {name}")
-        else:
-            down.drains.start(level)
-            down.wake()
+            self._pool_size.stop()
+            return {}
+        if not isinstance(size_bytes, int):
+            raise OperationError("pool_bytes must be a number of bytes")
+        return {"pool_bytes": self._pool_size.start(size_bytes, force=force)}
+
+    async def _change(self, change: Callable[[], Level]) -> object:
+        level = await in_thread(change)  # which may look at a disk
         return {"tier": level.name, "phase": level.phase}
 
     async def _on_stop(self, request: dict[str, object]) -> object:
@@ -103,3 +131,10 @@ class Commands:
         log.warning("another mount namespace holds the mount; ending the session")
         self._fuse.set("abort", 1)
         return {"aborted": True}
+
+
+def _table(request: dict[str, object]) -> dict[str, object]:
+    table = request.get("table")
+    if not isinstance(table, dict):
+        raise OperationError("there is no table of keys and values")
+    return table

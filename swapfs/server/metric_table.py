@@ -189,6 +189,7 @@ METRICS: Final = (
     # memory
     _figure("mem_used_bytes", "memory_bytes"),
     _figure("pool_limit_bytes", "pool.limit_bytes"),
+    _figure("pool_max_bytes", "pool.max_bytes"),
     _figure("pool_used_bytes", "pool.used_bytes"),
     _figure("pool_payload_bytes", "pool.payload_bytes"),
     _figure("pool_peak_bytes", "pool.peak_bytes"),

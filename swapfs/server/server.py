@@ -35,12 +35,15 @@ from swapfs.server import standstill
 from swapfs.server.assemble import assemble
 from swapfs.server.commands import Commands
 from swapfs.server.cpu_latency import CpuLatency
-from swapfs.server.snapshot import SnapshotMaker
+from swapfs.server.pool_size import PoolSize
+from swapfs.server.snapshot import SnapshotMaker, publish_state
 from swapfs.server.threads import VitalThreads, in_thread
+from swapfs.server.tiering import Tiering, tend
 from swapfs.session import fuse_init, pyfuse3
 from swapfs.vlayer.stack import Stack
-from swapfs.wire import control, state_file
-from swapfs.wire.handover import RETIRE_SIGNAL, Handover
+from swapfs.wire import control
+from swapfs.wire.handover import RETIRE_SIGNAL, Handover, lock_path
+from swapfs.wire.link import Link
 
 if TYPE_CHECKING:
     from swapfs.server.http_server import HttpServer
@@ -51,7 +54,6 @@ SWITCH_INTERVAL_S: Final = 1e-4
 """The most that another Python thread may hold up a request."""
 REQUESTS_MAX: Final = 1024
 """Under way at a time: more than a loop device's 128, which may be two or three each."""
-STATE_EVERY_S: Final = 1.0
 STOP_WAIT_S: Final = 10.0
 RETRY_S: Final = 5.0
 
@@ -79,6 +81,7 @@ class Server:
         region: Region,
         stack: Stack,
         handover: Handover,
+        link: Link,
         *,
         recover: bool = False,
     ) -> None:
@@ -90,14 +93,29 @@ class Server:
         self._backing = swap_backing(config.mountpoint, handover.device)
         self._parts = parts = assemble(config, region, stack, handover.fuse_fd, recover=recover)
         self._guards = parts.guards
-        down = parts.lower.writeback if parts.lower else None
+        down = parts.lower.writeback
         self._cpu_latency = CpuLatency(config.latency)
         self._snapshots = SnapshotMaker(
             config, region, parts.layer, parts.guards, handover, self._cpu_latency
         )
-        self._commands = Commands(config, self._snapshots, down, self._fuse, self._backing)
         self._metrics: HttpServer | None = None
         self._threads = VitalThreads(self._on_thread_death)
+        self._tiering = Tiering(
+            *(config, region, parts.layer, down, link, lock_path(config.runtime_dir, config.name)),
+            grow=lambda: parts.grow(self._threads.start),
+            changed=self._snapshots.describe,
+        )
+        self._pool_size = PoolSize(
+            *(region, parts.layer, link, self._tiering),
+            make_room=parts.make_room,
+            fit=functools.partial(parts.fit_to_pool, config),
+        )
+        self._snapshots.describe(self._tiering.config, None)
+        self._snapshots.pool_size = self._pool_size
+        self._commands = Commands(
+            *(config, self._snapshots, down, self._tiering, self._pool_size),
+            *(self._fuse, self._backing),
+        )
         self._serving = threading.Event()
         self._on_failure: Callable[[BaseException], None] = lambda error: None
 
@@ -145,7 +163,7 @@ class Server:
             self._set_guards()
             self._guards.require()
             self._start_tasks(nursery)
-            nursery.start_soon(self._publish_state)
+            nursery.start_soon(publish_state, self._config, self._snapshots)
             on_ready()
             on_serving()
 
@@ -157,13 +175,14 @@ class Server:
             self._guards.set(Heap())
             self._guards.set(MemoryLock(self._region.geometry.total_bytes))
             self._set_guards()  # only reported: to stand still would help nobody
-            nursery.start_soon(self._publish_state)
+            nursery.start_soon(publish_state, self._config, self._snapshots)
             on_ready()
             await self._offer(nursery, "metrics", self._serve_metrics)
 
     def _start_tasks(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self._serve_names, nursery.cancel_scope)
         nursery.start_soon(self._retire_when_asked)
+        nursery.start_soon(tend, self._tiering, self._pool_size.trim)
 
     def _control(self, nursery: trio.Nursery) -> Callable[[], Awaitable[object]]:
         path = control.socket_path(self._config.runtime_dir, self._config.name)
@@ -229,9 +248,8 @@ class Server:
         parts, start = self._parts, self._threads.start
         parts.workers.start(start)
         start("stalled writes", parts.stalled.run)
-        if parts.lower is not None:
-            start("writeback", parts.lower.writeback.run)
-            start("direct", parts.lower.direct.run)
+        start("writeback", parts.lower.writeback.run)
+        start("direct", parts.lower.direct.run)
         if parts.recompressor is not None:
             start("recompress", parts.recompressor.run)
         start("session", self._session_loop)
@@ -293,28 +311,12 @@ class Server:
     def _stop_threads(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
-        if self._parts.lower is not None:
-            self._parts.lower.writeback.stop()
-            self._parts.lower.direct.stop()
+        self._parts.lower.writeback.stop()
+        self._parts.lower.direct.stop()
         if self._parts.recompressor is not None:
             self._parts.recompressor.stop()
         self._parts.stalled.stop()
         self._parts.workers.stop(STOP_WAIT_S)
-
-    # ---- for those who may not use the control socket ----
-
-    async def _publish_state(self) -> None:
-        """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
-        config = self._config
-        while True:
-            try:
-                status = self._snapshots.make().as_dict()
-                state_file.write(config.runtime_dir, config.name, status)
-            except OSError as error:
-                log.warning("state file of %s: %s", config.name, error.strerror)
-            except Exception:  # what nobody's page depends on must not end the server
-                log.exception("no status to write")
-            await trio.sleep(STATE_EVERY_S)
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

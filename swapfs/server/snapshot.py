@@ -8,10 +8,13 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import trio
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe
@@ -39,11 +42,26 @@ from swapfs.vlayer.codec import ALGORITHM
 from swapfs.vlayer.durations import BOUNDS_S, Durations
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level, Stack
-from swapfs.wire import control
+from swapfs.wire import control, state_file
 from swapfs.wire.handover import Handover
 
+log = logging.getLogger(__name__)
+
+STATE_EVERY_S: Final = 1.0
 GUARDS_EVERY_S: Final = 5.0
 """The age that guards in metrics and state file may have; status reads them back at once."""
+
+
+class Resizing(Protocol):
+    """What tells of a pool that is made another size."""
+
+    @property
+    def target_bytes(self) -> int:
+        """The size that it is to have; 0: that which it has."""
+
+    @property
+    def problem(self) -> str:
+        """Why the last change came to nothing."""
 
 
 class SnapshotMaker:
@@ -81,8 +99,17 @@ class SnapshotMaker:
         self._backing = swap_backing(config.mountpoint, handover.device)
         self._wanted_path = control.wanted_path(config.runtime_dir, config.name)
         self.problems: dict[str, str] = {}
-        self._room_bytes = guaranteed_bytes(region.geometry, *config.tier_bytes)
+        self.pool_size: Resizing | None = None
+        self._room_bytes = guaranteed_bytes(region.now, *config.tier_bytes)
         self._loop_errors = 0
+
+    def describe(self, config: Config, handover: Handover | None) -> None:
+        """Show another configuration from now on, and where its monitor has what it holds."""
+        self._described = json.loads(describe(config, as_json=True))
+        self._room_bytes = guaranteed_bytes(self._region.now, *config.tier_bytes)
+        self._fixed_bytes = _fixed_bytes(self._region, self._layer.stack)
+        if handover is not None:
+            self._handover = handover.as_dict()
 
     def make(self, *, fresh: bool = False) -> Status:
         """Return the snapshot of this moment.
@@ -156,6 +183,9 @@ class SnapshotMaker:
                 payload_bytes=pool.payload_bytes,
                 peak_bytes=pool.peak_bytes,
                 zspages_free=pool.zspages_free,
+                max_bytes=self._region.geometry.pool_bytes,
+                target_bytes=self.pool_size.target_bytes if self.pool_size else 0,
+                note=self.pool_size.problem if self.pool_size else "",
             ),
             "metadata_bytes": table_bytes,
             "metadata_bytes_per_slot": round(table_bytes / occupied, 2) if occupied else 0.0,
@@ -267,3 +297,15 @@ def _fixed_bytes(region: Region, stack: Stack) -> int:
     """Return what an empty instance costs: tables, and the lists derived from them."""
     lists = 15 * region.geometry.zspages + 11 * region.geometry.clusters
     return region.fixed_bytes + lists + sum(level.tier.stats().map_bytes for level in stack)
+
+
+async def publish_state(config: Config, snapshots: SnapshotMaker) -> None:
+    """Keep the world-readable state file fresh, for ``swapfs status`` without root."""
+    while True:
+        try:
+            state_file.write(config.runtime_dir, config.name, snapshots.make().as_dict())
+        except OSError as error:
+            log.warning("state file of %s: %s", config.name, error.strerror)
+        except Exception:  # what nobody's page depends on must not end the server
+            log.exception("no status to write")
+        await trio.sleep(STATE_EVERY_S)

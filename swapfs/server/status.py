@@ -58,6 +58,9 @@ class PoolStatus(Part):
     payload_bytes: int | None = _figure("Pool in use, payload only.")
     peak_bytes: int | None = _figure("Largest pool use so far.")
     zspages_free: int | None = _figure("Zspages that no size class owns.")
+    max_bytes: int | None = _figure("Largest size that the pool may be given while it runs.")
+    target_bytes: int | None = _figure("Size that the pool is being given; 0: none.")
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

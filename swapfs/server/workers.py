@@ -46,19 +46,30 @@ class Workers:
 
     def __init__(self, threads: int, pages_bytes: int, scratch_bytes: int) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._buffers = [
-            Buffers(
-                aligned_buffer(pages_bytes), aligned_buffer(scratch_bytes), bytearray(PAGE_SIZE)
-            )
-            for _ in range(threads)
-        ]
+        self._sizes_bytes = (pages_bytes, scratch_bytes)
+        self._buffers = [self._reserve() for _ in range(threads)]
         self._threads: list[threading.Thread] = []
+
+    def _reserve(self) -> Buffers:
+        pages_bytes, scratch_bytes = self._sizes_bytes
+        return Buffers(
+            aligned_buffer(pages_bytes), aligned_buffer(scratch_bytes), bytearray(PAGE_SIZE)
+        )
 
     def start(self, start_thread: StartThread) -> None:
         """Start the threads, each with *start_thread*."""
         for number, buffers in enumerate(self._buffers):
             run = functools.partial(self._run, buffers)
             self._threads.append(start_thread(f"worker-{number}", run))
+
+    def grow(self, threads: int, start_thread: StartThread) -> bool:
+        """Have *threads* threads; False: it has."""
+        if len(self._threads) >= threads:
+            return False
+        while (number := len(self._threads)) < threads:
+            run = functools.partial(self._run, self._reserve())
+            self._threads.append(start_thread(f"worker-{number}", run))
+        return True
 
     def submit(self, job: Job) -> None:
         """Have *job* run; it answers its own request and its exceptions are logged."""

@@ -289,6 +289,11 @@ class Tier(ABC):
     def guaranteed_pages(self) -> int:
         """Return how many pages the tier holds for certain, however badly they compress."""
 
+    def free_bytes(self) -> int:
+        """Return how many bytes more it takes for certain, as ``TierStats`` counts what is used."""
+        stats = self.stats()
+        return stats.size_bytes - stats.bad_bytes - stats.used_bytes
+
     def fill_percent(self) -> int:
         """Return how much of what can be stored in it is stored, in percent."""
         stats = self.stats()

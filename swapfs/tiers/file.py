@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from swapfs.errors import ConfigError, TierIOError, TierNoSpace
 from swapfs.tiers.backing_file import block_sectors, cautions, open_backing
@@ -28,12 +28,20 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Of the file system, a quota or a limit; the blocks that were written to are as good as before."""
 
 
+class Known(NamedTuple):
+    """What must be asked of a place: the sectors that reads are aligned to, and its cautions."""
+
+    block_sectors: int
+    cautions: tuple[str, ...]
+
+
 class FileTier(SectorStore):
     """Blobs on a file or block device.
 
     :param size_bytes: how much of it to use; rounded down to whole segments
     :param seal: of its blobs; a checksum unless given
     :param fd: a descriptor that another FileTier opened for the same place and size
+    :param known: what that one found out of the place: then this one asks no disk
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class FileTier(SectorStore):
         *,
         seal: Seal | None = None,
         fd: int | None = None,
+        known: Known | None = None,
     ) -> None:
         segments = size_bytes // SEGMENT_BYTES
         if segments <= CLEANING_RESERVE:
@@ -55,10 +64,13 @@ class FileTier(SectorStore):
             self.fd, self._direct = open_backing(path, size_bytes, direct_io)
         else:
             self.fd, self._direct = fd, bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        self.block_sectors = block_sectors(self.fd) if self._direct else 1
+        if known is None:
+            sectors = block_sectors(self.fd) if self._direct else 1
+            known = Known(sectors, cautions(self.fd, path))
+        self.known = known
+        self.block_sectors = known.block_sectors
         self.seal = seal or ChecksumSeal()
         self._path = path
-        self._cautions = cautions(self.fd, path)
         self._map = SegmentMap(segments)
 
     def allocate(self, sectors: int, *, cleaning: bool = False) -> Extent:  # noqa: D102
@@ -141,7 +153,7 @@ class FileTier(SectorStore):
             encrypted=self.seal.encrypted,
             free_segments=self._map.free_segments,
             segments=self._map.segments,
-            cautions=self._cautions,
+            cautions=self.known.cautions,
         )
 
     def descriptors(self) -> list[int]:  # noqa: D102

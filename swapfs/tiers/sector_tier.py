@@ -200,6 +200,11 @@ class SectorTier(Tier):
     def guaranteed_pages(self) -> int:  # noqa: D102
         return self.sectors.room_pages()
 
+    def free_bytes(self) -> int:
+        """Count as ``guaranteed_pages`` does: a sixteenth of each segment may be lost in holes."""
+        pages = self.sectors.room_pages()
+        return pages * BLOB_SECTORS_MAX * SECTOR_SIZE - self.sectors.stats().used_bytes
+
     def fill_percent(self) -> int:
         """Leave out what cleaning keeps free."""
         stats = self.sectors.stats()

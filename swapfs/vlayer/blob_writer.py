@@ -67,10 +67,15 @@ class BlobWriter:
 
         :raises TierFull: there is none now
         """
+        with self._layer.lock:
+            if level.phase is not Phase.ACTIVE and not moving:
+                raise TierFull("it is being drained")
+            level.users += 1
         self.progress.begin()
         try:
             room = level.tier.reserve(pages, moving=moving)
         except BaseException as error:
+            self._let_go(level)
             self.progress.cancel()
             level.health.full |= isinstance(error, TierFull) and not moving
             raise
@@ -93,7 +98,7 @@ class BlobWriter:
                 with contextlib.suppress(TierFull):
                     return self._take(level, pages)
             elif level.phase is Phase.ACTIVE:
-                self._say_spent(level, now_s)
+                _say_spent(level, now_s)
         for level in in_turn if urgent else ():
             if level.may_take(now_s, urgent=True) and not level.budget.allows(now_s):
                 with contextlib.suppress(TierFull):
@@ -105,16 +110,15 @@ class BlobWriter:
         self.stack.took(level)
         return level, room
 
-    def _say_spent(self, level: Level, now_s: float) -> None:
-        """Say once that a budget is spent."""
-        if not level.spent and not level.budget.allows(now_s):
-            level.spent = True
-            log.warning("tier %s: %s", level.name, level.budget.problem(now_s))
-
     def settle(self, level: Level, room: Room) -> None:
         """End what *room* was taken for: each blob in it is published or given back."""
         level.tier.settle(room)
+        self._let_go(level)
         self.progress.end()
+
+    def _let_go(self, level: Level) -> None:
+        with self._layer.lock:
+            level.users -= 1
 
     def cancel(self, level: Level, room: Room) -> None:
         """Give room back in which nothing was stored."""
@@ -277,3 +281,10 @@ class BlobWriter:
                 current = table.get(item.slot)
                 if current & MOVING and not (current ^ item.expected) & ~FLAGS:
                     table.mark(item.slot, MOVING, on=False)
+
+
+def _say_spent(level: Level, now_s: float) -> None:
+    """Say once that a budget is spent."""
+    if not level.spent and not level.budget.allows(now_s):
+        level.spent = True
+        log.warning("tier %s: %s", level.name, level.budget.problem(now_s))

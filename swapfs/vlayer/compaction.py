@@ -51,7 +51,12 @@ class Compactor:
     def __init__(self, layer: VirtualSlotLayer) -> None:
         self._layer = layer
         self._round = threading.Lock()
-        zspages = layer.pool.zspages.count
+
+        self.fit_to_pool()
+
+    def fit_to_pool(self) -> None:
+        """Take note of another size of the pool."""
+        zspages = self._layer.pool.zspages.limit
         self.low_zspages = zspages // _LOW_SHARE
         self.worth_zspages = max(1, zspages // _WORTH_SHARE)
 
@@ -70,7 +75,7 @@ class Compactor:
     def pack_if_worth(self) -> int:
         """Pack if that gains enough zspages for a walk over the table; return zspages gained."""
         with self._round:
-            return self._pack(self._layer.pool.zspages.count, self.worth_zspages)
+            return self._pack(self._layer.pool.zspages.limit, self.worth_zspages)
 
     def make_room(self, pages: int, *, look: bool = True) -> bool:
         """Make room for *pages* pages that found none; False if there is no more to be made.

@@ -41,20 +41,22 @@ class Drains:
         self._under_way: dict[int, Drain] = {}  # by number of the tier
         self._hands: dict[int, int] = {}  # the cluster where sinking goes on, likewise
 
-    def missing_pages(self, level: Level) -> int:
-        """Return how many pages of *level* the other tiers might have no room for; 0: none."""
-        table = self._layer.table
-        room = sum(
-            max(0, other.tier.guaranteed_pages() - table.slots_in(other.number))
+    def missing_bytes(self, level: Level) -> int:
+        """Return how much of what *level* holds the other tiers might have no room for."""
+        room_bytes = sum(
+            max(0, other.tier.free_bytes())
             for other in self._layer.stack
             if other is not level and other.phase is Phase.ACTIVE
         )
-        return max(0, table.slots_in(level.number) - room)
+        return max(0, level.tier.stats().used_bytes - room_bytes)
 
-    def start(self, level: Level) -> None:
-        """Have all that is in *level* moved to others, and nothing new go there."""
+    def start(self, level: Level, phase: Phase = Phase.DRAINING) -> None:
+        """Have all that is in *level* moved to others, and nothing new go there.
+
+        :param phase: or LEAVING, if it is to be let go then
+        """
         level.note = ""
-        self._layer.stack.set_phase(level, Phase.DRAINING)
+        self._layer.stack.set_phase(level, phase)
 
     def stop(self, level: Level) -> None:
         """Use *level* as before; what was moved stays where it is."""
@@ -69,11 +71,14 @@ class Drains:
         There is not where nothing more can be moved now.
         """
         more = False
+        for number, drain in list(self._under_way.items()):
+            if self._layer.stack.get(number) is not drain.source:  # it has left
+                del self._under_way[number]
         for level in self._layer.stack:
             cause = self._cause(level)
-            drain = self._under_way.get(level.number)
-            if drain is not None and drain.cause != cause:
-                self._end(level, drain)
+            begun = self._under_way.get(level.number)
+            if begun is not None and begun.cause != cause:
+                self._end(level, begun)
             if cause and self._layer.table.slots_in(level.number) and go_on():
                 more = self._step(level, cause) or more
         return more
@@ -119,7 +124,8 @@ class Drains:
     def drain(self, number: int) -> Drain:
         """Return what moves all that is in tier *number* to others; nothing new goes there."""
         level = self._layer.stack[number]
-        self._layer.stack.set_phase(level, Phase.DRAINING)
+        if level.phase is Phase.ACTIVE:
+            self._layer.stack.set_phase(level, Phase.DRAINING)
         return self._make(level, lambda: tuple(self._layer.stack))
 
     def sink(self, number: int, pages: int) -> Drain:

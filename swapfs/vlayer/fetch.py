@@ -15,7 +15,7 @@ from typing import Final
 
 from swapfs.core._core import EVENT_LOAD, EVENT_REFAULT, sign
 from swapfs.errors import BlobCorrupt, TierError
-from swapfs.tiers.base import Failure
+from swapfs.tiers.base import Failure, Traffic
 from swapfs.tiers.pool import NO_PLACE
 from swapfs.tiers.sectors import READ_SLACK_BYTES
 from swapfs.units import CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE
@@ -32,6 +32,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
 from swapfs.vlayer.single_flight import GIVEN_UP, Flight, Run, SingleFlight
+from swapfs.vlayer.stack import Level
 
 log = logging.getLogger(__name__)
 
@@ -139,15 +140,22 @@ class Fetcher:
 
     def _read_run(self, run: Run, scratch: memoryview) -> None:
         """Note in each flight of *run* its bytes, in *scratch*, or why there are none."""
-        flights = run.flights
-        level = self._layer.stack.get(tier_of(flights[0].word))
-        if level is None:
-            flights[0].failure = _NO_TIER
-            return
-        began_s = time.monotonic()
-        traffic = level.tier.load(flights, scratch)
-        took_s = time.monotonic() - began_s
+        flights, traffic = run.flights, Traffic(0, 0)
         with self._layer.lock:
+            level = self._layer.stack.get(tier_of(flights[0].word))
+            if level is None:
+                flights[0].failure = _NO_TIER
+                return
+            level.users += 1
+        began_s = time.monotonic()
+        try:
+            traffic = level.tier.load(flights, scratch)
+        finally:
+            self._count_read(level, traffic, time.monotonic() - began_s)
+
+    def _count_read(self, level: Level, traffic: Traffic, took_s: float) -> None:
+        with self._layer.lock:
+            level.users -= 1
             level.reading.note(took_s)
             self._layer.counters.add("file_read_ops", traffic.reads)
             self._layer.counters.add("file_read_bytes", traffic.read_bytes)

@@ -14,6 +14,8 @@ from typing import Final
 from swapfs.region.stack_rows import (
     ACTIVE,
     DRAINING,
+    GONE,
+    LEAVING,
     ROW_BYTES,
     RowFigures,
     set_priority,
@@ -34,6 +36,8 @@ class Phase(StrEnum):
     ACTIVE = "active"
     DRAINING = "draining"
     """Nothing new goes there; what is there is being moved away."""
+    LEAVING = "leaving"
+    """Likewise, and when it is empty it is let go."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +62,8 @@ class Level:
     writing: Durations = field(default_factory=Durations)
     turn: int = 0
     """When it was chosen last, among tiers of its priority."""
+    users: int = 0
+    """Reads and rooms that are under way, so that it must stay; under the layer's lock."""
     spent: bool = False
     """Whether it has been said that its budget is spent."""
     presses: bool = False
@@ -92,7 +98,7 @@ class Level:
         return self.budget.problem(now_s) if state.healthy else self.health.problem(now_s)
 
 
-_STATES: Final = {Phase.ACTIVE: ACTIVE, Phase.DRAINING: DRAINING}
+_STATES: Final = {Phase.ACTIVE: ACTIVE, Phase.DRAINING: DRAINING, Phase.LEAVING: LEAVING}
 
 
 class Stack:
@@ -177,6 +183,29 @@ class Stack:
         """Note that something goes to *level*: its equals have their turn before it has another."""
         self._turns += 1
         level.turn = self._turns
+
+    def free_number(self) -> int | None:
+        """Return the lowest number that no tier has; None: there is none."""
+        taken = {level.number for level in self} | {
+            number for number in range(1, TIERS_MAX) if self._rows[number * ROW_BYTES]
+        }
+        return next((number for number in range(1, TIERS_MAX) if number not in taken), None)
+
+    # ---- tiers come and go; the layer's lock is held ----
+
+    def add(self, level: Level) -> None:
+        """Use *level*, whose row is there, from now on."""
+        assert self._levels[level.number] is None
+        level.use(RowFigures.of(self._rows, level.number))
+        self._levels[level.number] = level
+        self._sort()
+
+    def remove(self, level: Level) -> None:
+        """Forget *level*, which no word names and nobody uses, in this server and those after."""
+        assert not level.users
+        set_state(self._rows, level.number, GONE)
+        self._levels[level.number] = None
+        self._sort()
 
     # ---- what words name; the layer's lock is held ----
 

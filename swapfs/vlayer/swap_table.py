@@ -69,9 +69,6 @@ class SwapTable:
         self._directory = region.directory
         self._clusters = region.geometry.clusters
         self.slots = region.geometry.slots
-        self._reserve_max = (
-            table_reserve_bytes(self._clusters, region.geometry.pool_bytes) // ZSPAGE_BYTES
-        )
         # Slots in use by cluster, and slots by state; ``_core.Writer`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
         self.counts = array("l", [0]) * _COUNTED
@@ -186,7 +183,20 @@ class SwapTable:
         """Have the pool keep room for the tables of clusters that are not in use yet."""
         # What is missing when every cluster is in use: zspages of tables never empty by halves.
         wanted = -(-self._clusters // _PAGES_PER_ZSPAGE) - self._pool.table_zspages
-        self._pool.reserve_zspages = max(0, min(wanted, self._reserve_max))
+        most = table_reserve_bytes(self._clusters, self._pool.limit_bytes) // ZSPAGE_BYTES
+        self._pool.reserve_zspages = max(0, min(wanted, most))
+
+    def move_page(self, cluster: int) -> bool:
+        """Give the page of *cluster* another place; False: the pool has none."""
+        old = (self._directory[cluster] - 1) << PAGE_SHIFT
+        place = self._pool.allocate_page()
+        if place == NO_PLACE:
+            return False
+        self._arena[place : place + PAGE_SIZE] = self._arena[old : old + PAGE_SIZE]
+        self._directory[cluster] = (place >> PAGE_SHIFT) + 1  # I3
+        self._pool.free_page(old)
+        self.update_reserve()
+        return True
 
     def oldest_cluster(self) -> int | None:
         """Return the live cluster that the clock hand has not visited for longest."""

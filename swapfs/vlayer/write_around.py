@@ -71,9 +71,13 @@ class WriteAround:
         self._clock_s = clock_s
         self._free: queue.SimpleQueue[Staging] = queue.SimpleQueue()
         self._packed: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
+        self.add_batches(views)
+        stalled.add_below(self)
+
+    def add_batches(self, views: Sequence[memoryview]) -> None:
+        """Have more batches under way at once."""
         for view in views:
             self._free.put(Staging(view[:BATCH_BYTES]))
-        stalled.add_below(self)
 
     def submit(
         self, ticket: Answerable, size: int, slot: int, pages: memoryview, count: int

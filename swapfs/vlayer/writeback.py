@@ -127,7 +127,9 @@ class Writeback:
 
     def kick_if_needed(self) -> None:
         """Wake the thread if the pool is above the high watermark; cheap."""
-        if self._layer.pool.used_bytes > self.high_bytes and not self._wake.is_set():
+        if self._layer.pool.used_bytes <= self.high_bytes or not self._layer.stack:
+            return
+        if not self._wake.is_set():
             self._wake.set()
 
     def want_round(self) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from swapfs.errors import OperationError, SwapfsError
+from swapfs.errors import OperationError, Refused, SwapfsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -94,7 +94,7 @@ def request(sock: Path, command: str, timeout_s: float, **args: object) -> dict[
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise OperationError(f"{sock}: {command}: the answer is not an answer")
     if not answer["ok"]:
-        raise OperationError(f"{command}: {answer.get('error', 'refused without a reason')}")
+        raise Refused(f"{command}: {answer.get('error', 'refused without a reason')}")
     result = answer.get("result")
     return result if isinstance(result, dict) else {}
 

@@ -67,6 +67,11 @@ class Handover:
             ) from error
 
 
+def lock_path(runtime_dir: Path, name: str) -> Path:
+    """Return the file whose lock is the life of instance *name*."""
+    return runtime_dir / f"{name}.lock"
+
+
 @contextlib.contextmanager
 def exclusively(lock_path: Path) -> Iterator[None]:
     """Keep other upgrades of the instance that locks *lock_path* out, for the time of the block.

@@ -110,7 +110,7 @@ def test_a_tier_is_not_drained_when_the_others_have_no_room(start: Start) -> Non
     assert "have no room for" in done.stderr
     assert _tiers(instance)["file"]["phase"] == "active"
     done = run(*instance.command, "tier", "drain", "tape", instance.name, *_where(instance))
-    assert done.stderr == "swapfs: drain: there is no tier tape\n"
+    assert done.stderr == "swapfs: there is no tier tape\n"
 
 
 def _where(instance: Instance) -> list[str]:

@@ -368,6 +368,7 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
             "mountpoint": str(tmp_path),
             "size": "1028K",
             "pool": "5000000",
+            "pool-max": "6M",
             "overcommit": "2.5",
             "file": f"{tmp_path}/b \"'é:4M",
             "file-direct-io": "off",

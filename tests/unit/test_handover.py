@@ -245,7 +245,7 @@ def _watch(config: Config, lock_fd: int, *, dies: bool) -> tuple[Outcome, int]:
                     return answer
 
                 Successor.is_proven = is_proven  # type: ignore[method-assign]
-            held = Holdings(None, None, _closed(), lock_fd)  # type: ignore[arg-type]
+            held = Holdings(config, None, [], _closed(), lock_fd)  # type: ignore[arg-type]
             outcome = monitor.watch(held)
             other.end()
             os.write(result_write, f"{outcome.value} {stand_ins.forks}".encode())
@@ -299,8 +299,9 @@ def test_a_fork_that_fails_is_tried_again_once_there_are_pages(
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr(servers, "FORK_RETRY_S", 0.0)
     forked = Servers(config, -1, SIGNALS)
-    held = Holdings(None, None, -1, -1)  # type: ignore[arg-type]
+    held = Holdings(config, None, [], -1, -1)  # type: ignore[arg-type]
     with pytest.raises(OperationError, match="cannot start a server"):
         forked.start(held)
     forked.ever_served = True
     assert forked.start(held) == 4711
+    held.link.close()

@@ -59,6 +59,7 @@ def make_snapshot() -> dict[str, Any]:
             "payload_bytes": 50003,
             "peak_bytes": 60004,
             "zspages_free": 1005,
+            "max_bytes": 1006,
         },
         "metadata_bytes": 4096,
         "fixed_bytes": 8192,

@@ -103,7 +103,7 @@ def test_the_next_server_is_forked_before_a_word_is_said(config: Config) -> None
         told = Told()
         logging.getLogger().addHandler(told)
         servers = OneDies(config, told)
-        held = Holdings(None, None, closed(), -1)  # type: ignore[arg-type]
+        held = Holdings(config, None, [], closed(), -1)  # type: ignore[arg-type]
         outcome = Monitor(config, -1, servers).watch(held)
         return [outcome.value, servers.told_before, told.messages]
 
@@ -150,7 +150,7 @@ def test_held_pages_go_to_a_proven_successor_only(
         ) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == b"asked\n"
-            held = Holdings(None, None, fuse_fd, lock_fd)  # type: ignore[arg-type]
+            held = Holdings(config, None, [], fuse_fd, lock_fd)  # type: ignore[arg-type]
             state = HeldState(config, held, SIGNALS, Shutdown("unit", config.runtime_dir))
             outcome = state.wait()
             other.kill()

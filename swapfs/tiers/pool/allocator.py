@@ -49,7 +49,6 @@ class Pool:
     """Places of 1 to 4096 bytes in the arena of *region*; a place is a byte offset in it."""
 
     def __init__(self, region: Region) -> None:
-        self.limit_bytes = region.geometry.pool_bytes
         self.spare_zspages = spare_zspages(region.geometry.zspages)
         self.reserve_zspages = 0
         self.reset(Zspages(region), array("l", [0]), 0)
@@ -59,6 +58,11 @@ class Pool:
         self.zspages = zspages
         self._payload = payload
         self._table_bytes = table_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        """Size of the pool."""
+        return self.zspages.limit * ZSPAGE_BYTES
 
     @property
     def reserve_zspages(self) -> int:
@@ -155,7 +159,7 @@ class Pool:
     @property
     def used_bytes(self) -> int:
         """Bytes in zspages that hold anything."""
-        return (self.zspages.count - len(self.zspages.free)) * ZSPAGE_BYTES
+        return self.zspages.in_use * ZSPAGE_BYTES
 
     @property
     def payload_bytes(self) -> int:
@@ -179,7 +183,7 @@ class Pool:
             object_bytes=sum(n * size for n, size in zip(zspages.objects, SIZES, strict=True)),
             payload_bytes=self.payload_bytes,
             table_bytes=self._table_bytes,
-            peak_bytes=(zspages.count - zspages.least_free) * ZSPAGE_BYTES,
+            peak_bytes=zspages.most_used * ZSPAGE_BYTES,
             zspages_free=len(zspages.free),
         )
 

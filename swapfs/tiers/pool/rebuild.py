@@ -62,5 +62,5 @@ class PoolRebuild:
             else:
                 full = used == zspages.capacity(zspage)
                 zspages.adopt(zspage, None if full else marker.relink(zspage))
-        zspages.least_free = len(zspages.free)
+        zspages.most_used = zspages.in_use
         self._pool.reset(zspages, self._payload, self._table_bytes)

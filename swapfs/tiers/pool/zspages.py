@@ -26,8 +26,9 @@ _ZSPAGE_MASK: Final = ZSPAGE_BYTES - 1
 class Zspages:
     """The zspages of *region*; those that a class owns are taken to be full.
 
-    Attributes: ``count``; ``free``, the zspages that no class owns, and ``least_free``, the
-    fewest there ever were; by zspage ``used``, objects handed out, ``head``, the first free
+    Attributes: ``count``; ``limit``: nothing new is placed in those from it on; ``beyond``, how
+    many of these a class owns; ``free``, those below it that no class owns, and ``most_used``, the
+    most there ever were in use; by zspage ``used``, objects handed out, ``head``, the first free
     object that was used before, and ``fresh``, where those begin that were never handed out; by
     class ``owned``, zspages, and ``objects``, handed out.
     """
@@ -39,8 +40,10 @@ class Zspages:
         self.used = array("H", bytes(2 * count))
         self.head = array("H", [NO_INDEX]) * count
         self.fresh = array("H", bytes(2 * count))
-        self.free = [z for z in range(count - 1, -1, -1) if self._classes[z] == NO_CLASS]
-        self.least_free = len(self.free)
+        self.limit = region.pool_bytes // ZSPAGE_BYTES
+        self.beyond = 0
+        self.free = [z for z in range(self.limit - 1, -1, -1) if self._classes[z] == NO_CLASS]
+        self.most_used = self.in_use
         # By class, and full ones. The one that got room last is used first: holes are filled
         # before a zspage that has many, and that one may become empty.
         self._lists = ListHeads(count, LIST_ROOM + len(SIZES))
@@ -70,8 +73,7 @@ class Zspages:
     def claim(self, size_class: int) -> int:
         """Let *size_class* own a free zspage, and return it."""
         zspage = self.free.pop()
-        if len(self.free) < self.least_free:
-            self.least_free = len(self.free)
+        self.most_used = max(self.most_used, self.in_use)
         self._classes[zspage] = size_class
         self._lists.move(zspage, LIST_ROOM + size_class)
         self.owned[size_class] += 1
@@ -124,12 +126,44 @@ class Zspages:
             self._draining.discard(zspage)
             self.owned[size_class] -= 1
             self._classes[zspage] = NO_CLASS
-            self.free.append(zspage)
+            self._add_free(zspage)
             return
         self._halves[place >> 1] = self.head[zspage]
         self.head[zspage] = (place & _ZSPAGE_MASK) // size
         if used == OBJECTS[size_class] - 1:  # it was full, so it is not being drained
             self._lists.move(zspage, LIST_ROOM + size_class)
+
+    def _add_free(self, zspage: int) -> None:
+        if zspage < self.limit:
+            self.free.append(zspage)
+        else:
+            self.beyond -= 1
+
+    @property
+    def in_use(self) -> int:
+        """Zspages that a class owns."""
+        return self.limit - len(self.free) + self.beyond
+
+    # ---- the limit ----
+
+    def set_limit(self, limit: int) -> None:
+        """Place nothing in zspages from *limit* on, and use those before it."""
+        old, self.limit = self.limit, limit
+        owned = [z for z in range(min(old, limit), self.count) if self._classes[z] != NO_CLASS]
+        self.beyond = sum(z >= limit for z in owned)
+        self.free = [z for z in self.free if z < limit]
+        self.free[:0] = [z for z in range(limit - 1, old - 1, -1) if self._classes[z] == NO_CLASS]
+        for zspage in owned:
+            if zspage < limit:
+                self.end_drain(zspage)
+        self.close_beyond()
+
+    def close_beyond(self) -> None:
+        """Place nothing in zspages beyond the limit that have got room: they were full before."""
+        for zspage in range(self.limit, self.count):
+            if self._lists.where(zspage) >= LIST_ROOM:
+                self._lists.move(zspage, LIST_NO_ROOM)
+                self._draining.add(zspage)
 
     def adopt(self, zspage: int, head: int | None) -> None:
         """Use *zspage*, whose objects in use are in ``used``, at a rebuild.
@@ -146,7 +180,8 @@ class Zspages:
     def adopt_free(self, zspage: int) -> None:
         """Have *zspage*, which holds nothing, free at a rebuild."""
         self._classes[zspage] = NO_CLASS
-        self.free.append(zspage)
+        if zspage < self.limit:
+            self.free.append(zspage)
 
     # ---- emptying one ----
 
@@ -185,7 +220,7 @@ class Zspages:
 
     def end_drain(self, zspage: int) -> None:
         """Use *zspage* as before, if it was drained and is not empty."""
-        if zspage in self._draining:
+        if zspage in self._draining and zspage < self.limit:
             self._draining.remove(zspage)
             self._lists.move(zspage, LIST_ROOM + self._classes[zspage])
 
@@ -194,6 +229,7 @@ class Zspages:
     def check(self) -> None:
         """Assert that the lists agree with each other; for tests, O(zspages)."""
         assert len(set(self.free)) == len(self.free)
+        assert self.in_use == sum(self.owned)
         owners = Counter(self._classes.tolist())
         assert [owners[size_class] for size_class in range(len(SIZES))] == list(self.owned)
         objects_of: Counter[int] = Counter()
@@ -206,7 +242,7 @@ class Zspages:
     def _check_zspage(self, zspage: int) -> None:
         size_class = self._classes[zspage]
         if size_class == NO_CLASS:
-            assert zspage in self.free
+            assert (zspage in self.free) == (zspage < self.limit)
             assert self._lists.where(zspage) == LIST_NO_ROOM
             return
         used, objects = self.used[zspage], OBJECTS[size_class]

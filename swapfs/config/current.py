@@ -1,0 +1,35 @@
+"""The configuration of an instance as it is now: what was changed while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swapfs.config.budget import WriteBudget
+from swapfs.config.model import Config
+from swapfs.config.tiers import TierConfig
+from swapfs.region.layout import Region
+from swapfs.region.stack_rows import GONE, read_rows
+
+
+def current(config: Config, region: Region, *added: TierConfig) -> Config:
+    """Return *config* as *region* has it, which knows what was changed since the start.
+
+    :param added: tiers that *config* does not have
+    """
+    known = {tier.name: tier for tier in (*config.all_tiers, *added)}
+    tiers = tuple(
+        replace(
+            known[row.name],
+            priority=row.priority,
+            budget=WriteBudget(row.budget_hour_bytes, row.budget_day_bytes),
+            budget_exceed=row.budget_exceeds,
+        )
+        for row in read_rows(region.stack)
+        if row.state != GONE and row.name in known
+    )
+    if region.pool_bytes != config.pool_bytes:
+        most = region.geometry.pool_bytes
+        config = replace(config, pool_bytes=region.pool_bytes, pool_max_bytes=most)
+    if tiers == config.all_tiers:
+        return config
+    return replace(config, file=None, tiers=tiers)

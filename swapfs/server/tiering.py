@@ -1,0 +1,287 @@
+"""Tiers that come, go and change while the instance runs: what a server does when it is asked.
+
+Each step leaves something that the next server understands, as this one may be killed at any
+time. A tier is added by the monitor's taking its descriptor and writing its row: from then on every
+server has it. One that is to leave says so in its row and is drained; empty, its row says GONE,
+and only then is it closed, by the monitor first and by the server last. An upgrade is kept out
+of the moments between (``handover.exclusively``).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from swapfs.config import values
+from swapfs.config.current import current
+from swapfs.config.model import Config, check_room
+from swapfs.config.tiers import TierConfig, read_change, read_tiers
+from swapfs.errors import ConfigError, OperationError
+from swapfs.host import proc
+from swapfs.region.layout import Region
+from swapfs.region.stack_rows import GONE, RowFigures, read_rows
+from swapfs.server.open_tier import open_file
+from swapfs.server.threads import in_thread
+from swapfs.tiers.sector_tier import SectorTier
+from swapfs.units import TIERS_MAX, format_size
+from swapfs.vlayer.capacity import guaranteed_bytes
+from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.stack import Level, Phase
+from swapfs.vlayer.writeback import Writeback
+from swapfs.wire.handover import Handover, exclusively
+from swapfs.wire.link import Link
+
+log = logging.getLogger(__name__)
+
+LET_GO_EVERY_S: Final = 0.25
+
+
+class Tiering:
+    """Changes the stack of one server. Its methods block, and are called one at a time.
+
+    :param grow: called before the first tier is used
+    :param changed: told of the configuration and the hand-over that hold from then on
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        region: Region,
+        layer: VirtualSlotLayer,
+        writeback: Writeback,
+        link: Link,
+        lock_path: Path,
+        *,
+        grow: Callable[[], None],
+        changed: Callable[[Config, Handover | None], None],
+    ) -> None:
+        self.config = current(config, region)
+        self._region = region
+        self._layer = layer
+        self._writeback = writeback
+        self._link = link
+        self._lock_path = lock_path
+        self._grow = grow
+        self._changed = changed
+        self._one = threading.Lock()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other changes and upgrades out for the time of the block.
+
+        :raises OperationError: an upgrade is under way
+        """
+        with self._one, exclusively(self._lock_path):
+            yield
+
+    def named(self, name: str) -> Level:
+        """Return the level that is called *name*.
+
+        :raises OperationError: there is none
+        """
+        level = self._layer.stack.named(name)
+        if level is None:
+            raise OperationError(f"there is no tier {values.one_line(name)}")
+        return level
+
+    # ---- add ----
+
+    def add(self, table: Mapping[str, Any]) -> Level:
+        """Add the tier that *table*, of the keys of ``[[tier]]``, describes.
+
+        :raises SwapfsError: it cannot be; nothing has changed, but for a file that was made
+        """
+        with self.alone():
+            stack = self._layer.stack
+            number = stack.free_number()
+            if number is None:
+                raise OperationError(f"there are {TIERS_MAX - 1} tiers; remove one first")
+            tier = self._describe(table, number)
+            made = not tier.file.path.exists()
+            file = open_file(tier.file, self._region)
+            try:
+                handover = self._link.ask(
+                    "add", file.fd, number=number, tier=tier, known=file.known
+                )
+            except BaseException:
+                file.close()
+                if made:
+                    tier.file.path.unlink(missing_ok=True)
+                raise
+            level = Level(number, tier.name, SectorTier(file), tier.priority)
+            level.tier.prepare()
+            self._grow()
+            with self._layer.lock:
+                stack.add(level)
+            self.tell(handover, tier)
+            log.warning("tier %s (%s) was added", tier.name, tier.file.path)
+            self._writeback.wake()
+            return level
+
+    def _describe(self, table: Mapping[str, Any], number: int) -> TierConfig:
+        have = self.config.all_tiers
+        table = {"name": f"{table.get('kind', 'file')}{number}", **table}
+        (tier,) = read_tiers("tier add", [table], None, proc.ROOT, unsafe=self.config.unsafe)
+        for other in have:
+            if other.name == tier.name:
+                raise ConfigError("tier add: name", f"another tier is called {tier.name} too")
+            if other.file.path == tier.file.path:
+                raise ConfigError("tier add: path", f"another tier uses {tier.file.path} too")
+        return tier
+
+    # ---- drain and remove ----
+
+    def drain(self, name: str, *, stop: bool = False) -> Level:
+        """Begin to move all that is in tier *name* to the others, or end that.
+
+        :raises OperationError: they have no room for it
+        """
+        with self._one:
+            level = self.named(name)
+            if stop:
+                self._writeback.drains.stop(level)
+            else:
+                self._require_room(level)
+                if level.phase is Phase.ACTIVE:
+                    self._writeback.drains.start(level)
+            self._writeback.wake()
+            return level
+
+    def remove(self, name: str, *, force: bool = False) -> Level:
+        """Begin to drain tier *name*, which is let go when it is empty.
+
+        :param force: though what is left does not hold the whole size for certain
+        :raises SwapfsError: the others have no room for what is in it, or for the size
+        """
+        with self._one:
+            level = self.named(name)
+            self._require_room(level)
+            if not force:
+                rest = [tier.certain_bytes for tier in self.config.all_tiers if tier.name != name]
+                self.require_size(rest)
+            self._writeback.drains.start(level, Phase.LEAVING)
+            self._writeback.wake()
+            return level
+
+    def _require_room(self, level: Level) -> None:
+        missing = self._writeback.drains.missing_bytes(level)
+        if missing:
+            what = format_size(missing)
+            raise OperationError(
+                f"the other tiers have no room for {what} of what is in {level.name}"
+            )
+
+    def require_size(
+        self, tier_bytes: Sequence[int] | None = None, pool_bytes: int | None = None
+    ) -> None:
+        """Refuse what would leave less room than the size, for certain (I6).
+
+        :param tier_bytes: of the tiers then; None: as they are
+        :param pool_bytes: of the pool then; None: as it is
+        :raises OperationError: it would
+        """
+        tier_bytes = self.config.tier_bytes if tier_bytes is None else tier_bytes
+        geometry = replace(self._region.now, pool_bytes=pool_bytes or self._region.pool_bytes)
+        room_bytes = guaranteed_bytes(geometry, *tier_bytes)
+        try:
+            check_room(self.config, room_bytes)
+        except ConfigError as error:
+            raise OperationError(
+                f"{format_size(room_bytes)} would be certain, and the size is "
+                f"{format_size(self.config.size_bytes)}: add a tier first, or take the risk of "
+                "refused writes with --force"
+            ) from error
+
+    def leaving(self) -> list[Level]:
+        """Return the levels that may be let go now: they leave, and nobody has anything there."""
+        layer = self._layer
+        with layer.lock:
+            return [
+                level
+                for level in layer.stack
+                if level.phase is Phase.LEAVING
+                and not level.users
+                and not layer.table.slots_in(level.number)
+            ]
+
+    def let_go(self, level: Level) -> bool:
+        """Let *level* go, if it still may be; whether it could.
+
+        :raises OperationError: an upgrade is under way, or the monitor does not answer
+        """
+        with self.alone():
+            with self._layer.lock:
+                if level.users or self._layer.table.slots_in(level.number):
+                    return False
+                self._layer.stack.remove(level)
+            try:
+                self.tell(self._link.ask("forget", number=level.number))
+            finally:
+                level.tier.close()
+            log.warning("tier %s is empty and was let go", level.name)
+            return True
+
+    def forget_gone(self) -> bool:
+        """Have the monitor let go of tiers that a server before this one had left."""
+        for row in read_rows(self._region.stack):
+            if row.state == GONE:
+                self.tell(self._link.ask("forget", number=row.number))
+        return True
+
+    # ---- set ----
+
+    def set(self, name: str, table: Mapping[str, Any]) -> Level:
+        """Change priority and budget of tier *name*, as far as *table* says.
+
+        :raises SwapfsError: a value is wrong, or what is certain would not do for the size
+        """
+        with self._one:
+            level = self.named(name)
+            (before,) = (tier for tier in self.config.all_tiers if tier.name == name)
+            after = read_change("tier set", before, table, proc.ROOT)
+            if after.certain_bytes < before.certain_bytes:
+                tiers = (after if tier.name == name else tier for tier in self.config.all_tiers)
+                self.require_size([tier.certain_bytes for tier in tiers])
+            figures = RowFigures.of(self._region.stack, level.number)
+            with self._layer.lock:
+                figures.set("budget_hour_bytes", after.budget.hour_bytes)
+                figures.set("budget_day_bytes", after.budget.day_bytes)
+                figures.set("budget_exceeds", int(after.budget_exceed))
+                self._layer.stack.set_priority(level, after.priority)
+            self.tell()
+            self._writeback.wake()
+            return level
+
+    def tell(self, handover: Handover | None = None, *added: TierConfig) -> None:
+        """Have shown what holds now, and be handed over."""
+        self.config = current(self.config, self._region, *added)
+        if handover is not None:
+            assert handover.pid == os.getppid()
+        self._changed(self.config, handover)
+
+
+async def tend(tiering: Tiering, trim: Callable[[], bool]) -> None:
+    """Let tiers go that are to leave and are empty, for ever; first what another server began."""
+    begun = False
+    while True:
+        try:
+            if not begun:
+                await in_thread(tiering.forget_gone)
+                await in_thread(trim)
+            begun = True
+            for level in tiering.leaving():
+                await in_thread(functools.partial(tiering.let_go, level))
+        except OperationError as error:
+            log.warning("a tier that is empty is not let go yet: %s", error)
+        except Exception:  # no page depends on it
+            log.exception("a tier that is empty is not let go")
+        await trio.sleep(LET_GO_EVERY_S)

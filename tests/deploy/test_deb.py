@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -80,8 +81,10 @@ def resumed_from(tmp_path: Path, chosen: str | None, areas: dict[str, int]) -> s
         (programs / program).write_text(f"#!/bin/sh\n{body}\n")
         (programs / program).chmod(0o755)
     inside = f"mount --bind {swaps} /proc/swaps && exec sh {DEBIAN}/initramfs-hook"
+    # Root needs no user namespace, and can make none in a chroot (create_user_ns()).
+    as_root = () if os.geteuid() == 0 else ("--map-root-user",)
     subprocess.run(
-        ("unshare", "--map-root-user", "--mount", "sh", "-c", inside),
+        ("unshare", *as_root, "--mount", "sh", "-c", inside),
         env={
             "DESTDIR": str(tmp_path / "made"),
             "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin",

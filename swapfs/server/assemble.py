@@ -108,21 +108,21 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     if recover:
         layer.rebuild()
     layer.counters.add("server_starts")
-    request, reply = session.arm(region.session_init)
+    reply = session.arm(region.session_init)
     workers = Workers(
         WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
     )
-    stalled = StalledWrites(layer, [aligned_buffer(len(request)) for _ in range(STALLED_WRITES)])
+    stalled = StalledWrites(layer, [aligned_buffer(len(reply)) for _ in range(STALLED_WRITES)])
     lower = _lower(config, region, layer, stalled)
     swap_file = SwapFile(
         layer,
         config.size_bytes,
-        request,
         reply,
         workers,
         PartialWrites(layer, stalled.compactor.make_room, lower.fetcher, lower.direct),
         lower.direct,
         fetcher=lower.fetcher,
+        overtake=session.overtake,
         stored=_stored(stalled, lower),
         place=lower.writeback.chooser.place,
     )

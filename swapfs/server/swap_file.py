@@ -50,13 +50,13 @@ _WRITTEN_BYTES: Final = COUNTER_INDEX["written_bytes"]
 class SwapFile:
     """The file that the kernel swaps on.
 
-    :param payload: the session's request payload, read only
     :param reply: the session's reply payload
     :param workers: run what is deferred
     :param partial: takes what is not whole pages
     :param overflow: takes the writes that find the pool full
     :param fetcher: reads the file tier; None when there is none
     :param stored: called after every write, to let others look at the pool
+    :param overtake: called while a long write is under way, to let reads in
     :param place: (slot, pages) -> where they go that are written; None: to the pool
     """
 
@@ -64,7 +64,6 @@ class SwapFile:
         self,
         layer: VirtualSlotLayer,
         size_bytes: int,
-        payload: memoryview,
         reply: memoryview,
         workers: Workers,
         partial: PartialWrites,
@@ -72,17 +71,18 @@ class SwapFile:
         *,
         fetcher: Fetcher | None = None,
         stored: Callable[[], None] = lambda: None,
+        overtake: Callable[[], None] = lambda: None,
         place: Callable[[int, int], Place] | None = None,
     ) -> None:
         self._layer = layer
         self._size = size_bytes
-        self._payload = payload
         self._reply = reply
         self._workers = workers
         self._partial = partial
         self._overflow = overflow
         self._fetcher = fetcher
         self._stored = stored
+        self._overtake = overtake
         self._place = place
         self._counter_words = layer.counters.words
         self._pages = bytearray(len(reply) + 2 * PAGE_SIZE)
@@ -157,23 +157,25 @@ class SwapFile:
         done = 0
         if place is not Place.DOWN:
             self._packer.raw = place is Place.RAW
-            done = self._store(slot, self._payload, 0, count)
+            done = self._store(slot, request.payload, count)
         self._stored()
         if done == count:
             return size
         if place is not Place.DOWN:
             with self._layer.lock:
                 self._layer.counters.add("pool_full")
-        rest = self._payload[done << PAGE_SHIFT : count << PAGE_SHIFT]
+        rest = request.payload[done << PAGE_SHIFT : count << PAGE_SHIFT]
         self._overflow.submit(request.defer(), size, slot + done, rest, count - done)
         return None
 
-    def _store(self, slot: int, pages: memoryview, position: int, count: int) -> int:
+    def _store(self, slot: int, pages: memoryview, count: int) -> int:
         done = 0
         while done < count:
+            if done:
+                self._overtake()
             step = min(STORE_STEP, count - done)
             stored = self._layer.store_run(
-                slot + done, pages, position + (done << PAGE_SHIFT), step, self._packer
+                slot + done, pages, done << PAGE_SHIFT, step, self._packer
             )
             done += stored
             if stored < step:
@@ -183,7 +185,7 @@ class SwapFile:
     def _write_parts(self, request: Request, offset: int, size: int) -> int | None:
         """Write a range that does not begin or end on a page."""
         self._layer.counters.add("partial_requests")
-        data = self._payload[:size]
+        data = request.payload[:size]
         if self._partial.write_now(offset, data):
             self._stored()
             return size

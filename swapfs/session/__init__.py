@@ -51,6 +51,7 @@ awake = _session.awake
 counts = _session.counts
 keep_awake = _session.keep_awake
 latency = _session.latency
+overtake = _session.overtake
 replay_init = _session.replay_init
 resend = _session.resend
 run = _session.run
@@ -64,6 +65,7 @@ __all__ = [
     "counts",
     "keep_awake",
     "latency",
+    "overtake",
     "pyfuse3",
     "replay_init",
     "resend",

@@ -33,23 +33,22 @@ static PyObject *session_arm(PyObject *self, PyObject *init)
         return NULL;
     }
     session.bytes_max = session_bytes();
-    session.in_map = map(PAGE + session.bytes_max);
+    Py_ssize_t size = (Py_ssize_t)session.bytes_max;
+    for (unsigned i = 0; i < IN_BUFFERS; i++) {
+        session.in_maps[i] = map(PAGE + session.bytes_max);
+        if (session.in_maps[i] == NULL)
+            return PyErr_SetFromErrno(PyExc_OSError);
+        session.payloads[i] = PyMemoryView_FromMemory(session.in_maps[i] + PAGE, size, PyBUF_READ);
+        if (session.payloads[i] == NULL)
+            return NULL;
+    }
     session.out_map = map(session.bytes_max);
-    if (session.in_map == NULL || session.out_map == NULL ||
-        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    if (session.out_map == NULL || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     session.pair_loop = pair[0];
     session.pair_pyfuse3 = pair[1];
     session.armed = true;
-    Py_ssize_t size = (Py_ssize_t)session.bytes_max;
-    PyObject *in_view = PyMemoryView_FromMemory(session.in_map + PAGE, size, PyBUF_READ);
-    PyObject *out_view = PyMemoryView_FromMemory(session.out_map, size, PyBUF_WRITE);
-    if (in_view == NULL || out_view == NULL) {
-        Py_XDECREF(in_view);
-        Py_XDECREF(out_view);
-        return NULL;
-    }
-    return Py_BuildValue("(NN)", in_view, out_view);
+    return PyMemoryView_FromMemory(session.out_map, size, PyBUF_WRITE);
 }
 
 static PyObject *session_counts(PyObject *self, PyObject *unused)
@@ -63,7 +62,7 @@ static PyObject *session_counts(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     {"arm", session_arm, METH_O,
-     "arm(init_store) -> (request_view, reply_view): take over sessions made from now on."},
+     "arm(init_store) -> the reply payload: take over sessions made from now on."},
     {"run", session_run, METH_VARARGS,
      "run(inode, read, write, fallocate, failed, reader=None): serve until unmounted or stopped.\n\n"
      "Handlers get a Request first, then offset and size, or mode, offset and length. What one\n"
@@ -78,6 +77,8 @@ static PyMethodDef methods[] = {
      "keep_awake(fd, linger_s, always): hold the PM QoS file *fd* at 0 while pages are read and\n"
      "linger_s after, or from now on; the caller keeps it open."},
     {"awake", session_awake, METH_NOARGS, "awake() -> held, holds, held_s, error (an errno)."},
+    {"overtake", session_overtake, METH_NOARGS,
+     "overtake(): from a handler: answer reads of what is in memory that came meanwhile."},
     {"counts", session_counts, METH_NOARGS, "counts() -> requests by kind, in_flight."},
     {NULL}};
 

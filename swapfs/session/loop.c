@@ -7,8 +7,8 @@
  * namespace request is passed, byte for byte, down a socket pair to pyfuse3, which serves it
  * unaware (interpose.c).
  *
- * Memory: two buffers of one maximal request each are mapped by arm(); nothing else is
- * allocated to serve a request but the arguments of the Python call (I5).
+ * Memory: two buffers of one maximal request each, and one for a reply, are mapped by arm(); nothing
+ * else is allocated to serve a request but the arguments of the Python call (I5).
  */
 #include "session.h"
 
@@ -113,16 +113,34 @@ static long serve_in_python(const struct data_request *request, uint64_t unique,
 {
     take_gil(*state);
     atomic_fetch_add(&session.in_flight, 1);
+    handler_runs(true);
     long result = call_handler(request, unique, start_ns, deferred);
+    handler_runs(false);
     if (!*deferred)
         atomic_fetch_sub(&session.in_flight, 1);
     *state = PyEval_SaveThread();
     return result;
 }
 
-static void serve(const struct fuse_in_header *in, size_t length, PyThreadState **state)
+/* Answers a read of what is in memory; false: it is none, or needs Python. */
+static bool read_memory(const struct fuse_in_header *in, const struct data_request *request,
+                        uint64_t start_ns)
 {
     const struct swapfs_reader *reader = serving.reader;
+    if (request->op != OP_READ || reader == NULL)
+        return false;
+    long result = reader->read(reader->context, request->arguments[0], request->arguments[1],
+                               session.out_map);
+    if (result < 0)
+        return false;
+    reply_result(in->unique, OP_READ, result, session.out_map);
+    observe(OP_READ, SLOWEST_MEMORY, start_ns);
+    awake_read(start_ns);
+    return true;
+}
+
+static void serve(const struct fuse_in_header *in, size_t length, PyThreadState **state)
+{
     struct data_request request = {.op = OP_READ};
     uint64_t start_ns = now_ns();
     bool deferred = false;
@@ -130,22 +148,16 @@ static void serve(const struct fuse_in_header *in, size_t length, PyThreadState 
 
     atomic_fetch_add_explicit(&session.data_requests, 1, memory_order_relaxed);
     if (decode(in, length, &request)) {
-        result = -1;
-        if (request.op == OP_READ && reader != NULL)
-            result = reader->read(reader->context, request.arguments[0], request.arguments[1],
-                                  session.out_map);
-        if (result < 0)
-            result = serve_in_python(&request, in->unique, start_ns, &deferred, state);
-    }
-    if (deferred) {
-        if (request.op == OP_READ)
-            awake_read(start_ns);
-        return;
+        if (read_memory(in, &request, start_ns))
+            return;
+        result = serve_in_python(&request, in->unique, start_ns, &deferred, state);
     }
     if (request.op == OP_READ && result > (long)session.bytes_max)
         result = -EIO;
-    reply_result(in->unique, request.op, result, session.out_map);
-    observe(request.op, SLOWEST_MEMORY, start_ns);
+    if (!deferred) {
+        reply_result(in->unique, request.op, result, session.out_map);
+        observe(request.op, SLOWEST_MEMORY, start_ns);
+    }
     if (request.op == OP_READ)
         awake_read(start_ns);
 }
@@ -166,20 +178,33 @@ static void pass_on(const struct fuse_in_header *in, size_t length)
         reply(in->unique, EIO, NULL, 0);
 }
 
+/* Likewise any request, while Python serves another one. */
+bool serve_without_python(const struct fuse_in_header *in, size_t length)
+{
+    struct data_request request;
+    if (!is_data_request(in)) {
+        pass_on(in, length);
+        return true;
+    }
+    if (in->opcode != FUSE_READ || !decode(in, length, &request) ||
+        !read_memory(in, &request, now_ns()))
+        return false;
+    atomic_fetch_add_explicit(&session.data_requests, 1, memory_order_relaxed);
+    return true;
+}
+
 /* ---- the loop ---- */
 
 static int loop(void)
 {
-    /* So placed that the payload of a write begins on a page. */
-    size_t headers = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in);
-    char *base = session.in_map + PAGE - headers;
-    const struct fuse_in_header *in = (const struct fuse_in_header *)base;
     PyThreadState *state = PyEval_SaveThread();
     int error = 0;
 
-    while (!atomic_load(&stop_wanted)) {
+    requests_block();
+    while (request_waits() || !atomic_load(&stop_wanted)) {
+        const struct fuse_in_header *in;
         awake_look();
-        ssize_t n = read(session.dev_fd, base, headers + session.bytes_max);
+        ssize_t n = next_request(&in);
         if (n < 0) {
             /* ENOENT: the request was withdrawn while it was being read */
             if (errno == EINTR || errno == ENOENT || errno == EAGAIN)

@@ -125,6 +125,15 @@ static PyMethodDef request_methods[] = {
      "defer() -> Ticket: promise to answer later; the handler then returns None."},
     {NULL}};
 
+static PyObject *request_payload(Request *self, void *unused)
+{
+    return Py_NewRef(session.payloads[current_buffer()]);
+}
+
+static PyGetSetDef request_attributes[] = {
+    {"payload", (getter)request_payload, NULL, "What the kernel wrote, until the handler returns."},
+    {NULL}};
+
 static PyTypeObject RequestType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.session._session.Request",
     .tp_basicsize = sizeof(Request),
@@ -132,6 +141,7 @@ static PyTypeObject RequestType = {
     .tp_doc = "The request that a handler was called for, until it returns.",
     .tp_dealloc = (destructor)PyObject_Free,
     .tp_methods = request_methods,
+    .tp_getset = request_attributes,
 };
 
 PyObject *begin_request(uint64_t unique, enum op op, uint64_t start_ns)

@@ -11,6 +11,7 @@
 #include <Python.h>
 
 #include <linux/fuse.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,6 +21,7 @@
 #include "reader.h"
 
 #define PAGE 4096u
+#define IN_BUFFERS 2u /* one request is served, one may wait (overtake.c) */
 
 enum op { OP_READ, OP_WRITE, OP_FALLOCATE, OP_COUNT };
 /* The slowest thing that a request waited for. */
@@ -33,8 +35,9 @@ struct session {
     int pair_loop;    /* our end of the socket pair; -1 once the session ended */
     int pair_pyfuse3; /* pyfuse3's end */
     size_t bytes_max; /* the largest request or reply payload */
-    char *in_map;     /* PAGE of headers, then the payload, page aligned */
-    char *out_map;    /* reply payload */
+    char *in_maps[IN_BUFFERS]; /* PAGE of headers, then the payload, page aligned */
+    PyObject *payloads[IN_BUFFERS]; /* read-only views of the payloads */
+    char *out_map;                  /* reply payload */
     Py_buffer init;   /* u32 length, then the kernel's FUSE_INIT request; outlives this process */
     uint64_t inode;   /* the swap file's node id */
     _Atomic uint64_t in_flight, data_requests, namespace_requests, dropped_requests, handler_errors;
@@ -75,7 +78,16 @@ void awake_look(void);
 PyObject *session_keep_awake(PyObject *self, PyObject *args);
 PyObject *session_awake(PyObject *self, PyObject *unused);
 
+/* overtake.c: which request is next, and the reads that need not wait for it */
+void requests_block(void);
+ssize_t next_request(const struct fuse_in_header **in);
+bool request_waits(void);
+unsigned current_buffer(void);
+void handler_runs(bool runs);
+PyObject *session_overtake(PyObject *self, PyObject *unused);
+
 /* loop.c */
+bool serve_without_python(const struct fuse_in_header *in, size_t length);
 PyObject *session_run(PyObject *self, PyObject *args);
 PyObject *session_stop(PyObject *self, PyObject *unused);
 

@@ -77,7 +77,6 @@ class File:
         self.swap = SwapFile(
             self.harness.layer,
             self.size,
-            memoryview(self.request).toreadonly(),
             memoryview(self.reply),
             self.workers,  # type: ignore[arg-type]
             PartialWrites(
@@ -93,6 +92,11 @@ class File:
 
     def _count_store(self) -> None:
         self.stored += 1
+
+    @property
+    def payload(self) -> memoryview:
+        """Be the Request of the handler that is being called."""
+        return memoryview(self.request).toreadonly()
 
     def defer(self) -> Ticket:
         """Be the Request of the handler that is being called."""

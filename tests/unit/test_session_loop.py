@@ -35,8 +35,9 @@ _FALLOCATE = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
 class Kernel:
     """Sends requests and takes answers; ``read``, ``write`` and ``fallocate`` are the handlers."""
 
-    def __init__(self) -> None:
-        self.request, self.reply = session.arm(bytearray(512))
+    def __init__(self, reader: object = None) -> None:
+        self._reader = reader
+        self.reply = session.arm(bytearray(512))
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.settimeout(30)
         for end in (self._ours, theirs):
@@ -59,6 +60,7 @@ class Kernel:
                 lambda *arguments: self.handlers["write"](*arguments),
                 lambda *arguments: self.handlers["fallocate"](*arguments),
                 self._failed,
+                self._reader,
             )
         except BaseException as error:  # noqa: BLE001 - close() looks at it
             self.ended = error
@@ -136,7 +138,7 @@ def test_handlers_get_what_the_kernel_asked_for(kernel: Kernel) -> None:
         return 5
 
     def write(request: Request, offset: int, size: int) -> int:
-        asked.append(("write", offset, size, bytes(kernel.request[:size])))
+        asked.append(("write", offset, size, bytes(request.payload[:size])))
         return size
 
     def fallocate(request: Request, mode: int, offset: int, length: int) -> int:

@@ -190,20 +190,15 @@ class History:
                 pass
         return self.harness.counter("sunk_pages") - before
 
-    def shrink(self, zspages: int) -> bool:
-        """Make the pool smaller, and have the region say so."""
-        down = self.harness.down
-        with self._step("shrink"):
-            done = Shrink(self.harness.layer, zspages, lambda want: down.demote(want) > 0).run()
-            if done:
-                self.region.pool_bytes = zspages * ZSPAGE_BYTES
-        return done
-
-    def grow(self, zspages: int) -> None:
-        """Make the pool larger."""
-        with self._step("grow"):
+    def resize(self, zspages: int) -> None:
+        """Make the pool smaller or larger, and have the region say so."""
+        layer, down = self.harness.layer, self.harness.down
+        with self._step("resize"):
+            if zspages > layer.pool.zspages.limit:
+                grow(layer, zspages)
+            else:
+                assert Shrink(layer, zspages, lambda want: down.demote(want) > 0).run()
             self.region.pool_bytes = zspages * ZSPAGE_BYTES
-            grow(self.harness.layer, zspages)
 
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""

@@ -187,9 +187,9 @@ def test_a_pool_that_is_made_smaller_and_larger_is_of_one_size() -> None:
     pool = history.harness.layer.pool
 
     def play(history: History) -> None:
-        assert history.shrink(pool.zspages.in_use - 1)
+        history.resize(pool.zspages.in_use - 1)
         history.store(3, RAW[33])
-        history.grow(8)
+        history.resize(8)
         history.store(CLUSTER_SLOTS + 3, RAW[34], HEAP[3])
 
     assert die_everywhere(history, play) > 20

@@ -12,7 +12,7 @@ MINUTES ?= 10
 DEB_TESTS ?= tests/unit tests/property tests/fuse
 FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
 
-.PHONY: help build packages vm-packages deb-packages deb test-deb demo test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages deb-packages deb test-deb demo demo-tiers test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ $(STAMP): $(SOURCES)
 
 demo: vm-packages build  ## boot a VM whose kernel swaps on swapfs, and check every page
 	@$(SUDO) $(PYTHON) -m deploy.vm demo --kernel $(KERNEL)
+
+demo-tiers: vm-packages build  ## replace the disk below a running swap, resize the pool, kill servers, upgrade
+	@$(SUDO) $(PYTHON) -m deploy.vm demo demo_tiers --kernel $(KERNEL)
 
 test: vm-packages build lint  ## all tests: the fast ones, fuse, and a VM run
 	@$(SUDO) $(PYTHON) -m deploy.vm build --kernel $(KERNEL)

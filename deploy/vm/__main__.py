@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.vm.host.app import CHECKOUT
 from deploy.vm.host.cache import cache_dir
-from deploy.vm.host.demo import run_demo
+from deploy.vm.host.demo import DEMOS, run_demo
 from deploy.vm.host.job import Size, prepare, run_job, sparse_disks, work_dir
 from deploy.vm.host.kernel import KERNELS
 from deploy.vm.host.problems import kernel_log_problems
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     shell = commands.add_parser("shell", help="boot and give you a shell; ctrl-a x leaves")
     job = commands.add_parser("run", help="boot, run JOB/run in it, fetch its results")
     demo = commands.add_parser("demo", help="swap on swapfs, verify every page, show the figures")
+    demo.add_argument("which", nargs="?", default="demo", choices=DEMOS, help="default demo")
     for command in (build, shell, job, demo):
         command.add_argument("--kernel", default="6.12", choices=KERNELS, help="default 6.12")
     for command in (build, shell, job):
@@ -113,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    return run_demo(args.kernel)
+    return run_demo(args.kernel, args.which)
 
 
 def main(argv: list[str] | None = None) -> int:

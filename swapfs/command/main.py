@@ -17,7 +17,7 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, install_unit, resize, stale, tiers, trace
+from swapfs.command import doctor, figures, install_unit, resize, stale, tiers, trace, verify
 from swapfs.command import status as status_of
 from swapfs.command.options import (
     ANY_NAME,
@@ -186,6 +186,7 @@ for each in (
     doctor.doctor,
     tiers.tier,
     resize.resize,
+    verify.verify,
     trace.trace,
     install_unit.command,
 ):

@@ -16,6 +16,8 @@ from swapfs.server.pool_size import PoolSize
 from swapfs.server.snapshot import SnapshotMaker
 from swapfs.server.threads import in_thread
 from swapfs.server.tiering import Tiering
+from swapfs.server.verify import Verifying
+from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level
 from swapfs.vlayer.writeback import Writeback
 from swapfs.wire import control
@@ -29,6 +31,7 @@ class Commands:
     :param writeback: moves pages down
     :param tiering: changes the stack
     :param pool_size: changes that of the pool
+    :param layer: what is verified
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Commands:
         writeback: Writeback,
         tiering: Tiering,
         pool_size: PoolSize,
+        layer: VirtualSlotLayer,
         fuse: fusectl.FuseControl,
         backing: Backing,
     ) -> None:
@@ -47,6 +51,7 @@ class Commands:
         self._writeback = writeback
         self._tiering = tiering
         self._pool_size = pool_size
+        self._verifying = snapshots.verifying = Verifying(layer)
         self._fuse = fuse
 
     def handlers(self) -> dict[str, control.Handler]:
@@ -60,6 +65,7 @@ class Commands:
             "remove": self._on_remove,
             "set": self._on_set,
             "resize": self._on_resize,
+            "verify": self._on_verify,
             "abort": self._on_abort,
         }
 
@@ -109,6 +115,15 @@ class Commands:
         if not isinstance(size_bytes, int):
             raise OperationError("pool_bytes must be a number of bytes")
         return {"pool_bytes": self._pool_size.start(size_bytes, force=force)}
+
+    async def _on_verify(self, request: dict[str, object]) -> object:
+        """Begin to check what a tier, or all, have; or end that: the status tells how far it is."""
+        tier = request.get("tier")
+        if request.get("stop"):
+            self._verifying.stop()
+        else:
+            self._verifying.start(None if tier is None else str(tier))
+        return {}
 
     async def _change(self, change: Callable[[], Level]) -> object:
         level = await in_thread(change)  # which may look at a disk

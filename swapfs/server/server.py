@@ -113,7 +113,7 @@ class Server:
         self._snapshots.describe(self._tiering.config, None)
         self._snapshots.pool_size = self._pool_size
         self._commands = Commands(
-            *(config, self._snapshots, down, self._tiering, self._pool_size),
+            *(config, self._snapshots, down, self._tiering, self._pool_size, parts.layer),
             *(self._fuse, self._backing),
         )
         self._serving = threading.Event()

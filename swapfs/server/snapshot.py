@@ -34,7 +34,9 @@ from swapfs.server.status import (
     SwapStatus,
     TierLatency,
     TierStatus,
+    VerifyStatus,
 )
+from swapfs.server.verify import Verifying
 from swapfs.session import fuse_init
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.capacity import guaranteed_bytes
@@ -100,6 +102,7 @@ class SnapshotMaker:
         self._wanted_path = control.wanted_path(config.runtime_dir, config.name)
         self.problems: dict[str, str] = {}
         self.pool_size: Resizing | None = None
+        self.verifying: Verifying | None = None
         self._room_bytes = guaranteed_bytes(region.now, *config.tier_bytes)
         self._loop_errors = 0
 
@@ -143,6 +146,7 @@ class SnapshotMaker:
             config=self._described,
             handover=self._handover,
             kernel=KernelStatus(**opened.as_dict()) if opened else None,
+            verify=self.verifying.status() if self.verifying else VerifyStatus(),
             limits=self._limits(opened),
             degraded=self._degraded(guards, stored["tiers"], attached["swap"]),
         )

@@ -64,6 +64,21 @@ class PoolStatus(Part):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyStatus(Part):
+    """How far ``swapfs verify`` is, in blobs, and what it has found; of this server only."""
+
+    running: bool = False
+    done: bool = False
+    problem: str = ""
+    total: int = 0
+    checked: int = 0
+    damaged: int = 0
+    unreadable: int = 0
+    lost: int = 0
+    told: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TierLatency(Part):
     """Reads or writes of a tier by how long they took: a count for each bound, and one more."""
 
@@ -211,6 +226,7 @@ class Status(Part):
     config: Mapping[str, Any] = _table()
     handover: Mapping[str, Any] = _table()
     kernel: KernelStatus | None = None
+    verify: VerifyStatus = VerifyStatus()
     limits: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
     held: bool = False

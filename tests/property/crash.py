@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from swapfs.region.layout import Region
+from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
@@ -19,6 +19,7 @@ from swapfs.tiers.blob import Batch
 from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer.entry import is_below, ref_of, tier_of
+from swapfs.vlayer.shrink import Shrink, grow
 from swapfs.vlayer.stack import Phase
 from tests.property.tape import Tape
 
@@ -178,6 +179,26 @@ class History:
         """Move some of the first tier to the next."""
         with self._step("sink"):
             return self.harness.down.drains.sink(1, pages).run().moved
+
+    def waterfall(self) -> int:
+        """Let what is cold in a tier that presses sink, as the server does in the background."""
+        drains = self.harness.down.drains
+        before = self.harness.counter("sunk_pages")
+        with self._step("waterfall"):
+            self.harness.stack[1].presses = self.harness.stack[1].health.full = True
+            while drains.step(lambda: True):
+                pass
+        return self.harness.counter("sunk_pages") - before
+
+    def resize(self, zspages: int) -> None:
+        """Make the pool smaller or larger, and have the region say so."""
+        layer, down = self.harness.layer, self.harness.down
+        with self._step("resize"):
+            if zspages > layer.pool.zspages.limit:
+                grow(layer, zspages)
+            else:
+                assert Shrink(layer, zspages, lambda want: down.demote(want) > 0).run()
+            self.region.pool_bytes = zspages * ZSPAGE_BYTES
 
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""

@@ -162,6 +162,40 @@ def test_a_page_that_goes_from_tier_to_tier_is_in_one_place() -> None:
     assert history.harness.counter("sunk_pages") == 3
 
 
+def test_a_page_that_is_read_below_becomes_warm_and_stays() -> None:
+    """Reads of a tier store to words too; the waterfall cools them and moves the others."""
+    history = History(tiers=2)
+    _fill(history)
+    history.demote(12)
+
+    def play(history: History) -> None:
+        history.read(0, 12)
+        history.waterfall()
+        history.read(0, 6)
+        assert history.drain(1) >= 0
+
+    assert die_everywhere(history, play) > 20
+    assert history.harness.counter("sunk_pages") + history.harness.counter("drained_pages") > 4
+
+
+def test_a_pool_that_is_made_smaller_and_larger_is_of_one_size() -> None:
+    history = History()
+    history.store(0, *RAW[:12], *HEAP)
+    history.store(CLUSTER_SLOTS, *TEXT)
+    history.store(2 * CLUSTER_SLOTS, *TEXT[:4], *RAW[20:30])
+    history.discard(4, 30)
+    pool = history.harness.layer.pool
+
+    def play(history: History) -> None:
+        history.resize(pool.zspages.in_use - 1)
+        history.store(3, RAW[33])
+        history.resize(8)
+        history.store(CLUSTER_SLOTS + 3, RAW[34], HEAP[3])
+
+    assert die_everywhere(history, play) > 20
+    assert history.harness.counter("compacted_pages") > 2
+
+
 # ---- at random ----
 
 
@@ -184,6 +218,7 @@ def _random_operation(history: History, rng: random.Random) -> None:
         operations += [
             (2, lambda: history.drain(rng.randrange(1, 3))),
             (2, lambda: history.sink(rng.randrange(1, 9))),
+            (2, history.waterfall),
         ]
     weights, choices = zip(*operations, strict=True)
     rng.choices(choices, weights)[0]()

@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploy.vm.host.job import VmResult, make_job, run_job
 from deploy.vm.host.problems import kernel_log_problems
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MEMORY_MIB = 1024
-_DISK_MIB = 1280
+DEMOS: Final[dict[str, tuple[int, ...]]] = {"demo": (1280,), "demo_tiers": (640, 640)}
+"""The jobs that are shown, and the MiB of the disks that each has."""
 _TIMEOUT_S = 3600
 _QUIET_S = 300
 """It says every 5 s how far it is; a busy machine took more than 900 s for all of it."""
@@ -29,18 +30,18 @@ _WIDTH = 100
 _NAME_WIDTH = 20
 
 
-def run_demo(kernel: str) -> int:
-    """Run the demo on `kernel`; return the exit status, 0 for PASS."""
+def run_demo(kernel: str, name: str = "demo") -> int:
+    """Run demo *name* of DEMOS on `kernel`; return the exit status, 0 for PASS."""
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="swapfs-demo-") as folder:
-            job = make_job(Path(folder) / "job", "deploy.vm.jobs.demo")
+            job = make_job(Path(folder) / "job", f"deploy.vm.jobs.{name}")
             result = run_job(
                 job,
                 results_dir=Path(folder) / "results",
                 kernel=kernel,
                 memory_mib=_MEMORY_MIB,
-                disks_mib=[_DISK_MIB],
+                disks_mib=list(DEMOS[name]),
                 timeout_s=_TIMEOUT_S,
                 quiet_s=_QUIET_S,
             )

@@ -1,0 +1,155 @@
+"""The disk below a running swap is replaced and the pool resized, a server killed over each step.
+
+A hog swaps under a limit on a pool, zstd and file A all the while, and verifies what it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from deploy.vm.guest import lab
+from deploy.vm.guest.churn import Churn
+
+DISK_A: Final = "/dev/disk/by-id/virtio-data0"
+DISK_B: Final = "/dev/disk/by-id/virtio-data1"
+POOL: Final = "24M"
+UP: Final = (
+    *("--size", "384M", "--pool", POOL, "--pool-max", "64M", "--recompress"),
+    *("--file", f"{DISK_A}:512M"),
+)
+LIMIT_MIB: Final = 48
+DATA_MIB: Final = 128
+BOUND_S: Final = 120
+NEVER_COUNTED: Final = ("failed_", "lost_", "handler_errors")
+
+
+class Stepper:
+    """Does one step after the other on the one instance, and notes how each went."""
+
+    def __init__(self, report: lab.Report, churn: Churn) -> None:
+        self._report = report
+        self._churn = churn
+
+    def do(self, name: str, *command: str, begun: str = "") -> dict[str, Any]:
+        """Run `swapfs` with *command*, whose server is killed once *begun* shows; its answer.
+
+        :param begun: what to wait for in the status before the kill; "": kill at once
+        """
+        before, started_s = self._churn.pages, time.monotonic()
+        with _running("swapfs", *command, "--json") as process:
+            killed = _kill_server(begun)
+            said, problem = process.communicate(timeout=BOUND_S)
+        answer: dict[str, Any] = json.loads(said) if process.returncode == 0 else {}
+        ok = process.returncode == 0 and self._churn.wrong == 0 and self._churn.is_alive()
+        self._report.check(
+            name,
+            ok,
+            problem.strip()
+            or f"{time.monotonic() - started_s:.1f} s, server {killed} killed over "
+            f"it; {self._churn.pages - before} pages verified meanwhile, {self._churn.wrong} wrong",
+        )
+        return answer
+
+
+@contextlib.contextmanager
+def _running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    lab.say(" ".join(command))
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        yield process
+
+
+def _kill_server(begun: str) -> int:
+    """Kill the server of the moment, once a tier is *begun*; return its pid."""
+
+    def has_begun() -> bool:
+        found = lab.snapshot() or {}
+        return any(tier["phase"] == begun for tier in found.get("tiers", ()))
+
+    if begun:
+        lab.wait_for(f"a tier to be {begun}", has_begun, BOUND_S)
+    pid = int((lab.snapshot() or {})["server_pid"])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _names(found: dict[str, Any]) -> list[str]:
+    return [tier["name"] for tier in found["tiers"]]
+
+
+def replace_disk(report: lab.Report, step: Stepper) -> None:
+    """Add B, drain A into it, and take A away."""
+    step.do("add disk B", "tier", "add", "file", f"path={DISK_B}", "size=512M", "name=b")
+    step.do("drain disk A", "tier", "drain", "file", begun="draining")
+    step.do("remove disk A", "tier", "remove", "file")
+    found, free = lab.status(), False
+    with contextlib.suppress(OSError):
+        os.close(os.open(DISK_A, os.O_RDWR | os.O_EXCL))  # refused while anybody uses it
+        free = True
+    report.check(
+        "disk A is free",
+        _names(found) == ["b"] and free,
+        f"tiers: {_names(found)}; {found['tiers'][0]['slots']} pages in b, "
+        f"{found['counters']['drained_pages']} were moved",
+    )
+
+
+def resize(step: Stepper) -> None:
+    """Let the pool grow and shrink."""
+    step.do("pool to 64 MiB", "resize", "--pool", "64M")
+    step.do("pool to 16 MiB", "resize", "--pool", "16M", "--force")
+
+
+def main() -> int:
+    """Run the demo and return its exit status."""
+    report = lab.Report()
+    with report:
+        report.check("swapfs up", True, lab.up(*UP))
+        group = lab.Cgroup("hog", LIMIT_MIB)
+        hog = lab.Hog(DATA_MIB, group)
+        hog.do("fill")
+        churn = Churn(hog)
+        churn.start()
+        step = Stepper(report, churn)
+        replace_disk(report, step)
+        resize(step)
+        before = lab.status()
+        lab.must("swapfs", "upgrade")
+        now = lab.status()
+        report.check(
+            "upgrade",
+            now["pid"] != before["pid"] and _names(now) == ["b"],
+            f"monitor {before['pid']} -> {now['pid']}; pool {now['pool']['limit_bytes'] >> 20} MiB",
+        )
+        churn.stop()
+        report.check(
+            "verify meanwhile",
+            churn.wrong == 0 and churn.pages > 0,
+            f"{churn.pages} pages, {churn.wrong} wrong " + "; ".join(churn.details),
+        )
+        hog.verify(report, "verify every page")
+        counters = lab.status()["counters"]
+        bad = {k: v for k, v in counters.items() if k.startswith(NEVER_COUNTED) and v}
+        report.check(
+            "nothing failed", not bad, f"{bad or ''} {counters['server_starts']} servers in all"
+        )
+        group.unlimited()
+        report.check("swapfs down", True, lab.down())
+        hog.verify(report, "verify after swapoff")
+        hog.quit()
+        report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+    return report.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

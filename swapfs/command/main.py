@@ -17,7 +17,17 @@ import click
 
 from swapfs import __version__
 from swapfs.command import columns as columns_of
-from swapfs.command import doctor, figures, install_unit, resize, stale, tiers, trace, verify
+from swapfs.command import (
+    doctor,
+    figures,
+    install_unit,
+    replay,
+    resize,
+    stale,
+    tiers,
+    trace,
+    verify,
+)
 from swapfs.command import status as status_of
 from swapfs.command.options import (
     ANY_NAME,
@@ -188,6 +198,7 @@ for each in (
     resize.resize,
     verify.verify,
     trace.trace,
+    replay.replay,
     install_unit.command,
 ):
     each.epilog = each.epilog or EXIT_CODES

@@ -61,6 +61,7 @@ class Log:
         cls, *, head: Buffer, touched: Buffer, events: Buffer, class_of_grains: Buffer
     ) -> Log: ...
     def add(self, kind: int, slot: int, old: int, new: int, length: int, /) -> None: ...
+    def set_clock(self, time_ns: int, /) -> None: ...
 
 @final
 class Tracked:
@@ -197,6 +198,9 @@ class Writer:
         class_of_grains: Buffer,
         state_of_word: Buffer,
     ) -> Writer: ...
+    def play(
+        self, events: Buffer, first: int, end: int, blank: Buffer, pool_reads: int, /
+    ) -> int: ...
     def publish(
         self,
         slot: int,

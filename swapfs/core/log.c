@@ -69,7 +69,8 @@ static PyObject *log_add(Log *self, PyObject *const *args, Py_ssize_t nargs)
     unsigned size_class = length ? log_size_class(self, length) : log_class_of(self, new);
     if (size_class == NO_SIZE && kind != EVENT_STORE)
         size_class = log_class_of(self, old);
-    log_append(self, (unsigned)kind, slot, size_class, log_tier(new), log_tier(old), now_ns());
+    log_append(self, (unsigned)kind, slot, size_class, log_tier(new), log_tier(old),
+               self->fixed_ns ? self->fixed_ns : now_ns());
     Py_RETURN_NONE;
 }
 
@@ -124,7 +125,18 @@ PyMethodDef log_functions[] = {
      "number first. The ring may be that of another process."},
     {NULL}};
 
+static PyObject *log_set_clock(Log *self, PyObject *argument)
+{
+    uint64_t time_ns = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    self->fixed_ns = time_ns;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef log_methods[] = {
+    {"set_clock", (PyCFunction)log_set_clock, METH_O,
+     "set_clock(time_ns): from now on it is this time for add; 0: the machine's."},
     {"add", FASTCALL(log_add), METH_FASTCALL,
      "add(kind, slot, old, new, length): note that the word of slot became new; the layer's lock\n"
      "is held. length: of the blob, where neither word says it, else 0."},

@@ -39,6 +39,7 @@ typedef struct {
     uint32_t *touched;
     const uint8_t *class_of_grains;
     uint64_t mask, clusters;
+    uint64_t fixed_ns; /* the time of what Python adds; 0: now. Of a trace that is played */
 } Log;
 
 extern PyTypeObject LogType;

@@ -300,8 +300,7 @@ static PyObject *policy_cool(PyObject *self, PyObject *const *args, Py_ssize_t n
     for (Py_ssize_t i = count - 1; cold != NULL && i >= 0; i--) {
         if ((words[i] & (BACKING_MASK | MOVING)) != IN_POOL)
             continue;
-        bool goes = raw_first && blob_codec(words[i]) == CODEC_RAW &&
-                    (words[i] & HEAT_MASK) == HEAT_ONE;
+        bool goes = raw_first && is_raw(words[i]) && (words[i] & HEAT_MASK) == HEAT_ONE;
         if ((words[i] & HEAT_MASK) && !goes) {
             words[i] &= ~(uint64_t)HEAT_MASK;
             continue;

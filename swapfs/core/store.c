@@ -125,7 +125,7 @@ static int64_t with_room(const Writer *w, unsigned size_class)
 
 /* Whether the place of *old* can be given back without its zspage becoming empty, if zspage
  * *taken* gets one object more before. */
-static bool frees_easily(const Writer *w, uint64_t old, int64_t taken)
+bool writer_frees_easily(const Writer *w, uint64_t old, int64_t taken)
 {
     if ((old & KIND_MASK) != KIND_BLOB)
         return true;
@@ -186,7 +186,7 @@ uint64_t writer_put(Writer *w, uint64_t old, uint64_t draft, const char *blob)
 {
     unsigned size_class = writer_class(w, draft);
     int64_t zspage = with_room(w, size_class);
-    if (zspage < 0 || !is_sound(w, zspage, size_class) || !frees_easily(w, old, zspage))
+    if (zspage < 0 || !is_sound(w, zspage, size_class) || !writer_frees_easily(w, old, zspage))
         return 0;
     uint64_t place = take(w, zspage, size_class), length = blob_length(draft);
     memcpy(w->arena + place, blob, length);
@@ -207,7 +207,7 @@ void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new)
 }
 
 /* Stores one draft; false: nothing was done. */
-static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
+bool writer_publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
                         const char *blob, uint64_t cluster)
 {
     uint64_t old = *word, new = draft;
@@ -218,7 +218,7 @@ static bool publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *p
         if ((new = writer_put(w, old, draft, raw ? page : blob)) == 0)
             return false;
         counter = raw ? w->write_raw : w->write_compressed;
-    } else if (!frees_easily(w, old, -1)) {
+    } else if (!writer_frees_easily(w, old, -1)) {
         return false;
     }
     writer_exchange(w, word, old, new);
@@ -267,7 +267,7 @@ static PyObject *writer_publish(Writer *self, PyObject *const *args, Py_ssize_t 
             uint64_t at = (uint64_t)(slot + done), *word = writer_word(self, at);
             Py_ssize_t i = first + done, byte = i << PAGE_SHIFT;
             uint64_t old = word == NULL ? 0 : *word;
-            if (word == NULL || !publish_one(self, word, drafts[i], source + byte, blobs + byte,
+            if (word == NULL || !writer_publish_one(self, word, drafts[i], source + byte, blobs + byte,
                                              at >> CLUSTER_SHIFT))
                 break;
             if (self->log != NULL)
@@ -365,6 +365,10 @@ static PyMethodDef writer_methods[] = {
      "Have the slots of numbers first to end hold the blob of each draft, where their words are\n"
      "still words with MOVING; the caller holds the lock. smaller: only in a smaller place. Ends\n"
      "early at one that it does not do."},
+    {"play", FASTCALL(writer_play), METH_FASTCALL,
+     "play(events, first, end, blank, pool_reads) -> where it ended\n\n"
+     "Do again what the events of a trace say, numbers first to end, without their pages. Ends\n"
+     "early at one that it does not do. blank: a page of zeros; pool_reads: index of a counter."},
     {NULL}};
 
 PyTypeObject WriterType = {

@@ -7,6 +7,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "log.h"
@@ -53,6 +54,17 @@ void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new);
 
 /* The word of *slot*; NULL: its cluster has no table page, or a damaged directory names it. */
 uint64_t *writer_word(const Writer *w, uint64_t slot);
+
+/* Whether the place of *old* can be given back without its zspage becoming empty, if zspage
+ * *taken* gets one object more before. */
+bool writer_frees_easily(const Writer *w, uint64_t old, int64_t taken);
+
+/* Stores one draft; false: nothing was done. */
+bool writer_publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
+                        const char *blob, uint64_t cluster);
+
+/* Writer.play (play.c) */
+PyObject *writer_play(Writer *self, PyObject *const *args, Py_ssize_t nargs);
 
 /* Writer.replace */
 PyObject *writer_replace(Writer *self, PyObject *const *args, Py_ssize_t nargs);

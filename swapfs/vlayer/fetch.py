@@ -181,10 +181,10 @@ class Fetcher:
             payloads.append(payload)
         if failure is not None and not payloads:
             return self._verdict(run.slot, run.flights[0].word, failure)
-        self._account(run, payloads)
+        self.account(run, payloads)
         return len(payloads)  # the next round decides about the one after them
 
-    def _account(self, run: Run, payloads: list[bytes | memoryview]) -> None:
+    def account(self, run: Run, payloads: list[bytes | memoryview]) -> None:
         """Count pages that were delivered, and bring them back to the pool if that is wanted."""
         layer, flights = self._layer, run.flights[: len(payloads)]
         with layer.lock:

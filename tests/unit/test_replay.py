@@ -1,0 +1,221 @@
+"""Replays: the same policies over the same layer, and what simulators of caches say of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import libcachesim
+import pytest
+
+from swapfs.command.main import main
+from swapfs.lab.convert import convert
+from swapfs.lab.pages import PageCache, belady, floor, requests_of
+from swapfs.lab.player import Player, Setup
+from swapfs.lab.replay import replay
+from swapfs.lab.trace import Meta, Trace, TraceWriter
+from swapfs.policy import BUILT_IN, find
+from swapfs.region.access_log import Event, EventKind, encode
+from swapfs.tiers.pool.size_classes import SIZES
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+
+SLOTS = 32 * CLUSTER_SLOTS
+K = EventKind
+DATA = Path(__file__).with_name("traces")
+SIMULATORS = {
+    "fifo": libcachesim.FIFO,
+    "lru": libcachesim.LRU,
+    "clock": libcachesim.Clock,
+    "sieve": libcachesim.Sieve,
+    "s3-fifo": libcachesim.S3FIFO,
+}
+NOT_EXACTLY_DEFINED = 0.005
+"""S3-FIFO: whose paper leaves open how ghosts are counted."""
+
+
+def write(path: Path, events: Sequence[tuple[EventKind, int]]) -> Trace:
+    words = array("Q")
+    for number, (kind, slot) in enumerate(events):
+        words.extend(encode(Event(kind, slot, 10 + slot % 30, 0, 0, 0, 1000 * (number + 1))))
+    meta = Meta(size_bytes=SLOTS * PAGE_SIZE, pool_bytes=4 * MiB, class_sizes=list(SIZES))
+    with TraceWriter(path, meta) as writer:
+        writer.write(memoryview(words), len(events))
+    return Trace(path)
+
+
+def skewed(count: int, seed: int) -> list[tuple[EventKind, int]]:
+    """Return stores and loads of which few slots have most, some scans, and some discards."""
+    rng = random.Random(seed)
+    events: list[tuple[EventKind, int]] = []
+    known: set[int] = set()
+    while len(events) < count:
+        slot = min(SLOTS - 64, int(rng.paretovariate(0.4)))
+        run = 40 if rng.random() < 0.02 else 1
+        for at in range(slot, slot + run):
+            if rng.random() < 0.03 and at in known:
+                known.discard(at)
+                events.append((K.DISCARD, at))
+                continue
+            events.append((K.LOAD if at in known and rng.random() < 0.8 else K.STORE, at))
+            known.add(at)
+    return events[:count]
+
+
+def uniform(count: int, seed: int) -> list[tuple[EventKind, int]]:
+    rng = random.Random(seed)
+    return [(K.STORE, slot) for slot in range(3000)] + [
+        (K.LOAD, rng.randrange(3000)) for _ in range(count - 3000)
+    ]
+
+
+GENERATED = {"skewed": skewed, "uniform": uniform}
+
+
+@pytest.fixture(params=GENERATED)
+def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Trace:
+    return write(tmp_path / "t", GENERATED[request.param](30_000, 3))
+
+
+# ---- beside libCacheSim ----
+
+
+def simulate(trace: Trace, kind: type, capacity: int, folder: Path) -> tuple[int, array[int]]:
+    """Return the misses that libCacheSim counts, and the requests."""
+    out = folder / "oracleGeneral"
+    convert(trace, "oracleGeneral", out)
+    requests = array("q", requests_of(trace))
+    served = sum(page >= 0 for page in requests)
+    reader = libcachesim.TraceReader(str(out), libcachesim.TraceType.ORACLE_GENERAL_TRACE)
+    ratio, _ = kind(capacity * PAGE_SIZE).process_trace(reader)
+    return round(ratio * served), requests
+
+
+def without_discards(trace: Trace, path: Path) -> Trace:
+    """Return *trace* as libCacheSim can see it: it has no word for a discard."""
+    return write(path, [(K.LOAD, page) for page in requests_of(trace) if page >= 0])
+
+
+@pytest.mark.parametrize("capacity", [100, 1000])
+@pytest.mark.parametrize("policy", SIMULATORS)
+def test_misses_are_those_of_libcachesim(
+    policy: str, capacity: int, trace: Trace, tmp_path: Path
+) -> None:
+    plain = without_discards(trace, tmp_path / "plain")
+    theirs, requests = simulate(plain, SIMULATORS[policy], capacity, tmp_path)
+    ours = PageCache(find(policy), capacity, SLOTS).run(requests)
+    slack = NOT_EXACTLY_DEFINED * theirs if policy == "s3-fifo" else 0
+    assert abs(ours - theirs) <= slack
+
+
+@pytest.mark.parametrize("capacity", [100, 1000])
+def test_the_optimum_is_that_of_libcachesim(capacity: int, trace: Trace, tmp_path: Path) -> None:
+    plain = without_discards(trace, tmp_path / "plain")
+    theirs, requests = simulate(plain, libcachesim.Belady, capacity, tmp_path)
+    assert belady(requests, capacity) == theirs
+
+
+@pytest.mark.parametrize("policy", BUILT_IN)
+def test_no_policy_beats_the_optimum(policy: str, trace: Trace) -> None:
+    requests = array("q", requests_of(trace))
+    best = belady(requests, 500)
+    assert PageCache(find(policy), 500, SLOTS).run(requests) >= best
+
+
+# ---- over the layer ----
+
+
+def play(trace: Trace, policy: str, *, promote: bool = False) -> Player:
+    setup = Setup(pool_bytes=MiB, tier_bytes=[128 * MiB], promote=promote)
+    player = Player(trace, setup, find(policy))
+    player.run()
+    return player
+
+
+@pytest.mark.parametrize("promote", [False, True])
+@pytest.mark.parametrize("policy", BUILT_IN)
+def test_every_policy_over_the_layer(policy: str, promote: bool, trace: Trace) -> None:
+    player = play(trace, policy, promote=promote)
+    outcome, table = player.outcome, player.layer.table
+    assert outcome.events == trace.count
+    assert outcome.demoted > 0
+    assert outcome.refused == outcome.policy_failures == 0
+    live: set[int] = set()
+    for page in requests_of(trace):
+        if page >= 0:
+            live.add(page)
+        else:
+            live.discard(-2 - page)
+    stored = {slot for slot, _ in table.occupied_words()}
+    assert stored == live, "every page that was not discarded is somewhere"
+    assert table.slots_in(1) == outcome.tiers[0] > 0
+    assert outcome.misses >= floor(trace, outcome.peak_pages)
+    player.close()
+
+
+def test_a_replay_is_the_same_each_time(trace: Trace) -> None:
+    outcomes = []
+    for _ in range(2):
+        player = play(trace, "second-chance")
+        outcome = player.outcome
+        outcomes.append((outcome.misses, outcome.demoted, outcome.written_bytes, outcome.ram))
+        player.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_tier_without_room_refuses_and_loses_nothing(trace: Trace) -> None:
+    player = Player(trace, Setup(pool_bytes=MiB // 2, tier_bytes=[MiB // 2]), find("lru"))
+    outcome = player.run()
+    assert outcome.refused > 0
+    player.close()
+
+
+def test_misses_fall_with_the_pool_to_none(trace: Trace) -> None:
+    setup = Setup(pool_bytes=MiB, tier_bytes=[128 * MiB])
+    found = replay(trace, ["second-chance", "lru"], [4 * MiB, 8 * MiB, 64 * MiB], setup)
+    for policy in ("second-chance", "lru"):
+        misses = [run["misses"] for run in found["runs"] if run["policy"] == policy]
+        assert misses == sorted(misses, reverse=True)
+        assert misses[-1] == 0
+    for each in found["floors"]:
+        runs = [run for run in found["runs"] if run["pool_bytes"] == each["pool_bytes"]]
+        assert all(run["misses"] >= each["misses"] for run in runs)
+
+
+def test_a_trace_for_another_size_is_refused(tmp_path: Path) -> None:
+    trace = write(tmp_path / "t", [(K.STORE, SLOTS * 2)])
+    with pytest.raises(Exception, match="cannot be played"):
+        play(trace, "lru")
+
+
+# ---- the command ----
+
+
+def test_the_command_prints_a_table_and_json(
+    trace: Trace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["replay", str(trace.path), "--policy", "lru,fifo", "--pool", "4M,8M"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["lru", "fifo", "(Belady)"] * 2
+    assert main([*words, "--json", "--no-optimum"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--policy", "nonsense"], 2, "no policy"),
+        (["--pool", "3X"], 2, "--pool"),
+        (["--low-watermark", "95"], 2, "--low-watermark"),
+        (["--tier", "nothing"], 2, "--tier"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(
+    words: list[str], code: int, says: str, trace: Trace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(trace.path), *words]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,23 @@ def install(report: lab.Report) -> None:
     report.check("enable", done, said)
 
 
+def killed_server(report: lab.Report) -> None:
+    """A death is in the journal of the unit, where one looks first."""
+    before = lab.status()["server_pid"]
+    os.kill(before, signal.SIGKILL)
+    new = lab.wait_for(
+        "another server",
+        lambda: (lab.snapshot() or {}).get("server_pid") not in (None, before),
+        unit.BOUND_S,
+    )
+    told = lab.wait_for(
+        "it in the journal",
+        lambda: f"server {before} died" in unit.journal(SERVICE, "--priority=warning"),
+        unit.JOURNAL_BOUND_S,
+    )
+    report.check("the death of a server is in the journal", new and told, f"{new} {told}")
+
+
 def upgrade(report: lab.Report, hog: lab.Hog) -> None:
     """The new version serves what the old one stored; swap was never off."""
     before, area = lab.status(), areas()
@@ -115,6 +133,7 @@ def main() -> int:
         ok = unit.settled(SERVICE, "active") and len(areas()) == 1
         report.check("swap is on after a reboot", ok, f"{state()} {areas()}")
         hog, group = unit.fill(DATA_MIB, LIMIT_MIB)
+        killed_server(report)
         upgrade(report, hog)
         remove(report, hog, group)
         hog.quit()

@@ -25,7 +25,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from swapfs.host import interpreter
+from swapfs.host import interpreter, systemd
 from swapfs.host.repeats import Repeats
 from swapfs.host.ring import Ring
 
@@ -91,7 +91,9 @@ class Journal:
         :raises OSError: no process can be made
         """
         self._writer_since_s = time.monotonic()
-        named = [self._path] if self._path else []
+        # In a unit of ours, its journal has what an administrator looks for there.
+        in_unit = systemd.unit_of(os.getpid()) is not None
+        named = [self._path, *(["journald"] if in_unit else [])]
         arguments = (self._rings_fd, self._wake_fd, self._pipe_fd, self.output_fd)
         self._writer = os.fork()
         if self._writer:

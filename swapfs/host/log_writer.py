@@ -1,4 +1,4 @@
-"""The process that writes the log: ``python -m swapfs.host.log_writer FD FD FD FD [LOG]``.
+"""The process that writes the log: ``python -m swapfs.host.log_writer FD FD FD FD LOG [journald]``.
 
 It alone touches the log, which may lie on a tmpfs whose pages are in swap: while no server lives
 it may have to wait for one. Nobody waits for it, and nothing here is locked in memory. A thread of
@@ -7,8 +7,9 @@ even by SIGKILL, and a monitor that cannot see its server's end starts no other.
 
 The descriptors: the rings (see ``journal``), what says that there is something in them, a pipe
 for what is written to standard error, and the log. LOG is the path of that, if it is ours to keep
-short: when it is long it is begun anew, and what was in it is LOG~. The process ends when nobody
-has the other end of the pipe any more, after all that was put.
+short (else empty): when it is long it is begun anew, and what was in it is LOG~. With ``journald``
+all of it goes to the journal of systemd too. The process ends when nobody has the other end of the
+pipe any more, after all that was put.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from swapfs.host.journald import Journald
 from swapfs.host.ring import Ring
 
+JOURNALD: Final = "journald"
 READ_BYTES: Final = 64 << 10
 LOG_BYTES_MAX: Final = 4 << 20
 """It may lie in memory (/run): with the last one beside it, twice that."""
@@ -33,9 +36,17 @@ class LogWriter:
     """Writes what is in *rings* to descriptor *output_fd*.
 
     :param path: of that file, if it is to be kept short
+    :param journald: gets the same, if it is wanted there
     """
 
-    def __init__(self, rings: Sequence[Ring], output_fd: int, path: str = "") -> None:
+    def __init__(
+        self,
+        rings: Sequence[Ring],
+        output_fd: int,
+        path: str = "",
+        journald: Journald | None = None,
+    ) -> None:
+        self._journald = journald
         self._rings = rings
         self._output_fd = output_fd
         self._path = path
@@ -52,6 +63,8 @@ class LogWriter:
 
     def write(self, data: bytes) -> None:
         """Write *data*; what the log does not take (no space, a closed terminal) is lost."""
+        if self._journald is not None:
+            self._journald.put(data)
         view = memoryview(data)
         while view:
             try:
@@ -86,11 +99,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def serve(rings_fd: int, wake_fd: int, pipe_fd: int, output_fd: int, path: str = "") -> None:
+def serve(
+    rings_fd: int, wake_fd: int, pipe_fd: int, output_fd: int, path: str = "", also: str = ""
+) -> None:
     """Write until nobody can put anything any more."""
     whole = memoryview(mmap.mmap(rings_fd, 0))
     half = len(whole) // 2
-    writer = LogWriter([Ring(whole[:half]), Ring(whole[half:])], output_fd, path)
+    journald = Journald() if also == JOURNALD else None
+    writer = LogWriter([Ring(whole[:half]), Ring(whole[half:])], output_fd, path, journald)
     poll = select.poll()
     poll.register(wake_fd, select.POLLIN)
     poll.register(pipe_fd, select.POLLIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -46,14 +47,18 @@ def run_module(
     work: Path,
     *,
     params: Mapping[str, float] = MappingProxyType({}),
+    files: Mapping[str, Path] = MappingProxyType({}),
     **options: Any,
 ) -> JobRun:
     """Run the job that is the Python *module*, with its whole folder, and read its report.
 
-    *options* are those of `run_job`. Fails the test if the VM hung or died.
+    *files* are put into the job's folder, by name there. *options* are those of `run_job`. Fails
+    the test if the VM hung or died.
     """
     folder = module.rpartition(".")[0].replace(".", "/")
     job = make_job(work / "job", module, [folder], params)
+    for name, file in files.items():
+        shutil.copy(file, job / name)
     return _read(run_job(job, results_dir=work / "results", **options))
 
 

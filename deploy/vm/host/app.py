@@ -133,7 +133,8 @@ def _our_files() -> list[Path]:
 
 
 def _project_files(project: Path) -> list[Path]:
-    top = [project / name for name in ("pyproject.toml", "README.md", "MANIFEST.in", "setup.py")]
+    names = ("pyproject.toml", "README.md", "deploy/setup/backend.py", "MANIFEST.in", "setup.py")
+    top = [project / name for name in names]
     top += sorted(project.glob("LICENSE*"))
     return [file for file in top if file.is_file()] + list(source_files(project / "swapfs"))
 

@@ -115,19 +115,21 @@ def prepare(
     packages: Sequence[str] = (),
     systemd: bool = False,
     release: str = "",
+    installs: bool = False,
 ) -> Images:
     """Bring the cache up to date for `kernel` and the checkout `project`; quick if it is.
 
     `packages` are Debian packages that the root image shall have beyond the usual ones. With
     `systemd` that is PID 1, and a job may reboot: see `run_job`. With a `release` that is not the
-    host's, swapfs is not in it, as its wheels are built here: the job brings its own.
+    host's, swapfs is not in it, as its wheels are built here: the job brings its own. So it is for
+    one that `installs` it.
     """
     cache = Cache()
     with cache.locked():
         files = fetch_kernel(kernel, cache)
         initrd = make_initrd(kernel, files, cache)
         root = make_root(cache, packages, systemd=systemd, release=release)
-        if release in ("", host_release()):
+        if release in ("", host_release()) and not installs:
             app = make_app(project, root.python_version, cache)
         else:
             app = make_guest_only(cache)
@@ -178,15 +180,16 @@ def run_job(
     packages: Sequence[str] = (),
     systemd: bool = False,
     release: str = "",
+    installs: bool = False,
     quiet_s: float = math.inf,
 ) -> VmResult:
     """Boot a VM, run `job_dir`/run as root with cwd /job (a copy of `job_dir`), power off.
 
     The images are brought up to date first; `timeout_s` counts from QEMU's start, and a VM that
     prints nothing for `quiet_s` is taken to hang as well. `cmdline` is added to the kernel's.
-    `packages` and `release` are as for `prepare`. With `echo` the console goes to our stdout as it
-    comes. Results of an earlier run in `results_dir` are deleted. Raises VmError if a build step or
-    QEMU itself fails.
+    `packages`, `release` and `installs` are as for `prepare`. With `echo` the console goes to our
+    stdout as it comes. Results of an earlier run in `results_dir` are deleted. Raises VmError if a
+    build step or QEMU itself fails.
 
     A run that the emulator spoiled is done again, twice at most, and a line says so.
 
@@ -195,7 +198,14 @@ def run_job(
     """
     if not os.access(job_dir / "run", os.X_OK):
         raise VmError(f"{job_dir}/run is not an executable file; a job needs one")
-    images = prepare(kernel, project=project, packages=packages, systemd=systemd, release=release)
+    images = prepare(
+        kernel,
+        project=project,
+        packages=packages,
+        systemd=systemd,
+        release=release,
+        installs=installs,
+    )
     size = Size(memory_mib, cpus, disks_mib)
     once = partial(
         _run_once, job_dir, results_dir, images, size, timeout_s, quiet_s, cmdline, echo=echo

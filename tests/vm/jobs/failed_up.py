@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SMALL: Final = ("--size", "64M", "--pool", "80M")
 TOOLS: Final = Path("/tmp/tools")
 BUSY: Final = Path("/tmp/busy")
+FOREIGN: Final = Path("/root/foreign")
+"""On a disk: what is on a tmpfs is refused for that."""
 
 
 @contextmanager
@@ -63,9 +65,9 @@ def main() -> int:
         must_fail(report, "mount point busy", 2, str(BUSY), "--mountpoint", str(BUSY))
         must_fail(report, "no room", 2, "room", "--size", "1G")
         must_fail(report, "file too small", 2, "small", "--file", "/tmp/x:4096")
-        Path("/tmp/foreign").write_bytes(b"precious" * 1_000_000)
-        must_fail(report, "foreign file", 2, "foreign", "--file", "/tmp/foreign:4M")
-        kept = Path("/tmp/foreign").read_bytes() == b"precious" * 1_000_000
+        FOREIGN.write_bytes(b"precious" * 1_000_000)
+        must_fail(report, "foreign file", 2, f"{FOREIGN} holds data", "--file", f"{FOREIGN}:4M")
+        kept = FOREIGN.read_bytes() == b"precious" * 1_000_000
         report.check("foreign file untouched", kept, "8 MB compared")
         lab.up(*SMALL)
         must_fail(report, "second of the same name", 1, "swapfs down")

@@ -25,6 +25,7 @@ from swapfs.command import (
     resize,
     stale,
     tiers,
+    top,
     trace,
     verify,
 )
@@ -199,6 +200,7 @@ for each in (
     verify.verify,
     trace.trace,
     replay.replay,
+    top.top,
     install_unit.command,
 ):
     each.epilog = each.epilog or EXIT_CODES

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.server.http_server import HttpServer, Respond, Response
+from swapfs.server.live import PAGE
 from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric
 
 if TYPE_CHECKING:
@@ -135,8 +136,11 @@ def write_textfile(path: Path, status: Status) -> None:
         raise OperationError(f"metrics file {path}: {error.strerror or error}") from error
 
 
-def respond(snapshot: TakeSnapshot) -> Respond:
-    """Return what answers the requests of an HTTP server with *snapshot*."""
+def respond(snapshot: TakeSnapshot, live: Callable[[Status], bytes] | None = None) -> Respond:
+    """Return what answers the requests of an HTTP server with *snapshot*.
+
+    :param live: makes the JSON of the page at ``/`` of a snapshot; None: there is no page
+    """
     registry = make_registry(snapshot)
 
     def answer(path: str, accept: str) -> Response:
@@ -145,6 +149,10 @@ def respond(snapshot: TakeSnapshot) -> Respond:
             if path == "/metrics":
                 encode, content_type = exposition.choose_encoder(accept)
                 return HTTPStatus.OK, content_type, encode(registry)
+            if live is not None and path == "/":
+                return HTTPStatus.OK, "text/html; charset=utf-8", PAGE
+            if live is not None and path == "/live.json":
+                return HTTPStatus.OK, "application/json", live(snapshot())
             if path == "/healthz":
                 reasons = snapshot().degraded
                 body = "\n".join(reasons or ["ok"]) + "\n"
@@ -153,20 +161,25 @@ def respond(snapshot: TakeSnapshot) -> Respond:
         except Exception:  # a scrape must not end its thread, whatever the snapshot raises
             log.exception("metrics: no snapshot for %s", path)
             return HTTPStatus.INTERNAL_SERVER_ERROR, plain, b"no status; see the log of swapfs\n"
-        return HTTPStatus.NOT_FOUND, plain, b"try /metrics or /healthz\n"
+        return HTTPStatus.NOT_FOUND, plain, b"try /, /metrics or /healthz\n"
 
     return answer
 
 
-def serve(addr: tuple[str, int], snapshot: TakeSnapshot) -> HttpServer:
+def serve(
+    addr: tuple[str, int],
+    snapshot: TakeSnapshot,
+    live: Callable[[Status], bytes] | None = None,
+) -> HttpServer:
     """Start serving *snapshot* on *addr* (host, port) and return when the port is bound.
 
     :param snapshot: called in the server's thread once per request; must not wait for I/O
+    :param live: see ``respond``
     :raises AddressAbsent: this machine does not have the address, or not yet
     :raises OperationError: it is in use, or may not be used
     """
     try:
-        return HttpServer(addr, respond(snapshot))
+        return HttpServer(addr, respond(snapshot, live))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         absent = getattr(error, "errno", None) == errno.EADDRNOTAVAIL

@@ -191,9 +191,10 @@ class Server:
     async def _serve_metrics(self) -> None:
         if self._config.metrics is None:
             return
-        from swapfs.server import metrics  # there already: see preload()
+        from swapfs.server import live, metrics  # there already: see preload()
 
-        serve = functools.partial(metrics.serve, self._config.metrics, self._snapshots.make)
+        view = live.LiveView(self._parts.layer).as_json
+        serve = functools.partial(metrics.serve, self._config.metrics, self._snapshots.make, view)
         if not self._recover:
             self._metrics = serve()
             return

@@ -299,7 +299,7 @@ def _latency() -> Latency:
 
 def _fixed_bytes(region: Region, stack: Stack) -> int:
     """Return what an empty instance costs: tables, and the lists derived from them."""
-    lists = 15 * region.geometry.zspages + 11 * region.geometry.clusters
+    lists = 15 * region.geometry.zspages + 13 * region.geometry.clusters
     return region.fixed_bytes + lists + sum(level.tier.stats().map_bytes for level in stack)
 
 

@@ -249,6 +249,7 @@ class Harness:
         states["empty"] = table.slots - states.total()
         assert {s: states[s] for s in STATES} == table.state_counts()
         assert used_clusters == set(table.clusters()), "a cluster without slots has a page"
+        assert sum(table.below) == sum(map(len, below.values()))
         _assert_disjoint(sorted(places.items()), "pool")
         stats = pool.stats()
         assert stats.payload_bytes == pool_payload

@@ -114,6 +114,7 @@ class VirtualSlotLayer:
             first = cluster << CLUSTER_SHIFT
             for number, word in rebuild.mark_table(place):
                 self.stack.mark(first + number, word)
+                self.table.below[cluster] += 1
         self.stack.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()

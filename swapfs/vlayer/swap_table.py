@@ -71,6 +71,8 @@ class SwapTable:
         self.slots = region.geometry.slots
         # Slots in use by cluster, and slots by state; ``_core.Writer`` writes them too.
         self.occupied = array("H", bytes(2 * self._clusters))
+        self.below = array("H", bytes(2 * self._clusters))
+        """Of them, those whose blobs are in a tier below the pool."""
         self.counts = array("l", [0]) * _COUNTED
         self._ring = ListHeads(self._clusters, 2)
         self.update_reserve()
@@ -133,8 +135,11 @@ class SwapTable:
         self._words[index] = new
         if self._log is not None and cause in _EVENTS:
             self._log.add(_EVENTS[cause], slot, old, new, length)
-        self.counts[STATE_OF_WORD[old & STATE_MASK]] -= 1
-        self.counts[STATE_OF_WORD[new & STATE_MASK]] += 1
+        before, after = STATE_OF_WORD[old & STATE_MASK], STATE_OF_WORD[new & STATE_MASK]
+        self.counts[before] -= 1
+        self.counts[after] += 1
+        if (before > TIER_STATE) != (after > TIER_STATE):
+            self.below[cluster] += 1 if after > TIER_STATE else -1
         if not old:
             if new:
                 self.occupied[cluster] += 1
@@ -270,6 +275,7 @@ class SwapTable:
             else:
                 directory[cluster] = 0  # the server died between two steps
         self._ring, self.occupied, self.counts = ring, occupied, counts
+        self.below = array("H", bytes(2 * self._clusters))  # ``layer.rebuild`` finds them
 
     def table_places(self) -> Iterator[tuple[int, int]]:
         """Yield each live cluster, and the place in the pool of its table page."""

@@ -106,7 +106,9 @@ def meet_limits(config: Config, *, new: bool = True) -> None:
     :raises OperationError: some may not be raised, and the configuration insists
     """
     geometry = geometry_for(config.size_bytes, config.arena_bytes, config.log_bytes)
-    largest_bytes = max((tier.file.size_bytes for tier in config.all_tiers), default=0)
+    largest_bytes = max(
+        (tier.file.size_bytes for tier in config.all_tiers if tier.far is None), default=0
+    )
     needs = limits.Needs(geometry.total_bytes, largest_bytes)
     limits.lift(needs)
     slowed = limits.slowed()

@@ -161,7 +161,8 @@ def check_config(as_json: bool, **options: Any) -> None:
     geometry = geometry_for(settings.size_bytes, settings.pool_bytes, settings.log_bytes)
     model.check_room(settings, guaranteed_bytes(geometry, *settings.tier_bytes))
     for tier in settings.all_tiers:
-        backing_file.look(tier.file.path, tier.file.size_bytes)
+        if tier.far is None:
+            backing_file.look(tier.file.path, tier.file.size_bytes)
     launch.meet_limits(settings)
     policy.find(settings.policy)
     click.echo(model.describe(settings, as_json, origins(options)))

@@ -13,11 +13,12 @@ from typing import Any, Final
 from swapfs.config import option, values
 from swapfs.config.backing import DIRECT_IO, FileTierConfig, fit_place
 from swapfs.config.budget import NO_BUDGET, WriteBudget, parse_budget, show_budget
-from swapfs.config.option import REQUIRED, SWITCH_TAKES, Form, Option, Section, as_size, as_text
+from swapfs.config.far import FAR, FAR_OPTIONS, FarConfig, read_far, refuse_far_keys
+from swapfs.config.option import SWITCH_TAKES, Form, Option, Section, as_size
 from swapfs.errors import ConfigError
 from swapfs.units import TIERS_MAX
 
-KINDS: Final = ("file",)
+KINDS: Final = ("file", FAR)
 BELOW_MAX: Final = TIERS_MAX - 1
 """The pool is a tier too."""
 
@@ -35,10 +36,27 @@ class TierConfig:
     budget: WriteBudget = NO_BUDGET
     budget_exceed: bool = False
     file: FileTierConfig
+    """Its place; of far memory its socket, or how its nodes are shown."""
+    far: FarConfig | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The path that was given."""
+        return None if self.far is not None and self.far.nodes else self.file.path
+
+    @property
+    def direct_io(self) -> str | None:
+        """How the file is opened; None: there is none."""
+        return None if self.far is not None else self.file.direct_io
 
     @property
     def certain_bytes(self) -> int:
-        """Its size, as far as it counts as room; what a budget may refuse is not certain (I6)."""
+        """Its size, as far as it counts as room; what a budget may refuse is not certain (I6).
+
+        Nor what a node may lose.
+        """
+        if self.far is not None:
+            return 0
         return 0 if self.budget and not self.budget_exceed else self.file.size_bytes
 
 
@@ -50,9 +68,10 @@ TIER_OPTIONS: Final = (
         parse=values.one_of(*KINDS),
         default="file",
         choices=KINDS,
-        takes="file",
+        takes=", ".join(KINDS),
         help="What it is kept on",
-        text="What the tier is kept on. `file` is a file or any block device.",
+        text="What the tier is kept on. `file` is a file or any block device, `valkey` the memory "
+        "of a Valkey or Redis engine (the extra `swapfs[valkey]`), one node or a cluster.",
     ),
     Option(
         key="name",
@@ -66,15 +85,16 @@ TIER_OPTIONS: Final = (
     ),
     Option(
         key="path",
-        field="file.path",
+        field="path",
         section=Section.ROOM,
         parse=values.parse_path,
-        show=as_text,
-        default=REQUIRED,
+        show=lambda path, _: None if path is None else str(path),
+        default_text="required, but for `nodes`",
         takes="path",
         help="File or block device",
         example="/var/lib/swapfs/second.tier",
-        text="The file or block device, as for `file`.",
+        text="The file or block device, as for `file`; of the kind `valkey` the unix socket of the "
+        "engine.",
     ),
     Option(
         key="size",
@@ -85,7 +105,7 @@ TIER_OPTIONS: Final = (
         default_text="that of the file or device",
         takes="bytes",
         help="How much of it to use",
-        text="How much of it to use, as for `file`.",
+        text="How much of it to use, as for `file`; of an engine's memory, keys and all.",
     ),
     Option(
         key="priority",
@@ -124,7 +144,7 @@ TIER_OPTIONS: Final = (
     ),
     Option(
         key="direct-io",
-        field="file.direct_io",
+        field="direct_io",
         section=Section.ROOM,
         parse=values.one_of(*DIRECT_IO),
         default="auto",
@@ -144,6 +164,7 @@ TIER_OPTIONS: Final = (
         help="Encrypt what goes there",
         text="As `file-encryption`.",
     ),
+    *FAR_OPTIONS,
 )
 """What may be in a ``[[tier]]`` table."""
 
@@ -179,16 +200,21 @@ def _read_tier(
     where: str, number: int, table: Mapping[str, object], root: Path, *, unsafe: bool
 ) -> TierConfig:
     option.check_keys(TIER_OPTIONS, table, where)
-    if "path" not in table:
+    kind = values.one_of(*KINDS)(f"{where}: kind", table.get("kind", "file"))
+    if "path" not in table and kind != FAR:
         raise ConfigError(where, "path is missing: which file or block device is it?")
     given: option.Given = {key: (f"{where}: {key}", value) for key, value in table.items()}
     settled = option.settle(TIER_OPTIONS, given, root)
-    file = fit_place(
-        *(f"{where}: path", settled["path"], settled["size"], settled["direct-io"]),
-        encryption=settled["encryption"],
-        unsafe=unsafe,
-    )
-    kind = settled["kind"]
+    far = None
+    if kind == FAR:
+        file, far = read_far(where, table, settled)
+    else:
+        refuse_far_keys(where, table)
+        file = fit_place(
+            *(f"{where}: path", settled["path"], settled["size"], settled["direct-io"]),
+            encryption=settled["encryption"],
+            unsafe=unsafe,
+        )
     name = settled["name"] or f"{kind}{number}"
     return TierConfig(
         name=name,
@@ -197,6 +223,7 @@ def _read_tier(
         budget=settled["budget"],
         budget_exceed=settled["budget-exceed"],
         file=file,
+        far=far,
     )
 
 

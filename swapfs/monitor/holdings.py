@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from swapfs.config.current import current
 from swapfs.config.model import Config
@@ -31,18 +31,20 @@ from swapfs.region.stack_rows import (
     write_row,
     write_rows,
 )
-from swapfs.server.open_tier import open_file
-from swapfs.tiers.file import FileTier, Known
-from swapfs.tiers.sector_tier import SectorTier
+from swapfs.server.open_tier import open_file, open_tier, tier_on
+from swapfs.tiers.file import Known
 from swapfs.vlayer.stack import Level, Phase, Stack
 from swapfs.wire import handover
 from swapfs.wire.handover import Handover
 from swapfs.wire.link import Link
 
+if TYPE_CHECKING:
+    from swapfs.server.open_tier import Medium
+
 log = logging.getLogger(__name__)
 
 
-Held = tuple[StackRow, FileTier]
+Held: TypeAlias = "tuple[StackRow, Medium]"
 """A tier, and how the region knew it when it came."""
 _PHASES: Final = {ACTIVE: Phase.ACTIVE, DRAINING: Phase.DRAINING, LEAVING: Phase.LEAVING}
 
@@ -66,7 +68,7 @@ class Holdings:
         return Stack(
             [
                 Level(
-                    *(row.number, row.name, SectorTier(file)),
+                    *(row.number, row.name, tier_on(file)),
                     now[row.number].priority,
                     _PHASES[now[row.number].state],
                 )
@@ -155,7 +157,7 @@ def open_tiers(config: Config, region: Region, fds: Sequence[int] | None = None)
         described = [_row(number, tier) for number, tier in enumerate(config.all_tiers, 1)]
         write_rows(region.stack, described)
         return [
-            (row, open_file(tier.file, region))
+            (row, open_tier(config, tier, region))
             for row, tier in zip(described, config.all_tiers, strict=True)
         ]
     rows = read_rows(region.stack)
@@ -167,7 +169,7 @@ def open_tiers(config: Config, region: Region, fds: Sequence[int] | None = None)
             "or removed just now, try again"
         )
     return [
-        (row, open_file(tier.file, region, fd))
+        (row, open_tier(config, tier, region, fd))
         for row, tier, fd in zip(rows, config.all_tiers, fds, strict=True)
     ]
 
@@ -179,6 +181,8 @@ def _identity(row: StackRow) -> tuple[str, str, bytes]:
 def _row(number: int, tier: TierConfig) -> StackRow:
     file = tier.file
     place = f"{file.path}\0{file.size_bytes}\0{file.encryption}"
+    if tier.far is not None:
+        place += f"\0{tier.far.cluster}\0{tier.far.tls}"
     digest = hashlib.sha256(place.encode(errors="surrogateescape")).digest()
     return StackRow(
         *(number, tier.kind, tier.name, tier.priority, digest),

@@ -116,7 +116,7 @@ class Monitor:
         self._lock_memory(region)
         # From here on a signal must not leave a new file or a mount behind.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        paths = [tier.file.path for tier in config.all_tiers]
+        paths = [tier.file.path for tier in config.all_tiers if tier.far is None]
         made = [path for path in paths if not path.exists()]
         outcome = Outcome.NEVER_SERVED
         try:

@@ -106,6 +106,11 @@ class Tiering:
             if number is None:
                 raise OperationError(f"there are {TIERS_MAX - 1} tiers; remove one first")
             tier = self._describe(table, number)
+            if tier.far is not None:
+                raise OperationError(
+                    f"a tier of the kind {tier.kind} cannot be added while swap is on: its client "
+                    "is not loaded; describe it as [[tier]] before the start"
+                )
             made = not tier.file.path.exists()
             file = open_file(tier.file, self._region)
             try:

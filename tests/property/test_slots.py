@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Slots(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="swapfs-tier-"))
-        self.opener = open_stack(self.tiers, self.folder)
+        self.opener = self.make_opener()
         self.harness = Harness(
             *(SLOTS, self.pool_bytes, self._open()),
             promote=self.promote,
@@ -78,6 +78,9 @@ class Slots(RuleBasedStateMachine):
             policy=self.policy,
             log_bytes=self.log_bytes,
         )
+
+    def make_opener(self) -> Callable[[int], list[Tier]]:
+        return open_stack(self.tiers, self.folder)
 
     def _open(self) -> list[Tier] | None:
         return self.opener(self.segments) or None

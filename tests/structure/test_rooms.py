@@ -100,13 +100,14 @@ MAY_WANT_THE_LAB = ("swapfs.lab.replay", "swapfs.command.top")
 
 
 def distributions(*, lab: bool) -> set[str]:
-    """Return the import names of what pyproject.toml says that swapfs depends on.
+    """Return the import names of what pyproject.toml says that swapfs depends on, or a tier may.
 
     :param lab: with what only the lab needs, which is not there in every installation
     """
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    wanted = [*project["dependencies"], *(project["optional-dependencies"]["lab"] if lab else ())]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["valkey"], *(extras["lab"] if lab else ())]
     return {re.split(r"[^\w-]", item)[0].replace("-", "_") for item in wanted}
 
 

@@ -1,0 +1,230 @@
+"""A Valkey or Redis engine, one node or a cluster: reaching it, and whether pages may go there.
+
+What is asked of it has a time limit, and fails as a tier does; nothing here knows of blobs.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import valkey
+from valkey import exceptions
+from valkey.backoff import NoBackoff
+from valkey.cluster import ClusterNode, ValkeyCluster
+from valkey.retry import Retry
+
+from swapfs.errors import OperationError, TierIOError
+
+CONNECT_S: Final = 1.0
+ANSWER_S: Final = 3.0
+_KEYS_AT_ONCE: Final = 1000
+T = TypeVar("T")
+
+
+KEY_BYTES: Final = 128
+"""What an engine takes for a key beside its value: entry, key and object."""
+_VALUE_BYTES: Final = 5
+"""The head and the end of a string (sds.h)."""
+
+
+def bytes_for(length: int) -> int:
+    """Return the bytes that an engine takes for a value of *length* bytes and its key, at most.
+
+    Both engines use jemalloc, whose sizes are four to a doubling.
+    """
+    size = length + _VALUE_BYTES
+    step = 1 << max(4, (size - 1).bit_length() - 3)
+    return KEY_BYTES + -(-size // step) * step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the engine is: a unix socket, or the nodes (host, port) of a cluster, or of one alone.
+
+    :param tls: with a certificate that is checked, by *ca_file* or what the system trusts
+    :param password_file: read at each connection, so that it may be changed
+    """
+
+    socket: Path | None = None
+    nodes: tuple[tuple[str, int], ...] = ()
+    cluster: bool = False
+    tls: bool = False
+    ca_file: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+
+    def __str__(self) -> str:
+        if self.socket is not None:
+            return f"unix:{self.socket}"
+        kind = "cluster:" if self.cluster else "tls:" if self.tls else "tcp:"
+        return kind + ",".join(f"{host}:{port}" for host, port in self.nodes)
+
+
+class _Credentials(valkey.CredentialProvider):
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        place = self._place
+        assert place.password_file is not None
+        try:
+            password = place.password_file.read_text().strip()
+        except OSError as error:
+            raise exceptions.AuthenticationError(
+                f"{place.password_file}: {error.strerror}"
+            ) from None
+        return (place.user, password) if place.user else (password,)
+
+
+def _connect(place: Place) -> Any:
+    """Return a client of *place*, which connects when it is used.
+
+    :raises OperationError: a cluster does not answer
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": CONNECT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if place.password_file is not None:
+        options["credential_provider"] = _Credentials(place)
+    if place.socket is not None:
+        return valkey.Valkey(unix_socket_path=str(place.socket), **options)
+    if place.tls:
+        options |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        if place.ca_file is not None:
+            options["ssl_ca_certs"] = str(place.ca_file)
+    if not place.cluster:
+        host, port = place.nodes[0]
+        return valkey.Valkey(host=host, port=port, **options)
+    node: Any = ClusterNode
+    nodes = [node(host, port) for host, port in place.nodes]
+    del options["retry"]
+    try:
+        return ValkeyCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+    except exceptions.ValkeyError as error:
+        raise OperationError(f"{place}: {error}") from error
+
+
+def _unfit(client: Any) -> str:
+    """Return why pages must not go to the engine of *client*; "": they may.
+
+    :raises ValkeyError: it does not answer
+    """
+    if isinstance(client, ValkeyCluster):
+        nodes: Any = client.info("memory", target_nodes=ValkeyCluster.PRIMARIES)
+    else:
+        nodes = {"": client.info("memory")}
+    for node, memory in nodes.items():
+        policy = memory.get("maxmemory_policy")
+        if policy != "noeviction":
+            where = f"node {node}" if node else "the engine"
+            return f"{where} may evict pages: set maxmemory-policy noeviction (it is {policy})"
+    return ""
+
+
+class Engine:
+    """The engine at *place*, for any number of threads; connects when it is used."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._client: Any = None
+
+    def load(self) -> None:
+        """Have in memory what connecting takes: a server reads no file when it serves (I9)."""
+        if self.place.tls:
+            ssl.create_default_context()
+        for host, port in self.place.nodes:
+            with suppress(OSError):
+                socket.getaddrinfo(host, port)
+
+    def check(self, purge: str) -> None:
+        """Look whether it is there and fit, and delete keys that begin with *purge*, if any.
+
+        With a connection of its own, which another process does not inherit.
+
+        :raises OperationError: it is not
+        """
+        try:
+            client = _connect(self.place)
+            try:
+                if reason := _unfit(client):
+                    raise OperationError(f"{self.place}: {reason}")
+                if purge:
+                    _purge(client, purge)
+            finally:
+                client.close()
+        except (exceptions.ValkeyError, OSError) as error:
+            raise OperationError(f"{self.place}: {error}") from error
+
+    def why_unfit(self) -> str:
+        """Return why pages must not go there; "": they may.
+
+        :raises TierIOError: it does not answer
+        """
+        return self._call("ask it", _unfit)
+
+    def ask(self, what: str, fill: Callable[[Any], None]) -> list[Any]:
+        """Return the answers to the commands that *fill* puts into a pipeline; errors among them.
+
+        Once more on a new connection if it breaks: those that are kept are dead when the engine was
+        started anew. Each command may be given twice.
+
+        :raises TierIOError: there is none in time
+        """
+
+        def execute(client: Any) -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            fill(pipe)
+            answers: list[Any] = pipe.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    answer.__traceback__ = None  # a frame of it has the list: a cycle
+            return answers
+
+        def try_twice(client: Any) -> list[Any]:
+            try:
+                return execute(client)
+            except exceptions.TimeoutError:
+                raise
+            except (exceptions.ConnectionError, OSError):
+                return execute(client)
+
+        return self._call(what, try_twice)
+
+    def _call(self, what: str, use: Callable[[Any], T]) -> T:
+        """Return what *use* makes of the client; its errors become ours."""
+        try:
+            if self._client is None:
+                self._client = _connect(self.place)
+            return use(self._client)
+        except (exceptions.ValkeyError, OSError, OperationError) as error:
+            raise TierIOError(f"{self.place}: cannot {what}: {error}") from None
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        if self._client is not None:
+            self._client.close()
+
+
+def _purge(client: Any, prefix: str) -> None:
+    keys = []
+    for key in client.scan_iter(match=f"{prefix}*", count=_KEYS_AT_ONCE):
+        keys.append(key)
+        if len(keys) == _KEYS_AT_ONCE:
+            _unlink(client, keys)
+            keys = []
+    _unlink(client, keys)
+
+
+def _unlink(client: Any, keys: list[bytes]) -> None:
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.unlink(key)
+    pipe.execute()

@@ -1,0 +1,119 @@
+"""A tier in the memory of an engine, under a real server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swapfs.testing.engine import TestEngine, program
+from tests.fuse.instance import Instance, Start, run, wait_until
+from tests.fuse.load import Load, fill
+from tests.fuse.test_recovery import kill_server, recovered
+
+pytestmark = [
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(program() is None, reason="install redis-server or valkey-server"),
+]
+PAGE = 4096
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[TestEngine]:
+    made = TestEngine(tmp_path / "engine")
+    yield made
+    made.kill()
+
+
+def _config(tmp_path: Path, engine: TestEngine, more: str = "") -> Path:
+    config = tmp_path / "far.toml"
+    config.write_text(
+        f'[[tier]]\nkind = "valkey"\nname = "far"\npath = "{engine.socket}"\nsize = "64M"\n{more}'
+    )
+    return config
+
+
+def _far(instance: Instance) -> dict[str, object]:
+    (tier,) = instance.status()["tiers"]
+    found: dict[str, object] = tier
+    return found
+
+
+def test_far_memory_outlives_servers_and_monitors(
+    tmp_path: Path, engine: TestEngine, start: Start
+) -> None:
+    config = _config(tmp_path, engine)
+    instance = start("32M", "4M", None, "--config", config, "--overcommit", 40, "--recompress")
+    fill(instance, 2048, 4096)
+    load = Load(instance, 2048)
+    load.run(60, seed=1)
+    far = _far(instance)
+    assert (far["kind"], far["path"], far["encrypted"]) == ("valkey", f"unix:{engine.socket}", True)
+    assert far["slots"]
+    assert engine.client().dbsize() >= int(str(far["slots"])) // 2
+    dead = kill_server(instance)
+    wait_until(lambda: recovered(instance, dead), "another server")
+    load.run(60, seed=2)
+    done = instance.cli("upgrade")
+    assert done.returncode == 0, done.stderr
+    load.run(60, seed=3)
+    load.verify()
+    counters = instance.counters()
+    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
+    assert counters["server_starts"] == 3
+
+
+def test_the_death_of_the_engine_costs_its_slots_until_it_is_back(
+    tmp_path: Path, start: Start
+) -> None:
+    engine = TestEngine(tmp_path / "engine", "--appendonly", "yes")
+    try:
+        instance = start(
+            *("16M", "4M", None, "--config", _config(tmp_path, engine), "--overcommit", 40)
+        )
+        fill(instance, 0, 4096)
+        pages = _read_all(instance)
+        assert None not in pages
+        far = int(str(_far(instance)["slots"]))
+        assert far
+        engine.kill()
+        now = _read_all(instance)
+        assert now.count(None) == far
+        assert all(page in (None, pages[slot]) for slot, page in enumerate(now))
+        engine.start()
+        wait_until(lambda: _read_all(instance) == pages, "its pages")
+    finally:
+        engine.kill()
+
+
+def _read_all(instance: Instance) -> list[bytes | None]:
+    fd = instance.open()
+    pages: list[bytes | None] = []
+    try:
+        for slot in range(4096):
+            try:
+                pages.append(os.pread(fd, PAGE, slot * PAGE))
+            except OSError:
+                pages.append(None)
+    finally:
+        os.close(fd)
+    return pages
+
+
+@pytest.mark.parametrize("why", ["may evict", "nobody there"])
+def test_an_unfit_engine_is_refused_in_one_line(
+    tmp_path: Path, engine: TestEngine, make_instance: Start, why: str
+) -> None:
+    if why == "may evict":
+        engine.client().config_set("maxmemory-policy", "allkeys-lru")
+    else:
+        engine.kill()
+    instance = make_instance()
+    options = ("--config", _config(tmp_path, engine), "--size", "16M", "--pool", "32M")
+    done = run(*instance.mount_command(*options))
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(engine.socket) in done.stderr
+    assert ("maxmemory-policy noeviction" in done.stderr) == (why == "may evict")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from swapfs.core._core import Decoder, sign
+from swapfs.core._core import Decoder, is_intact
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers.base import NOT_READ, Failure, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
@@ -37,6 +37,8 @@ TOLD_MAX: Final = 100
 _STEP: Final = 32
 """Blobs of the pool checked before a pause."""
 _READ_BYTES: Final = 256 * 1024
+_NOT_IN_THE_POOL: Final = ("empty", "same", "lost", "file")
+"""Of the states of slots that are published."""
 _REST_SHARE: Final = 3
 """It rests so many times as long as it works."""
 
@@ -100,11 +102,10 @@ class Verify:
         with layer.lock:
             states = layer.table.state_counts()
             below = {level.number: layer.table.slots_in(level.number) for level in layer.stack}
-        if self._tier is None:
-            return states["compressed"] + states["raw"] + sum(below.values())
-        if self._tier == POOL:
-            return states["compressed"] + states["raw"]
-        return below.get(self._tier, 0)
+        if self._tier not in (None, POOL):
+            return below.get(self._tier, 0)
+        pool = sum(states.values()) - sum(states[state] for state in _NOT_IN_THE_POOL)
+        return pool + (sum(below.values()) if self._tier is None else 0)
 
     def _steps(self, cluster: int) -> Iterator[Callable[[], None]]:
         """Yield what to do for one cluster, piece by piece."""
@@ -153,7 +154,7 @@ class Verify:
             findings.tell(slot, "the pool", "its blob does not match its check")
 
     def _is_sound(self, word: int, blob: memoryview) -> bool:
-        return sign(word, blob) == word and self._is_page(blob, blob_codec(word))
+        return is_intact(word, blob) and self._is_page(blob, blob_codec(word))
 
     def _is_page(self, blob: bytes | memoryview, codec: int) -> bool:
         return self._decoder.unpack(blob, codec, self._page, 0)

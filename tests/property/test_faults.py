@@ -11,6 +11,7 @@ import pytest
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.policy import BUILT_IN, DEFAULT, find
 from swapfs.testing.faulty import FAULTS, FaultyTier
+from swapfs.testing.faulty_calls import CALLS, FaultyCalls
 from swapfs.testing.harness import AnyTier, Harness
 from swapfs.testing.media import TIERS, open_stack
 from swapfs.testing.memory import MemoryTier
@@ -32,7 +33,7 @@ class History:
 
     def __init__(
         self,
-        tier: FaultyTier,
+        tier: FaultyTier | FaultyCalls,
         *,
         promote: bool = False,
         tiers: Sequence[AnyTier] = (),
@@ -58,8 +59,8 @@ class History:
                 actions.append(self.harness.recompress)
                 weights.append(1)
             if len(self.harness.stack) > 1:
-                actions += [self.drain, self.sink]
-                weights += [1, 2]
+                actions += [self.drain, self.sink, self.waterfall]
+                weights += [1, 2, 1]
             self.rng.choices(actions, weights)[0]()
             self.harness.now_s += 100  # every pause after a failure is over
             self.harness.check()
@@ -81,7 +82,7 @@ class History:
             try:
                 got = self.harness.load(slot, count)
             except (TierIOError, BlobCorrupt, SlotDamaged):
-                assert self.tier.failures
+                assert self.has_failed()
                 got = b"?" * PAGE_SIZE
             else:
                 good = len(got) // PAGE_SIZE
@@ -89,6 +90,11 @@ class History:
                 assert got == b"".join(self.model.read(s) for s in range(slot, slot + good))
             slot += len(got) // PAGE_SIZE
             count -= len(got) // PAGE_SIZE
+
+    def has_failed(self) -> bool:
+        return any(getattr(level.tier, "failures", 0) for level in self.harness.stack) or bool(
+            self.tier.failures
+        )
 
     def discard(self) -> None:
         slot, count = self.rng.randrange(SLOTS - 90), self.rng.randrange(90)
@@ -110,6 +116,13 @@ class History:
 
     def sink(self) -> None:
         self.harness.down.drains.sink(1, self.rng.randrange(1, 150)).run()
+
+    def waterfall(self) -> None:
+        for level in self.harness.stack:
+            level.presses = level.health.full = True
+        for _ in range(50):
+            if not self.harness.down.drains.step(lambda: True):
+                break
 
     def lost_slots(self) -> set[int]:
         """Return the slots that are damaged; every other one must read right."""
@@ -202,3 +215,22 @@ def test_a_write_that_lied_is_found_at_the_read(fault: str, tier: str, tmp_path:
     assert len(lost) == history.harness.layer.table.state_counts()["file"]
     assert history.harness.counter("failed_read_checksum") == len(lost)
     history.harness.region.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_same_call_of_each_of_seven_tiers_fails(call: str, tmp_path: Path) -> None:
+    """A failing call of the contract costs no page, whatever the tier is and wherever it stands."""
+    hits = 0
+    for number in (1, 2, 3, 5, 8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        inner = open_stack("memory + blobs + memory + blobs + memory + blobs + memory", folder)(3)
+        tiers = [FaultyCalls(tier, call, number) for tier in inner]
+        history = History(tiers[0], tiers=tiers)
+        history.run()
+        hits += sum(tier.failures for tier in tiers)
+        for tier in tiers:
+            tier.heal()
+        assert history.lost_slots() == set()
+        history.harness.region.close()
+    assert hits >= 7, "the history has too few such calls to be a test"

@@ -26,6 +26,7 @@ from swapfs.policy import BUILT_IN, Policy, find
 from swapfs.policy.base import NOTHING_YET, Eyes, Facts
 from swapfs.policy.second_chance import SecondChance
 from swapfs.region.layout import ZSPAGE_BYTES
+from swapfs.testing.blobs import aligned
 from swapfs.testing.harness import Harness
 from swapfs.testing.media import TIERS, open_stack
 from swapfs.testing.memory import MemoryTier
@@ -35,7 +36,10 @@ from swapfs.tiers.base import Tier
 from swapfs.tiers.pool import RAW_CLASS
 from swapfs.tiers.sector_tier import SectorTier
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.vlayer import fetch
+from swapfs.vlayer.shrink import Shrink, grow
 from swapfs.vlayer.stack import Phase
+from swapfs.vlayer.verify import Verify
 
 SLOTS = 6 * CLUSTER_SLOTS
 ROOMY_BYTES, TINY_BYTES = 2 * MiB, 8 * 64 * 1024
@@ -48,7 +52,9 @@ pages_st = st.builds(page, st.sampled_from(KINDS), st.integers(0, 30))
 counts_st = st.integers(1, 80)
 
 
-STACKS = (*TIERS, "blobs", "memory + memory", "blobs + memory", "memory + blobs")
+SEVEN = "memory + blobs + memory + blobs + memory + blobs + memory"
+"""With the pool as many as there may be."""
+STACKS = (*TIERS, SEVEN, "blobs", "memory + memory", "blobs + memory", "memory + blobs")
 
 
 class Slots(RuleBasedStateMachine):
@@ -65,6 +71,7 @@ class Slots(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = SwapModel(SLOTS)
+        self.scratch = aligned(fetch.SCRATCH_BYTES)
         self.harness: Harness
 
     @initialize()
@@ -106,7 +113,7 @@ class Slots(RuleBasedStateMachine):
         """A write is refused only if no tier has room (I6)."""
         states = self.harness.layer.table.state_counts()
         # One zspage for the tables, one to compact with, and a place for the new page.
-        zspages = self.pool_bytes // ZSPAGE_BYTES - 2
+        zspages = self.harness.layer.pool.zspages.limit - 2
         held = states["raw"] + states["compressed"] + states["recompressed"]
         assert held >= zspages * 16 - 1
         if self.harness.tier is not None:
@@ -167,9 +174,10 @@ class Slots(RuleBasedStateMachine):
         assert not any(level.tier.cleaning() for level in self.harness.stack)
 
     @precondition(has_several)
-    @rule(number=st.integers(1, 2))
+    @rule(number=st.integers(0, 6))
     def drain(self, number: int) -> None:
         """A tier is emptied as far as the others have room, and then used again."""
+        number = 1 + number % len(self.harness.stack)
         level = self.harness.stack[number]
         before = self.harness.layer.table.slots_in(number)
         end = self.harness.down.drains.drain(number).run()
@@ -188,6 +196,40 @@ class Slots(RuleBasedStateMachine):
         assert end.moved <= pages
         assert self.harness.layer.table.slots_in(1) == before - end.moved
         assert end.moved == min(pages, before) or end.problem
+
+    @precondition(has_several)
+    @rule()
+    def waterfall(self) -> None:
+        """What is cold sinks from each tier that presses."""
+        for level in self.harness.stack:
+            level.presses = level.health.full = True
+        before = self.harness.layer.table.state_counts()["file"]
+        while self.harness.down.drains.step(lambda: True):
+            pass
+        assert self.harness.layer.table.state_counts()["file"] == before
+
+    @precondition(lambda self: self.pool_bytes == ROOMY_BYTES)
+    @rule(zspages=st.integers(16, ROOMY_BYTES // ZSPAGE_BYTES))
+    def resize(self, zspages: int) -> None:
+        """The pool gets another size, or has no room for that and stays as it is."""
+        layer = self.harness.layer
+        if zspages > layer.pool.zspages.limit:
+            grow(layer, zspages)
+        elif not Shrink(layer, zspages, self._make_room).run():
+            return
+        self.harness.region.pool_bytes = zspages * ZSPAGE_BYTES
+        assert layer.pool.limit_bytes == zspages * ZSPAGE_BYTES
+
+    def _make_room(self, pages: int) -> bool:
+        return self.has_file() and self.harness.down.demote(pages) > 0
+
+    @rule()
+    def verify(self) -> None:
+        """All is well, and stays so."""
+        work = Verify(self.harness.layer, None, self.scratch, rest=lambda _: None)
+        assert work.run()
+        assert work.findings.checked == work.findings.total
+        assert work.findings.told == []
 
     @rule(wanted=st.integers(1, 20), pages=st.integers(0, 40))
     def compact(self, wanted: int, pages: int) -> None:

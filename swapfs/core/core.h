@@ -25,7 +25,7 @@ typedef struct {
 int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
-extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType, DictionaryType,
+extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType,
     RecoderType, TrackedType;
 extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[],
     policy_functions[];

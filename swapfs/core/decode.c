@@ -31,26 +31,6 @@ bool decoder_begin(struct decoder *decoder)
 void decoder_end(struct decoder *decoder)
 {
     PyMem_RawFree(decoder->workspace);
-    Py_CLEAR(decoder->dictionary);
-}
-
-bool decoder_use(struct decoder *decoder, PyObject *dictionary)
-{
-    if (dictionary != Py_None && !PyObject_TypeCheck(dictionary, &DictionaryType)) {
-        PyErr_SetString(PyExc_TypeError, "that is no dictionary");
-        return false;
-    }
-    Dictionary *before = decoder->dictionary;
-    decoder->dictionary = dictionary == Py_None ? NULL : (Dictionary *)Py_NewRef(dictionary);
-    Py_XDECREF(before);
-    return true;
-}
-
-static bool decode_zstd(const struct decoder *decoder, const char *blob, uint64_t length,
-                        const ZSTD_DDict *dictionary, char *to)
-{
-    return ZSTD_decompress_usingDDict(decoder->context, to, PAGE_BYTES, blob, length, dictionary) ==
-           PAGE_BYTES;
 }
 
 bool decode(const struct decoder *decoder, const char *blob, uint64_t length, unsigned codec,
@@ -67,10 +47,7 @@ bool decode(const struct decoder *decoder, const char *blob, uint64_t length, un
     case CODEC_LZ4:
         return LZ4_decompress_safe(blob, to, (int)length, PAGE_BYTES) == (int)PAGE_BYTES;
     case CODEC_ZSTD:
-        return decode_zstd(decoder, blob, length, NULL, to);
-    case CODEC_ZSTD_DICTIONARY:
-        return decoder->dictionary != NULL &&
-               decode_zstd(decoder, blob, length, decoder->dictionary->reads, to);
+        return ZSTD_decompressDCtx(decoder->context, to, PAGE_BYTES, blob, length) == PAGE_BYTES;
     }
     return false;
 }
@@ -100,13 +77,6 @@ static PyObject *unpack(Decoder *self, PyObject *args)
     return result;
 }
 
-static PyObject *use(Decoder *self, PyObject *dictionary)
-{
-    if (!decoder_use(&self->decoder, dictionary))
-        return NULL;
-    Py_RETURN_NONE;
-}
-
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     if (!PyArg_ParseTuple(args, ""))
@@ -126,8 +96,6 @@ static void decoder_dealloc(Decoder *self)
 static PyMethodDef decoder_methods[] = {
     {"unpack", (PyCFunction)unpack, METH_VARARGS,
      "unpack(blob, codec, out, position) -> whether the blob was a page, which is then in out."},
-    {"use", (PyCFunction)use, METH_O,
-     "use(dictionary): read with it what was compressed with it; None: with none."},
     {NULL}};
 
 PyTypeObject DecoderType = {

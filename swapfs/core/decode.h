@@ -1,6 +1,6 @@
 /*
- * From a blob to its page, in any codec, without an allocation: contexts and dictionaries are made
- * in memory that is reserved before pages are served.
+ * From a blob to its page, in any codec, without an allocation: contexts are made in memory that is
+ * reserved before pages are served.
  */
 #ifndef SWAPFS_DECODE_H
 #define SWAPFS_DECODE_H
@@ -16,30 +16,14 @@
 #define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 
-/* What blobs of the codec ZSTD_DICTIONARY are read and written with (dictionary.c). */
-typedef struct {
-    PyObject_HEAD
-    Py_buffer content; /* referred to, not copied */
-    void *to_read, *to_write;
-    const ZSTD_DDict *reads;
-    const ZSTD_CDict *writes;
-    unsigned id;
-    int level;
-} Dictionary;
-
 struct decoder {
     void *workspace;
     ZSTD_DCtx *context;
-    Dictionary *dictionary; /* owned; NULL: none */
 };
 
 /* Makes what is all zero a decoder; false with an exception when there is no memory. */
 bool decoder_begin(struct decoder *decoder);
 void decoder_end(struct decoder *decoder);
-
-/* Has blobs of the codec ZSTD_DICTIONARY read with *dictionary*, or with none if it is None; false
- * with an exception. */
-bool decoder_use(struct decoder *decoder, PyObject *dictionary);
 
 /* Puts the page of a blob at *to*; false when it is no page. One thread at a time. */
 bool decode(const struct decoder *decoder, const char *blob, uint64_t length, unsigned codec,

@@ -265,13 +265,6 @@ static PyObject *reader_capsule(Reader *self, PyObject *unused)
     return PyCapsule_New(&self->entry, SWAPFS_READER, NULL);
 }
 
-static PyObject *reader_use(Reader *self, PyObject *dictionary)
-{
-    if (!decoder_use(&self->decoder, dictionary))
-        return NULL;
-    Py_RETURN_NONE;
-}
-
 static void reader_dealloc(Reader *self)
 {
     decoder_end(&self->decoder);
@@ -293,8 +286,6 @@ static PyMethodDef reader_methods[] = {
      "-1 if a tier below has one of them. Words that were read become hotter."},
     {"read", (PyCFunction)reader_try, METH_VARARGS,
      "read(offset, size, out) -> bytes read, or -1 for what is not whole pages in memory."},
-    {"use", (PyCFunction)reader_use, METH_O,
-     "use(dictionary): read with it what was compressed with it; the caller holds the lock."},
     {NULL}};
 
 PyTypeObject ReaderType = {

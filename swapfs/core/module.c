@@ -15,7 +15,7 @@ static const struct {
 } constants[] = {
     CONSTANT(PAGE_BYTES), CONSTANT(CLUSTER_SLOTS), CONSTANT(KIND_EMPTY), CONSTANT(KIND_SAME),
     CONSTANT(KIND_BLOB), CONSTANT(KIND_LOST), CONSTANT(KIND_MASK), CONSTANT(CODEC_RAW),
-    CONSTANT(CODEC_LZ4), CONSTANT(CODEC_ZSTD), CONSTANT(CODEC_ZSTD_DICTIONARY),
+    CONSTANT(CODEC_LZ4), CONSTANT(CODEC_ZSTD),
     CONSTANT(CODEC_KEPT), CONSTANT(MOVING), CONSTANT(HEAT_ONE), CONSTANT(HEAT_MASK),
     CONSTANT(TIER_SHIFT), CONSTANT(TIER_MASK), CONSTANT(CODEC_SHIFT), CONSTANT(CODEC_MASK),
     CONSTANT(STATE_MASK), CONSTANT(REF_SHIFT), CONSTANT(BACKING_MASK), CONSTANT(IN_POOL),
@@ -35,7 +35,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
 PyMODINIT_FUNC PyInit__core(void)
 {
     PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
-                                   &DecoderType, &DictionaryType, &RecoderType, &LogType,
+                                   &DecoderType, &RecoderType, &LogType,
                                    &TrackedType};
     PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions,
                                       log_functions, policy_functions};

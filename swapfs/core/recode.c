@@ -73,13 +73,6 @@ static uint64_t recode_one(Recoder *self, char *blob, uint64_t draft, unsigned t
     return check_sign(draft, blob);
 }
 
-static unsigned target_of(const Recoder *self, int deep)
-{
-    if (!deep)
-        return CODEC_LZ4;
-    return self->decoder.dictionary != NULL ? CODEC_ZSTD_DICTIONARY : CODEC_ZSTD;
-}
-
 /* Whether each blob, which may grow to *longest* bytes, is in its buffer. */
 static bool fits(const Py_buffer *view, const uint64_t *drafts, const uint32_t *starts,
                  Py_ssize_t count, size_t longest)
@@ -113,7 +106,7 @@ static PyObject *recoder_recode(Recoder *self, PyObject *const *args, Py_ssize_t
         PyErr_SetString(PyExc_ValueError, "the blobs are not inside their buffer");
     } else {
         char *view = b[VIEW].buf;
-        unsigned target = target_of(self, deep);
+        unsigned target = deep ? CODEC_ZSTD : CODEC_LZ4;
         struct sched_param was;
         Py_BEGIN_ALLOW_THREADS
         int policy = self->idle ? sink(&was) : -1;
@@ -135,7 +128,7 @@ static bool is_wanted(uint64_t word, bool deep)
     unsigned codec = blob_codec(word), heat = word & HEAT_MASK;
     if (deep)
         return heat == 0 && codec <= CODEC_LZ4;
-    return heat == HEAT_MASK && (codec == CODEC_ZSTD || codec == CODEC_ZSTD_DICTIONARY);
+    return heat == HEAT_MASK && codec == CODEC_ZSTD;
 }
 
 static PyObject *recoder_collect(Recoder *self, PyObject *const *args, Py_ssize_t nargs)
@@ -181,18 +174,6 @@ static PyObject *recoder_collect(Recoder *self, PyObject *const *args, Py_ssize_
     return result;
 }
 
-static PyObject *recoder_use(Recoder *self, PyObject *dictionary)
-{
-    if (!decoder_use(&self->decoder, dictionary))
-        return NULL;
-    const Dictionary *used = self->decoder.dictionary;
-    if (ZSTD_isError(ZSTD_CCtx_refCDict(self->context, used != NULL ? used->writes : NULL))) {
-        PyErr_SetString(PyExc_RuntimeError, "libzstd does not take the dictionary");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 /* ---- making one ---- */
 
 static bool is_set(ZSTD_CCtx *context, int level)
@@ -204,21 +185,10 @@ static bool is_set(ZSTD_CCtx *context, int level)
            !ZSTD_isError(ZSTD_CCtx_setParameter(context, ZSTD_c_dictIDFlag, 0));
 }
 
-/* What a page takes, with a dictionary of *dictionary* bytes or without; the library chooses its
- * parameters by both lengths. */
-static size_t workspace_bytes(int level, size_t dictionary)
-{
-    size_t with = ZSTD_estimateCCtxSize_usingCParams(
-        ZSTD_getCParams(level, PAGE_BYTES, dictionary));
-    size_t without = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(level, PAGE_BYTES, 0));
-    return with > without ? with : without;
-}
-
 static PyObject *recoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     int level, idle;
-    Py_ssize_t dictionary;
-    if (!PyArg_ParseTuple(args, "inp", &level, &dictionary, &idle))
+    if (!PyArg_ParseTuple(args, "ip", &level, &idle))
         return NULL;
     Recoder *self = (Recoder *)type->tp_alloc(type, 0);
     if (self == NULL || !decoder_begin(&self->decoder)) {
@@ -226,7 +196,7 @@ static PyObject *recoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         return NULL;
     }
     self->idle = idle;
-    size_t bytes = workspace_bytes(level, (size_t)dictionary);
+    size_t bytes = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(level, PAGE_BYTES, 0));
     self->workspace = PyMem_RawMalloc(bytes);
     if (self->workspace == NULL) {
         Py_DECREF(self);
@@ -263,18 +233,15 @@ static PyMethodDef recoder_methods[] = {
      "of the arena, and mark it as moving; the caller holds the lock. have is how many there are\n"
      "already: number n is in slots and words, and its blob at byte 4096*n of view. deep: cold ones\n"
      "that are not in zstd, and all others cool by one; else hot ones that are."},
-    {"use", (PyCFunction)recoder_use, METH_O,
-     "use(dictionary): compress with it from now on, and read with it; None: with none."},
     {NULL}};
 
 PyTypeObject RecoderType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Recoder",
     .tp_basicsize = sizeof(Recoder),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Recoder(level, dictionary_bytes, idle)\n\n"
-              "Puts blobs into zstd of a level and back, in memory that it gets here: enough for a\n"
-              "dictionary of as many bytes too. idle: only while no other thread wants the CPU. For\n"
-              "one thread at a time.",
+    .tp_doc = "Recoder(level, idle)\n\n"
+              "Puts blobs into zstd of a level and back, in memory that it gets here. idle: only while\n"
+              "no other thread wants the CPU. For one thread at a time.",
     .tp_new = recoder_new,
     .tp_dealloc = (destructor)recoder_dealloc,
     .tp_methods = recoder_methods,

@@ -14,7 +14,7 @@
 #define CLUSTER_SLOTS (1u << CLUSTER_SHIFT)
 
 enum { KIND_EMPTY, KIND_SAME, KIND_BLOB, KIND_LOST };
-enum { CODEC_RAW, CODEC_LZ4, CODEC_ZSTD, CODEC_ZSTD_DICTIONARY };
+enum { CODEC_RAW, CODEC_LZ4, CODEC_ZSTD };
 #define CODEC_KEPT 4u /* with one of these: another was tried, and is of no use */
 
 /* all words */

@@ -190,11 +190,11 @@ def _recompressor(
     if not config.recompress:
         return None
     level = config.recompress_level
-    recoders = [Recoder(level, 0, False) for _ in range(WRITING_THREADS)]
+    recoders = [Recoder(level, False) for _ in range(WRITING_THREADS)]
     lower.writeback.writer.recoder = StagedRecoder(recoders)
     return Recompressor(
         layer,
-        Recoder(level, 0, True),
+        Recoder(level, True),
         aligned_buffer(recompress.VIEW_BYTES),
         stalled.compactor,
         start_bytes=region.pool_bytes * config.recompress_watermark_percent // 100,

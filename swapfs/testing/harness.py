@@ -119,7 +119,7 @@ class Harness:
         self.stalled = StalledWrites(self.layer, [view], clock_s=self._clock_s)
         self._local = threading.local()
         self.recompressor = Recompressor(
-            *(self.layer, Recoder(ZSTD_LEVEL, 0, False), aligned(recompress_.VIEW_BYTES)),
+            *(self.layer, Recoder(ZSTD_LEVEL, False), aligned(recompress_.VIEW_BYTES)),
             *(self.stalled.compactor,),
             start_bytes=0,
             clock_s=self._clock_s,
@@ -137,7 +137,7 @@ class Harness:
             chooser=Chooser(self.layer, policy, raw_first=raw_first),
         )
         if recompress:
-            self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, 0, False)])
+            self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, False)])
         views = [aligned(writeback.BATCH_BYTES) for _ in range(2)]
         self.direct = WriteAround(
             *(self.layer, self.down, views), stalled=self.stalled, clock_s=self._clock_s

@@ -101,8 +101,6 @@ class Codec(IntEnum):
     RAW = _core.CODEC_RAW
     LZ4 = _core.CODEC_LZ4
     ZSTD = _core.CODEC_ZSTD
-    ZSTD_DICTIONARY = _core.CODEC_ZSTD_DICTIONARY
-    """Zstd with the dictionary of the region."""
 
 
 class Backing(IntEnum):

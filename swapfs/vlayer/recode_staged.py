@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from swapfs.core._core import Dictionary, Recoder, is_intact, sign
+from swapfs.core._core import Recoder, is_intact, sign
 from swapfs.tiers.base import Staged, Staging
 from swapfs.vlayer.entry import Kind, blob_codec, blob_length, encode_pool
 
@@ -27,18 +27,9 @@ class StagedRecoder:
     """Puts what is staged into zstd; for as many threads at once as there are *recoders*."""
 
     def __init__(self, recoders: Sequence[Recoder]) -> None:
-        self._recoders = tuple(recoders)
         self._free: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         for recoder in recoders:
             self._free.put(_Chunk(recoder))
-
-    def use(self, dictionary: Dictionary) -> None:
-        """Compress with *dictionary* from now on. Under the GIL, which ``recode`` lets go: so
-        each context is waited for."""
-        chunks = [self._free.get() for _ in self._recoders]
-        for chunk in chunks:
-            chunk.recoder.use(dictionary)
-            self._free.put(chunk)
 
     def recode(self, staging: Staging) -> tuple[int, list[Staged]]:
         """Put the blobs in *staging* that get shorter by it into zstd; no lock is held.

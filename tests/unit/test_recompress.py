@@ -313,7 +313,7 @@ def test_a_walk_is_due_when_there_is_something_new_or_after_a_while() -> None:
 
 
 def test_recode_says_what_became_of_each_blob() -> None:
-    recoder = Recoder(3, 0, True)
+    recoder = Recoder(3, True)
     view = memoryview(bytearray(4 * PAGE_SIZE))
     blobs = [compress(memoryview(data)) for data in (HEAP[0], RAW[0], HEAP[1])]
     starts, drafts = array("I", [0, PAGE_SIZE, 2 * PAGE_SIZE]), array("Q")
@@ -347,12 +347,12 @@ def test_recode_stays_inside_its_buffers(start: int, count: int, longest: int) -
     view = memoryview(bytearray(4 * PAGE_SIZE))
     drafts = array("Q", [encode_pool(0, 100, Codec.LZ4)])
     with pytest.raises(ValueError, match="not inside"):
-        Recoder(1, 0, False).recode(view, array("I", [start]), drafts, count, True, longest)
+        Recoder(1, False).recode(view, array("I", [start]), drafts, count, True, longest)
 
 
 @pytest.mark.parametrize("level", [1, 3, 9, 19])
 def test_every_level_makes_pages_that_can_be_read(level: int) -> None:
-    recoder = Recoder(level, 0, False)
+    recoder = Recoder(level, False)
     for source in (HEAP[0], TEXT[0], page("numbers", 1)):
         blob, codec = compress(memoryview(source))
         view = memoryview(bytearray(PAGE_SIZE))

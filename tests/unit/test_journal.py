@@ -207,7 +207,7 @@ os._exit(0)
     )
     os.close(write_end)
     try:
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
     with open(read_end, "rb", closefd=False) as output:

@@ -113,7 +113,11 @@ class Tiering:
                 )
             made = not tier.file.path.exists()
             file = open_file(tier.file, self._region)
+            # All that may fail comes before the monitor has it: then every server does.
+            level = Level(number, tier.name, SectorTier(file), tier.priority)
             try:
+                level.tier.prepare()
+                self._grow()
                 handover = self._link.ask(
                     "add", file.fd, number=number, tier=tier, known=file.known
                 )
@@ -122,9 +126,6 @@ class Tiering:
                 if made:
                     tier.file.path.unlink(missing_ok=True)
                 raise
-            level = Level(number, tier.name, SectorTier(file), tier.priority)
-            level.tier.prepare()
-            self._grow()
             with self._layer.lock:
                 stack.add(level)
             self.tell(handover, tier)

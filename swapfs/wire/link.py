@@ -38,7 +38,7 @@ class Link:
     """Both ends, made by the monitor; a server has its own by fork."""
 
     def __init__(self) -> None:
-        self._monitor, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._monitor, self.server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._monitor.setblocking(False)
         self._monitor_pid = os.getpid()
         self._asking = threading.Lock()
@@ -47,7 +47,7 @@ class Link:
     def close(self) -> None:
         """Close both ends."""
         self._monitor.close()
-        self._server.close()
+        self.server_end.close()
 
     # ---- the server ----
 
@@ -62,16 +62,16 @@ class Link:
             key = (os.getpid(), next(self._numbers))
             message = pickle.dumps((key, operation, arguments))
             rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fd))]
-            self._server.sendmsg([message], rights)
+            self.server_end.sendmsg([message], rights)
             os.kill(self._monitor_pid, LOOK_SIGNAL)
             return self._answer(key, operation)
 
     def _answer(self, key: tuple[int, int], operation: str) -> Any:
         deadline_s = time.monotonic() + ANSWER_S
         while (left_s := deadline_s - time.monotonic()) > 0:
-            self._server.settimeout(left_s)
+            self.server_end.settimeout(left_s)
             with contextlib.suppress(TimeoutError):
-                found, ok, answer = pickle.loads(self._server.recv(_MESSAGE_BYTES_MAX))
+                found, ok, answer = pickle.loads(self.server_end.recv(_MESSAGE_BYTES_MAX))
                 if found != key:
                     continue  # of a server that has died
                 if not ok:
@@ -82,22 +82,23 @@ class Link:
     # ---- the monitor ----
 
     def serve(self, server_pid: int, handle: Handle) -> None:
-        """Answer what *server_pid* has asked; what another one had is dropped."""
-        while (received := self._receive()) is not None:
-            (key, operation, arguments), fd = received
-            if key[0] != server_pid:
-                if fd is not None:
-                    os.close(fd)
-                continue
+        """Answer what *server_pid* has asked; what another one had is dropped. Raises nothing."""
+        while True:
             try:
-                answer = (key, True, handle(operation, arguments, fd))
-            except SwapfsError as error:
-                answer = (key, False, str(error))
-            except Exception as error:  # the monitor must outlive a bug
-                log.exception("what the server asked for failed: %s", operation)
-                answer = (key, False, f"{type(error).__name__}: {error}")
-            with contextlib.suppress(BlockingIOError):
-                self._monitor.send(pickle.dumps(answer))
+                received = self._receive()
+                if received is None:
+                    return
+                (key, operation, arguments), fd = received
+                if key[0] == server_pid:
+                    answer = _answer(key, operation, arguments, fd, handle)
+                    self._monitor.send(pickle.dumps(answer))
+                elif fd is not None:
+                    os.close(fd)
+            except OSError as error:
+                log.error("what a server asks for cannot be read or answered: %s", error)
+                return
+            except Exception:  # the pages live as long as the monitor: it must outlive a bug
+                log.exception("what a server asked for cannot be read")
 
     def drop(self) -> None:
         """Forget what a server that has died asked for."""
@@ -115,6 +116,18 @@ class Link:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(packed[: len(packed) - len(packed) % _FD_BYTES])
         return pickle.loads(data), fds[0] if fds else None
+
+
+def _answer(
+    key: tuple[int, int], operation: str, arguments: dict[str, Any], fd: int | None, handle: Handle
+) -> tuple[tuple[int, int], bool, Any]:
+    try:
+        return key, True, handle(operation, arguments, fd)
+    except SwapfsError as error:
+        return key, False, str(error)
+    except Exception as error:  # likewise
+        log.exception("what the server asked for failed: %s", operation)
+        return key, False, f"{type(error).__name__}: {error}"
 
 
 def _packed(fd: int) -> bytes:

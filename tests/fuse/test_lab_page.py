@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from swapfs.policy import BUILT_IN
-from tests.fuse.instance import Instance, Start
+from tests.fuse.instance import Instance, Start, wait_until
 from tests.fuse.load import Load, fill
 
 pytestmark = pytest.mark.timeout(300)
@@ -47,7 +47,7 @@ def _cgroup(path: Path) -> Path:
 def _here(command: str, instance: Instance, folder: Path) -> list[str]:
     """Return *command* for this machine."""
     words = command.split()[1:]
-    words = ["1" if word == "60" else word for word in words]
+    words = ["3" if word == "60" else word for word in words]
     if command.startswith("swapfs reclaim"):
         words[words.index("--cgroup") + 1] = str(folder / "cgroup")
         words += ["--seconds", "0"]
@@ -56,7 +56,7 @@ def _here(command: str, instance: Instance, folder: Path) -> list[str]:
     if command.startswith("swapfs top"):
         words += [instance.name, "--runtime-dir", str(instance.runtime_dir)]
     if command.startswith("swapfs check-config"):
-        words[1] = str(folder)
+        words[words.index("--mountpoint") + 1] = str(folder)
         words += ["--unsafe"]
     return [*instance.command, *words]
 
@@ -98,6 +98,7 @@ def test_every_command_of_the_page_works(tmp_path: Path, start: Start) -> None:
                 here, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
             if command.startswith("swapfs trace record"):
+                wait_until((tmp_path / "build.trace").exists, "the recorder to begin")
                 load.run(40, seed=1)
             said, complained = process.communicate(timeout=120)
             if "--plot" in command and importlib.util.find_spec("matplotlib") is None:

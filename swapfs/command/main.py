@@ -21,6 +21,7 @@ from swapfs.command import (
     doctor,
     figures,
     install_unit,
+    reclaim,
     replay,
     resize,
     stale,
@@ -202,6 +203,7 @@ for each in (
     trace.trace,
     replay.replay,
     top.top,
+    reclaim.reclaim,
     install_unit.command,
 ):
     each.epilog = each.epilog or EXIT_CODES

@@ -21,6 +21,7 @@ import pytest
 
 from swapfs.testing.pages import mixed_pages
 from tests.fuse.instance import Instance, Start, wait_until
+from tests.fuse.planted import plant
 
 ROOT: Final = Path(__file__).parents[2]
 ALERTS: Final = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -34,6 +35,21 @@ FIRES_S: Final = 60
 VARIABLES: Final = {"$instance": ".*", "$name": ".*", "$__rate_interval": WINDOW}
 NEEDS_SWAP: Final = ("swapfs_swap_size_bytes", "swapfs_swap_used_bytes")
 """Said only of a swap area that is on, which none ever is on this machine."""
+
+FAULTS: Final = """
+import errno, os
+from swapfs import fs
+write = os.pwritev
+def pwritev(*arguments):
+    if os.path.exists({flag!r}):
+        raise OSError(errno.EIO, "planted")
+    return write(*arguments)
+os.pwritev = pwritev
+def bug():
+    raise RuntimeError("planted")
+fs.pyfuse3.StatvfsData = bug
+"""
+"""A disk that fails while a file is there, and a bug."""
 
 pytestmark = [
     pytest.mark.fuse,
@@ -81,10 +97,11 @@ class Prometheus:
         return found
 
     def firing(self) -> set[str]:
-        """Return the names of the alerts that fire now."""
+        """Return the names of the alerts that fire now; that of a check has it behind a colon."""
         with contextlib.suppress(OSError):
             alerts = self._ask("alerts")["alerts"]
-            return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+            labels = [each["labels"] for each in alerts if each["state"] == "firing"]
+            return {":".join([each["alertname"], *_check(each)]) for each in labels}
         return set()
 
     def has_data(self) -> bool:
@@ -97,6 +114,10 @@ class Prometheus:
         """End it."""
         self._process.terminate()
         self._process.wait()
+
+
+def _check(labels: dict[str, str]) -> list[str]:
+    return [labels["check"]] if "check" in labels else []
 
 
 def free_port() -> int:
@@ -171,6 +192,34 @@ def comes_and_goes(prometheus: Prometheus, alert: str, cause: Any, cure: Any = N
     if cure is not None:
         cure()
     wait_until(lambda: alert not in prometheus.firing(), f"{alert} to end", FIRES_S)
+
+
+def test_alerts_of_a_disk_and_of_a_bug(make_instance: Start, tmp_path: Path) -> None:
+    port, broken = free_port(), tmp_path / "broken"
+    watched = make_instance()
+    plant(watched, FAULTS.format(flag=str(broken)))
+    words = ("--size", "32M", "--pool", "48M", "--file", f"{watched.backing}:32M")
+    watched.mount(*words, "--metrics", f"127.0.0.1:{port}")
+    write(watched, [os.urandom(PAGE) for _ in range(4096)])
+    of_the_disk = {"SwapfsDemotionFailing", "SwapfsBadSectors", "SwapfsGuardBroken:tier_file"}
+
+    def meet_the_bug() -> None:
+        with contextlib.suppress(OSError):
+            os.statvfs(watched.mountpoint)
+
+    with watching(tmp_path, port) as prometheus:
+        comes_and_goes(prometheus, "SwapfsHandlerErrors", meet_the_bug)
+        assert not of_the_disk & prometheus.firing()
+        broken.touch()
+        watched.demote(64)
+        wait_until(lambda: of_the_disk <= prometheus.firing(), "the broken disk", FIRES_S)
+        broken.unlink()
+
+        def mended() -> bool:
+            watched.demote(64)
+            return not of_the_disk & prometheus.firing()
+
+        wait_until(mended, "the disk that works again", 2 * FIRES_S)
 
 
 def test_alerts_fire_for_what_they_are_about_and_end(start: Start, tmp_path: Path) -> None:

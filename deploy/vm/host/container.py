@@ -17,7 +17,7 @@ from deploy.vm.host.image import make_root
 from deploy.vm.host.proc import VmError, dies_with_us, need
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _CGROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _NAMESPACES: Final = (
@@ -72,10 +72,18 @@ exec /lib/systemd/systemd --log-target=console >>/job/out/systemd.log 2>&1 </dev
 """
 
 
-def run_job(job_dir: Path, files: Mapping[str, Path], *, release: str, timeout_s: float) -> Path:
+def run_job(
+    job_dir: Path,
+    files: Mapping[str, Path],
+    *,
+    release: str,
+    timeout_s: float,
+    packages: Sequence[str] = (),
+) -> Path:
     """Run *job_dir*/run under systemd as PID 1; return the folder with what it left in /job/out.
 
     :param files: what is put into the root beside it, by the path there
+    :param packages: of Debian, that the root has beyond the usual ones
     :raises VmError: this machine cannot do it, or the job took longer than *timeout_s*
     """
     if os.geteuid() != 0:
@@ -83,7 +91,7 @@ def run_job(job_dir: Path, files: Mapping[str, Path], *, release: str, timeout_s
     need("unshare", "pivot_root")
     cache = Cache()
     with cache.locked():
-        image = make_root(cache, systemd=True, release=release).image
+        image = make_root(cache, packages, systemd=True, release=release).image
     (job_dir / "out").mkdir(exist_ok=True)
     (job_dir / "boot").write_text("1")
     (job_dir / "job.service").write_text(_UNIT)

@@ -230,7 +230,7 @@ class Server:
         """Set what must come after every thread and buffer exists (I8)."""
         find_loop = functools.partial(loop.find, self._backing)
         fuse, what = self._fuse, "max_background"
-        standstill.watch(self._guards, find_loop, self._parts.layer, self._threads.start)
+        standstill.watch(self._guards, find_loop, self._parts.layer, self._threads)
         for guard in (
             NoCollector(),
             OomScore(),

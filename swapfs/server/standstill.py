@@ -31,6 +31,7 @@ from swapfs.host.guards import Guards
 from swapfs.host.loop import LoopDevice
 from swapfs.host.oom_killer import HandedDown, Memory, OomKiller, Swaps
 from swapfs.host.proc import ROOT
+from swapfs.server.threads import VitalThreads
 from swapfs.vlayer.layer import VirtualSlotLayer
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class Standstill:
 
     :param look: returns what is seen now; OSError if nothing can be
     :param called: told of every call, to count it
+    :param serves: whether requests are taken here still: one that retires takes none
     """
 
     def __init__(
@@ -161,20 +163,22 @@ class Standstill:
         look: Callable[[], Look],
         killer: Calls,
         called: Callable[[], None],
+        serves: Callable[[], bool],
     ) -> None:
         self._look = look
         self._killer = killer
         self._called = called
+        self._serves = serves
         self._rule = Rule()
 
     def run(self) -> None:
-        """Look for ever; the body of a thread that ends with the process."""
-        while True:
-            time.sleep(LOOK_EVERY_S)
+        """Look as long as requests are taken here; the body of a thread."""
+        while self._serves():
             try:
                 self.look_once()
             except Exception:  # nobody's page depends on it
                 log.exception("cannot see whether swap stands still")
+            time.sleep(LOOK_EVERY_S)
 
     def look_once(self) -> None:
         """Look, and act on it."""
@@ -198,13 +202,13 @@ def watch(
     guards: Guards,
     find: Callable[[], LoopDevice | None],
     layer: VirtualSlotLayer,
-    start: Callable[[str, Callable[[], None]], object],
+    threads: VitalThreads,
 ) -> None:
     """Have a thread watch this server's session and the device that *find* returns.
 
     That the OOM killer can be called is one of *guards*. Without a view of memory it does nothing.
 
-    :param start: starts a thread, by name
+    :param threads: starts it, and tells when requests are no longer taken
     """
     killer, counters = OomKiller(), layer.counters
     guards.set(killer)
@@ -222,4 +226,5 @@ def watch(
     except OperationError as error:
         log.warning("whether swap stands still is not watched: %s", error)
         return
-    start("standstill", Standstill(sight.look, killer, called).run)
+    standstill = Standstill(sight.look, killer, called, lambda: not threads.are_stopping)
+    threads.start("standstill", standstill.run)

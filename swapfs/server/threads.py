@@ -46,6 +46,11 @@ class VitalThreads:
         thread.start()
         return thread
 
+    @property
+    def are_stopping(self) -> bool:
+        """Whether they may end: requests are no longer taken here."""
+        return self._stopping
+
     def stopping(self) -> None:
         """Say that from now on they may end."""
         self._stopping = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,9 +115,10 @@ class Scene:
 
     killer: Killer = field(default_factory=Killer)
     counted: int = 0
+    retires: bool = False
 
     def standstill(self) -> Standstill:
-        return Standstill(lambda: STUCK, self.killer, self.count)
+        return Standstill(lambda: STUCK, self.killer, self.count, lambda: not self.retires)
 
     def count(self) -> None:
         self.counted += 1
@@ -132,6 +134,19 @@ class TestStandstill:
         standstill.look_once()
         assert (scene.killer.calls, scene.counted) == (1, 1)
         assert "3 requests held by the kernel; calling its OOM killer" in caplog.text
+
+    def test_a_server_that_retires_takes_no_request_and_calls_nobody(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene, slept = Scene(), []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            scene.retires = len(slept) == LOOKS
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        scene.standstill().run()
+        assert (scene.killer.calls, len(slept)) == (0, LOOKS)
 
     def test_a_killer_that_cannot_be_called_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
         standstill = Scene(Killer(fails=True)).standstill()

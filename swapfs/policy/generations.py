@@ -12,6 +12,8 @@ from typing import Final
 from swapfs.policy.base import Eyes, Facts, Listed
 
 GENERATIONS: Final = 4
+LOOK_USES: Final = 32
+"""Pages that become young between two looks whether a generation is full."""
 QUIET_AGE: Final = 9
 """An age class: some 4 s and more since the cluster was touched before."""
 
@@ -26,17 +28,23 @@ class Generations(Listed):
         super().__init__(facts, eyes)
         self._youngest = GENERATIONS - 1
         self._oldest = 0
+        self._uses = 0
 
     def stored(self, slot: int, age: int) -> None:
         """Join the youngest generation, or the one before it after a long silence."""
         pages = self.pages
         back = 1 if age >= QUIET_AGE and self._youngest > self._oldest else 0
         pages.add(slot, (self._youngest - back) % GENERATIONS)
-        tracked = sum(pages.length(ring) for ring in range(GENERATIONS))
-        if pages.length(self._youngest % GENERATIONS) * GENERATIONS > tracked:
+        self._uses += 1
+        if not self._uses % LOOK_USES:
             self._begin_generation()
 
     def _begin_generation(self) -> None:
+        """Begin another if the youngest has more than its share."""
+        length = self.pages.length
+        tracked = sum(length(ring) for ring in range(GENERATIONS))
+        if length(self._youngest % GENERATIONS) * GENERATIONS <= tracked:
+            return
         while self._oldest < self._youngest and not self.pages.length(self._oldest % GENERATIONS):
             self._oldest += 1
         if self._youngest - self._oldest < GENERATIONS - 1:

@@ -93,7 +93,6 @@ class ValkeyTier(Tier):
     """At most *size_bytes* of the memory of an engine.
 
     :param prefix: of every key; no other instance has it
-    :param purge: what keys of earlier instances begin with, which are deleted first
     """
 
     kind = "valkey"
@@ -123,6 +122,7 @@ class ValkeyTier(Tier):
     def check(self, purge: str = "") -> None:
         """See ``Engine.check``; to be called once, before the first server."""
         self._engine.check(purge)
+        self._refusal = ""
 
     def prepare(self) -> None:  # noqa: D102
         if self._thread is None:
@@ -302,6 +302,7 @@ class ValkeyTier(Tier):
     def begin_rebuild(self) -> None:  # noqa: D102
         with self._lock:
             self._taken_bytes = self._first = self._count = 0
+            self._refusal = ""  # pages are there already: a write is not refused for a look (I6)
             self._servers.clear()
 
     def mark(self, slot: int, ref: int) -> None:  # noqa: D102

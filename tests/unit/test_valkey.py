@@ -225,8 +225,11 @@ def test_a_new_server_finds_what_the_old_one_stored(engine: TestEngine) -> None:
     tier = tier_of(engine.place)
     harness = harness_of(tier)
     used = tier.stats().used_bytes
-    after = tier_of(engine.place)
+    after = ValkeyTier(engine.place, 8 * MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    with pytest.raises(TierFull):
+        after.reserve(1)
     second = Harness(SLOTS, 2 * MiB, after, region=harness.region)
+    assert after.has_room(), "it takes pages at once"
     second.check()
     assert after.stats().used_bytes == used
     assert second.down.demote(20) == 20

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
 from swapfs.config import values
 from swapfs.config.policy_name import parse_policy
 from swapfs.errors import ConfigError
+from swapfs.units import KiB, format_size
+
+POOL_BYTES_MIN: Final = 256 * KiB
+"""Four zspages: less than a server takes, for traces that are small."""
 
 
 def _sizes(where: str, text: str) -> list[int]:
-    return [values.parse_pool_size(where, each.strip()) for each in text.split(",")]
+    sizes = [values.parse_size(where, each.strip()) for each in text.split(",")]
+    if min(sizes) < POOL_BYTES_MIN:
+        least = format_size(POOL_BYTES_MIN)
+        raise ConfigError(where, f"{format_size(min(sizes))} is too small (least: {least})")
+    return sizes
 
 
 @click.command()

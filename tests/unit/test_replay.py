@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 from array import array
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from swapfs.region.access_log import Event, EventKind, encode
 from swapfs.tiers.pool.size_classes import SIZES
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 
-SLOTS = 32 * CLUSTER_SLOTS
+SLOTS = 96 * CLUSTER_SLOTS
+"""As many as the recorded ones have."""
 K = EventKind
 DATA = Path(__file__).with_name("traces")
 SIMULATORS = {
@@ -72,11 +74,23 @@ def uniform(count: int, seed: int) -> list[tuple[EventKind, int]]:
 
 
 GENERATED = {"skewed": skewed, "uniform": uniform}
+RECORDED = ("sqlite", "tree", "sort")
+"""By `swapfs trace record`, of programs on ext4 on a loop device on the swap file: updates and
+look-ups in a database, a source tree that is searched, a sort; the cache was dropped between."""
 
 
 @pytest.fixture(params=GENERATED)
 def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Trace:
     return write(tmp_path / "t", GENERATED[request.param](30_000, 3))
+
+
+@pytest.fixture(params=[*GENERATED, *RECORDED])
+def any_trace(request: pytest.FixtureRequest, tmp_path: Path) -> Trace:
+    if request.param in GENERATED:
+        return write(tmp_path / "t", GENERATED[request.param](30_000, 3))
+    path = tmp_path / "t"
+    path.write_bytes(lzma.decompress((DATA / f"{request.param}.trace.xz").read_bytes()))
+    return Trace(path)
 
 
 # ---- beside libCacheSim ----
@@ -101,9 +115,9 @@ def without_discards(trace: Trace, path: Path) -> Trace:
 @pytest.mark.parametrize("capacity", [100, 1000])
 @pytest.mark.parametrize("policy", SIMULATORS)
 def test_misses_are_those_of_libcachesim(
-    policy: str, capacity: int, trace: Trace, tmp_path: Path
+    policy: str, capacity: int, any_trace: Trace, tmp_path: Path
 ) -> None:
-    plain = without_discards(trace, tmp_path / "plain")
+    plain = without_discards(any_trace, tmp_path / "plain")
     theirs, requests = simulate(plain, SIMULATORS[policy], capacity, tmp_path)
     ours = PageCache(find(policy), capacity, SLOTS).run(requests)
     slack = NOT_EXACTLY_DEFINED * theirs if policy == "s3-fifo" else 0
@@ -111,15 +125,17 @@ def test_misses_are_those_of_libcachesim(
 
 
 @pytest.mark.parametrize("capacity", [100, 1000])
-def test_the_optimum_is_that_of_libcachesim(capacity: int, trace: Trace, tmp_path: Path) -> None:
-    plain = without_discards(trace, tmp_path / "plain")
+def test_the_optimum_is_that_of_libcachesim(
+    capacity: int, any_trace: Trace, tmp_path: Path
+) -> None:
+    plain = without_discards(any_trace, tmp_path / "plain")
     theirs, requests = simulate(plain, libcachesim.Belady, capacity, tmp_path)
     assert belady(requests, capacity) == theirs
 
 
 @pytest.mark.parametrize("policy", BUILT_IN)
-def test_no_policy_beats_the_optimum(policy: str, trace: Trace) -> None:
-    requests = array("q", requests_of(trace))
+def test_no_policy_beats_the_optimum(policy: str, any_trace: Trace) -> None:
+    requests = array("q", requests_of(any_trace))
     best = belady(requests, 500)
     assert PageCache(find(policy), 500, SLOTS).run(requests) >= best
 

@@ -44,7 +44,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.docs": ("swapfs",),
     "tests.deploy": ("deploy.deb", "deploy.vm.host", "swapfs"),
     "tests.vm": ("tests.vm", "deploy.vm.host"),
-    "tests.vm.test_lab": ("tests.vm", "deploy.vm.host", "swapfs"),
     "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.deb", "deploy.vm.host"),
     "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),
     "tests.vm.jobs": ("tests.vm.jobs", *GUEST),

@@ -24,7 +24,7 @@ from tests.systemd.conftest import RELEASES
 if TYPE_CHECKING:
     from tests.systemd.conftest import RunSystemd
 
-TIMEOUT_S = 1100
+TIMEOUT_S = 1800
 BUILD_TIMEOUT_S = 900
 NEWER = ".99"
 """Makes of a version a newer one."""

@@ -38,7 +38,9 @@ from swapfs.vlayer.write_around import WriteAround
 from swapfs.vlayer.writeback import Writeback
 
 THREAD_STACK_BYTES: Final = 512 * 1024
-"""Locked in memory for each thread; lz4 takes 16 KiB of it."""
+"""Locked in memory for each thread. Most use 12 KiB, but the lz4 package's ``compress`` has its
+table for high compression (262 KiB) in its frame whether that is asked for or not, so a thread that
+writes around was seen at 273 KiB; with 256 KiB servers died of SIGSEGV."""
 WORKERS_WITH_FILE: Final = 4
 DIRECT_BATCHES: Final = 4
 DIRECT_BATCHES_WITHOUT: Final = 1

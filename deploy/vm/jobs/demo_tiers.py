@@ -28,7 +28,7 @@ UP: Final = (
 LIMIT_MIB: Final = 48
 DATA_MIB: Final = 128
 BOUND_S: Final = 600
-"""Longest that a step takes: emulated, a read of a disk costs some 7 ms, and draining makes many."""
+"""Longest that a step takes: emulated, a disk read costs 7 ms, and draining makes many."""
 NEVER_COUNTED: Final = ("failed_", "lost_", "handler_errors")
 
 

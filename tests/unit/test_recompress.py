@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from swapfs.core._core import Decoder, Reader, Recoder, is_intact, sign
+from swapfs.testing.blobs import aligned
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
+from swapfs.tiers.base import Staging
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.vlayer.blob_writer import BATCH_BYTES
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.entry import (
     CODEC_BITS,
@@ -27,6 +30,7 @@ from swapfs.vlayer.entry import (
     pool_place,
 )
 from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.recompress import WALK_EVERY_S
 
 SLOTS = 2 * CLUSTER_SLOTS
@@ -193,6 +197,54 @@ def test_a_slot_that_changes_meanwhile_keeps_what_it_has(
     assert codec_of(harness, 5) in (Codec.RAW, Codec.LZ4)
     others = [slot for slot in range(10) if slot != 5]
     assert all(harness.load(slot) == HEAP[slot] for slot in others)
+
+
+@pytest.mark.parametrize("first", ["recompressor", "mover"])
+def test_two_movers_never_take_one_slot_for_their_own(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MOVING proves that a word has not changed only to the one mover that has the slot.
+
+    The slot is rewritten into the same place, and looks the same; then the other copies it too.
+    """
+    harness = Harness(SLOTS, 2 * MiB, MemoryTier(8))
+    harness.store(0, *HEAP[:10])
+    harness.recompressor.walk()
+    table, layer, expected = harness.layer.table, harness.layer, []
+    mover = Mover(layer, harness.down.writer, Staging(aligned(BATCH_BYTES)))
+    assert mover.begin(harness.stack)
+
+    def copy() -> None:
+        word = table.get(5)
+        with layer.lock:
+            mover.copy(5, word, blob_codec(word), layer.blob(word))
+
+    def meanwhile(*args: object) -> None:
+        recode(*args)  # type: ignore[arg-type]
+        if first == "recompressor":
+            expected.append(_rewrite_alike(harness))
+            copy()
+        else:
+            mover.finish("demote")
+
+    recode = harness.recompressor.recoder.recode
+    between = SimpleNamespace(collect=harness.recompressor.recoder.collect, recode=meanwhile)
+    monkeypatch.setattr(harness.recompressor, "recoder", between)
+    if first == "mover":
+        copy()
+        expected.append(_rewrite_alike(harness))
+    harness.recompressor.walk()
+    assert harness.load(5) == expected[0]
+    if first == "recompressor":
+        mover.finish("demote")
+    assert harness.load(5) == expected[0]
+    assert not table.get(5) & MOVING
+    monkeypatch.undo()
+    table.mark(5, HEAT_MASK, on=False)
+    harness.recompressor.walk()
+    assert harness.load(5) == expected[0]
+    assert codec_of(harness, 5) == Codec.ZSTD, "it is in nobody's hands any more"
+    harness.check()
 
 
 def _fail(*_: object) -> None:

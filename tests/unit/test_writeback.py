@@ -253,6 +253,7 @@ def test_a_bug_while_recompressing_leaves_no_slot_moving_and_no_sector_taken(
     harness = Harness(SLOTS, 4 * MiB, tier, recompress=True)
     harness.store(0, *TEXT)
     recoder = harness.down.writer.recoder
+    assert recoder is not None
     with monkeypatch.context() as patch:
         patch.setattr(recoder, "recode", _failing_at(1, recoder.recode))
         with pytest.raises(MemoryError):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -400,6 +404,20 @@ def test_recode_stays_inside_its_buffers(start: int, count: int, longest: int) -
     drafts = array("Q", [encode_pool(0, 100, Codec.LZ4)])
     with pytest.raises(ValueError, match="not inside"):
         Recoder(1, False).recode(view, array("I", [start]), drafts, count, True, longest)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root")
+def test_a_thread_that_may_not_rise_again_does_not_sink() -> None:
+    """It would hold the layer's lock below everybody else."""
+    look = (
+        "import os; from array import array; from swapfs.core._core import Recoder;"
+        "was, recoder = os.sched_getscheduler(0), Recoder(3, True);"
+        "recoder.recode(bytearray(4096), array('I', [0]), array('Q', [0]), 0, True, 0);"
+        "assert os.sched_getscheduler(0) == was != os.SCHED_IDLE"
+    )
+    drop = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+    for prefix in ((), drop):
+        subprocess.run([*prefix, sys.executable, "-c", look], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("level", [1, 3, 9, 19])

@@ -150,8 +150,13 @@ class PoolSize:
     def _shrink(self, target: int) -> None:
         work = Shrink(self._layer, target // ZSPAGE_BYTES, self._make_room)
         self._fit(target)
-        if not work.run(lambda: not self._stop):
-            self._fit(self._region.pool_bytes)
+        done = False
+        try:
+            done = work.run(lambda: not self._stop)
+        finally:
+            if not done:
+                self._fit(self._region.pool_bytes)
+        if not done:
             raise OperationError(
                 "it was stopped; the pool is as it was"
                 if self._stop

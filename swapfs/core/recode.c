@@ -13,6 +13,8 @@
 #include "decode.h"
 #include "word.h"
 
+#define TRIAL_STACK_BYTES (64u << 10)
+
 typedef struct {
     PyObject_HEAD
     struct decoder decoder;
@@ -41,6 +43,30 @@ static void rise(int policy, const struct sched_param *was)
 {
     if (policy >= 0 && (sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_IDLE)
         sched_setscheduler(0, policy, was);
+}
+
+static void *try_it(void *comes_back)
+{
+    struct sched_param was;
+    int policy = sink(&was);
+    rise(policy, &was);
+    *(bool *)comes_back = policy >= 0 && sched_getscheduler(0) == policy;
+    return NULL;
+}
+
+/* Whether a thread that sinks comes back: not without CAP_SYS_NICE (user_check_sched_setscheduler()
+ * in kernel/sched/syscalls.c), and it would hold the layer's lock where everybody else comes first. */
+static bool can_sink(void)
+{
+    pthread_t thread;
+    pthread_attr_t small;
+    bool comes_back = false;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, TRIAL_STACK_BYTES); /* all of it is locked, and soon gone */
+    if (pthread_create(&thread, &small, try_it, &comes_back) == 0)
+        pthread_join(thread, NULL);
+    pthread_attr_destroy(&small);
+    return comes_back;
 }
 
 /* ---- one blob ---- */
@@ -195,7 +221,7 @@ static PyObject *recoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         Py_XDECREF(self);
         return NULL;
     }
-    self->idle = idle;
+    self->idle = idle && can_sink();
     size_t bytes = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(level, PAGE_BYTES, 0));
     self->workspace = PyMem_RawMalloc(bytes);
     if (self->workspace == NULL) {
@@ -241,7 +267,8 @@ PyTypeObject RecoderType = {
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "Recoder(level, idle)\n\n"
               "Puts blobs into zstd of a level and back, in memory that it gets here. idle: only while\n"
-              "no other thread wants the CPU. For one thread at a time.",
+              "no other thread wants the CPU, if the thread may come back then. For one thread at\n"
+              "a time.",
     .tp_new = recoder_new,
     .tp_dealloc = (destructor)recoder_dealloc,
     .tp_methods = recoder_methods,

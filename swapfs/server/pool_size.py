@@ -100,18 +100,18 @@ class PoolSize:
 
     def trim(self) -> bool:
         """Give back what a server that died had beyond the end of the pool; True: it is done."""
-        end = self._region.pool_bytes
-        if end < self.max_bytes:
+        if self._region.pool_bytes < self.max_bytes:
             with self._tiering.alone():
-                self._give_back(end)
+                self._give_back(self._region.pool_bytes)  # which nobody else changes now
         return True
 
     # ---- the thread ----
 
     def _run(self) -> None:
-        before, target = self._region.pool_bytes, self.target_bytes
+        target = self.target_bytes
         try:
             with self._tiering.alone():
+                before = self._region.pool_bytes
                 if target > before:
                     self._grow(before, target)
                 else:
@@ -150,8 +150,13 @@ class PoolSize:
     def _shrink(self, target: int) -> None:
         work = Shrink(self._layer, target // ZSPAGE_BYTES, self._make_room)
         self._fit(target)
-        if not work.run(lambda: not self._stop):
-            self._fit(self._region.pool_bytes)
+        done = False
+        try:
+            done = work.run(lambda: not self._stop)
+        finally:
+            if not done:
+                self._fit(self._region.pool_bytes)
+        if not done:
             raise OperationError(
                 "it was stopped; the pool is as it was"
                 if self._stop

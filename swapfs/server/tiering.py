@@ -209,15 +209,13 @@ class Tiering:
 
     def leaving(self) -> list[Level]:
         """Return the levels that may be let go now: they leave, and nobody has anything there."""
-        layer = self._layer
-        with layer.lock:
-            return [
-                level
-                for level in layer.stack
-                if level.phase is Phase.LEAVING
-                and not level.users
-                and not layer.table.slots_in(level.number)
-            ]
+        with self._layer.lock:
+            return list(filter(self._may_go, self._layer.stack))
+
+    def _may_go(self, level: Level) -> bool:
+        """Whether *level* may be let go; the layer's lock is held."""
+        there = self._layer.table.slots_in(level.number)
+        return level.phase is Phase.LEAVING and not level.users and not there
 
     def let_go(self, level: Level) -> bool:
         """Let *level* go, if it still may be; whether it could.
@@ -226,7 +224,7 @@ class Tiering:
         """
         with self.alone():
             with self._layer.lock:
-                if level.users or self._layer.table.slots_in(level.number):
+                if not self._may_go(level):
                     return False
                 self._layer.stack.remove(level)
             try:

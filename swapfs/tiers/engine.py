@@ -24,8 +24,14 @@ from swapfs.errors import OperationError, TierIOError
 CONNECT_S: Final = 1.0
 ANSWER_S: Final = 3.0
 _KEYS_AT_ONCE: Final = 1000
+_ERRORS: Final = (
+    exceptions.ValkeyError,
+    exceptions.ValkeyClusterException,
+    exceptions.ChildDeadlockedError,
+    OSError,
+)
+"""What the client raises when the engine is not as it should be; not all of it is a ValkeyError."""
 T = TypeVar("T")
-
 
 KEY_BYTES: Final = 128
 """What an engine takes for a key beside its value: entry, key and object."""
@@ -108,14 +114,14 @@ def _connect(place: Place) -> Any:
     del options["retry"]
     try:
         return ValkeyCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
-    except exceptions.ValkeyError as error:
+    except _ERRORS as error:
         raise OperationError(f"{place}: {error}") from error
 
 
 def _unfit(client: Any) -> str:
     """Return why pages must not go to the engine of *client*; "": they may.
 
-    :raises ValkeyError: it does not answer
+    :raises Exception: one of ``_ERRORS``: it does not answer
     """
     if isinstance(client, ValkeyCluster):
         nodes: Any = client.info("memory", target_nodes=ValkeyCluster.PRIMARIES)
@@ -160,7 +166,7 @@ class Engine:
                     _purge(client, purge)
             finally:
                 client.close()
-        except (exceptions.ValkeyError, OSError) as error:
+        except _ERRORS as error:
             raise OperationError(f"{self.place}: {error}") from error
 
     def why_unfit(self) -> str:
@@ -204,7 +210,7 @@ class Engine:
             if self._client is None:
                 self._client = _connect(self.place)
             return use(self._client)
-        except (exceptions.ValkeyError, OSError, OperationError) as error:
+        except (*_ERRORS, OperationError) as error:
             raise TierIOError(f"{self.place}: cannot {what}: {error}") from None
 
     def close(self) -> None:

@@ -141,14 +141,18 @@ class BlobWriter:
         self.newest_sequence = sequence
         staging.add(slot, payload, codec, sequence, expected=expected)
 
-    def recompress(self, staging: Staging) -> None:
-        """Put what is in *staging* into zstd, if that is wanted."""
+    def recompress(self, staging: Staging) -> int:
+        """Put what is in *staging* into zstd, if that is wanted.
+
+        Returns how many blobs are damaged; they are taken out, and of copies the slots are lost.
+        """
         if self.recoder is None:
-            return
+            return 0
         changed, damaged = self.recoder.recode(staging)
         with self._layer.lock:
             self._layer.counters.add("recompressed_down_pages", changed)
         self.lose(damaged)
+        return len(damaged)
 
     def lose(self, damaged: list[Staged]) -> None:
         """Let the slots of copies from the pool that are damaged be lost."""

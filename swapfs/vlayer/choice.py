@@ -13,13 +13,14 @@ import logging
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final, TypeVar
 
 from swapfs.core._core import cool
 from swapfs.policy.base import NOTHING_YET, POOL, Facts, Place, Policy, TierFacts
 from swapfs.policy.second_chance import SecondChance
 from swapfs.region.access_log import LogReader
-from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE, TIERS_MAX
 from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, IN_POOL, MOVING
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level
@@ -221,11 +222,14 @@ class Chooser:
             TierFacts(level.number, level.name, level.priority, slots_in(level.number))
             for level in levels
         ]
-        numbers = self._ask(lambda policy: list(policy.targets(tiers)), None)
-        if numbers is None:
-            return [levels]
         by_number = {level.number: level for level in levels}
-        wanted = [by_number[number] for number in numbers if number in by_number]
+
+        def choose(policy: Policy) -> list[Level]:
+            numbers = islice(policy.targets(tiers), TIERS_MAX)
+            return [by_number[number] for number in numbers if number in by_number]
+
+        none: list[Level] = []
+        wanted = self._ask(choose, none)
         return [*([level] for level in wanted), [level for level in levels if level not in wanted]]
 
 

@@ -79,6 +79,8 @@ class VirtualSlotLayer:
     def __init__(self, region: Region, stack: Stack | None = None) -> None:
         self.lock = Lock()
         self.decoder = Decoder()
+        self.copied: set[int] = set()
+        """Slots that a mover has copied and not done with; no other may take them (``mover``)."""
         self.pool = Pool(region)
         self.log = _access_log(region)
         self.table = SwapTable(region, self.pool, self.log)

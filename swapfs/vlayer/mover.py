@@ -4,6 +4,11 @@ Every move is one verb. Copy the blob and mark its slot as moving; store the cop
 publish those whose words are still the ones that were copied, and drop the others (I3). What
 differs is where the blobs come from: the clock hand (demotion), sparse segments (cleaning), or a
 walk over the table (draining). See ``entry.MOVES``.
+
+A rewrite clears MOVING, so a word that still has it has not changed, even where the new blob came
+to lie in the same place and looks the same. That holds as long as nobody else marks the slot: so
+one mover at a time has it, and no load has it twice (``VirtualSlotLayer.copied``). The other mover
+is ``recompress``, in a thread of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ class Mover:
         self._writer = writer
         self._staging = staging
         self._to: tuple[Level, Room] | None = None
+        self._slots: list[int] = []
 
     @property
     def items(self) -> list[Staged]:
@@ -63,7 +69,14 @@ class Mover:
         return self._staging.fits(length)
 
     def copy(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
-        """Copy the blob of *slot*, whose word is *word* now; the caller holds the layer's lock."""
+        """Copy the blob of *slot*, whose word is *word* now; the caller holds the layer's lock.
+
+        Unless a copy of what the slot held before is still in a mover's hands: then it stays.
+        """
+        if slot in self._layer.copied:
+            return
+        self._layer.copied.add(slot)
+        self._slots.append(slot)
         self._writer.add(self._staging, slot, payload, codec, expected=word)
         self._layer.table.mark(slot, MOVING, on=True)
 
@@ -84,22 +97,42 @@ class Mover:
         """
         assert self._to is not None
         (level, room), self._to = self._to, None
+        try:
+            return self._finish(level, room, cause)
+        finally:
+            self._let_go()
+
+    def _finish(self, level: Level, room: Room, cause: str) -> list[Staged] | None:
+        writer, staging = self._writer, self._staging
         if cause == "demote":
-            self._writer.lose(take_out_damaged(self._staging))
-            self._writer.recompress(self._staging)
-        if not self._staging.items:
-            self._writer.cancel(level, room)
+            try:
+                writer.lose(take_out_damaged(staging))
+                writer.recompress(staging)
+            except BaseException:  # a bug, or no memory
+                writer.drop(level, room, staging)
+                raise
+        if not staging.items:
+            writer.cancel(level, room)
             return []
-        refs = self._writer.store_copies(level, room, self._staging)
+        refs = writer.store_copies(level, room, staging)
         if refs is None:
             return None
-        return self._writer.commit(level, room, self._staging, refs, cause)
+        return writer.commit(level, room, staging, refs, cause)
+
+    def _let_go(self) -> None:
+        """Let other movers take the slots of this load."""
+        with self._layer.lock:
+            self._layer.copied.difference_update(self._slots)
+        self._slots.clear()
 
     def abort(self) -> None:
         """Forget the load."""
         assert self._to is not None
         (level, room), self._to = self._to, None
-        self._writer.drop(level, room, self._staging)
+        try:
+            self._writer.drop(level, room, self._staging)
+        finally:
+            self._let_go()
 
 
 class MoveWithin:

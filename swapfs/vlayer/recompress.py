@@ -54,6 +54,8 @@ WALK_EVERY_S: Final = 30.0
 """A walk is due after so long ..."""
 _NEW_SHARE: Final = 8
 """... or when 1/8 of what the pool holds is new since the last one."""
+_NONE: Final = 0
+"""In place of the word of a slot that is another mover's: no slot that is moving has it."""
 _KEPT: Final = CODEC_KEPT << CODEC_SHIFT
 _DRAFT: Final = (1 << PLACE_SHIFT) - 1 & ~FLAGS
 
@@ -65,6 +67,7 @@ class _Batch:
         self.view = view
         self.deep = deep
         self.count = 0
+        self.taken = 0  # of them, those whose slots are ours
         self.done = 0
         self.slots = array("Q", bytes(8 * BATCH_PAGES))
         self.words = array("Q", bytes(8 * BATCH_PAGES))
@@ -187,6 +190,26 @@ class Recompressor:
                 *(layer.region.arena, batch.slots, batch.words, batch.view, batch.count),
                 *(index, slot, STEP_SLOTS, batch.deep),
             )
+            self._take(batch)
+
+    def _take(self, batch: _Batch) -> None:
+        """Have the slots of what was copied last, but those another mover has (``mover``)."""
+        copied, table = self._layer.copied, self._layer.table
+        for index in range(batch.taken, batch.count):
+            slot = batch.slots[index]
+            if slot in copied:
+                table.mark(slot, MOVING, on=False)
+                batch.words[index] = _NONE
+            else:
+                copied.add(slot)
+        batch.taken = batch.count
+
+    def _let_go(self, batch: _Batch) -> None:
+        """End *batch*; the lock is held."""
+        for index in range(batch.taken):
+            if batch.words[index] != _NONE:
+                self._layer.copied.discard(batch.slots[index])
+        batch.count = batch.taken = batch.done = 0
 
     # ---- one batch ----
 
@@ -200,7 +223,7 @@ class Recompressor:
             while batch.done < batch.count:
                 taken += self._put_back(batch)
                 lock.resched()
-        batch.count = batch.done = 0
+            self._let_go(batch)
         return taken
 
     def _put_back(self, batch: _Batch) -> int:
@@ -252,7 +275,7 @@ class Recompressor:
         with self._layer.lock:
             for index in range(batch.done, batch.count):
                 _unmark(self._layer.table, batch.slots[index], batch.words[index])
-        batch.count = batch.done = 0
+            self._let_go(batch)
 
 
 def _unmark(table: SwapTable, slot: int, word: int) -> None:

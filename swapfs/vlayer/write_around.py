@@ -20,7 +20,7 @@ from errno import EAGAIN, EIO, ENOSPC
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Room, Staged, Staging
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
-from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_PAGES
+from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_PAGES, BlobWriter
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.deferred import Answerable, DeferredWrite
 from swapfs.vlayer.deferred import Overflow as Overflow
@@ -44,6 +44,20 @@ class _Part:
 
 _Placed = tuple[Staged, int]
 """A blob, and the reference that it has now."""
+
+
+def _recompress(writer: BlobWriter, part: _Part) -> bool:
+    """Make *part* smaller, if that is wanted; False: a page was damaged, and none is written.
+
+    Its room is given back then: the kernel must not take the page for written.
+    """
+    damaged = 1
+    try:
+        damaged = writer.recompress(part.staging)
+    finally:
+        if damaged:
+            writer.cancel(part.level, part.room)
+    return not damaged
 
 
 class WriteAround:
@@ -234,13 +248,13 @@ class WriteAround:
 
     def _write(self, part: _Part) -> int:
         """Write and publish *part*; return an errno value, 0 if all went well."""
-        try:
-            self._writer.recompress(part.staging)
-            refs = self._writer.store(part.level, part.room, part.staging)
-            if refs is not None:
-                return self._publish_all(part, refs)
-        finally:
-            self._writer.settle(part.level, part.room)
+        if _recompress(self._writer, part):
+            try:
+                refs = self._writer.store(part.level, part.room, part.staging)
+                if refs is not None:
+                    return self._publish_all(part, refs)
+            finally:
+                self._writer.settle(part.level, part.room)
         with self._layer.lock:
             self._layer.counters.add("failed_write_io")
         return EIO

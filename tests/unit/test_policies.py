@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,13 @@ def test_a_policy_sends_victims_where_it_wants() -> None:
     harness.store(0, *(page("text", seed) for seed in range(20)))
     assert harness.down.demote(20) == 20
     assert harness.layer.table.slots_in(2) == 20
+
+
+@pytest.mark.parametrize("answer", [[[1]], None, repeat(1), repeat(99)], ids=str)
+def test_targets_that_make_no_sense_do_not_stop_demotion(answer: Sequence[int]) -> None:
+    harness = harness_with(type("Bad", (find("fifo"),), {"targets": lambda *_: answer}))
+    assert harness.down.demote(20) == 20
+    harness.check()
 
 
 def test_a_policy_decides_what_comes_back() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,10 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from swapfs.core._core import Decoder, Reader, Recoder, is_intact, sign
+from swapfs.testing.blobs import aligned
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
+from swapfs.tiers.base import Staging
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.vlayer.blob_writer import BATCH_BYTES
 from swapfs.vlayer.codec import compress
 from swapfs.vlayer.entry import (
     CODEC_BITS,
@@ -27,6 +34,7 @@ from swapfs.vlayer.entry import (
     pool_place,
 )
 from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.recompress import WALK_EVERY_S
 
 SLOTS = 2 * CLUSTER_SLOTS
@@ -195,6 +203,54 @@ def test_a_slot_that_changes_meanwhile_keeps_what_it_has(
     assert all(harness.load(slot) == HEAP[slot] for slot in others)
 
 
+@pytest.mark.parametrize("first", ["recompressor", "mover"])
+def test_two_movers_never_take_one_slot_for_their_own(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MOVING proves that a word has not changed only to the one mover that has the slot.
+
+    The slot is rewritten into the same place, and looks the same; then the other copies it too.
+    """
+    harness = Harness(SLOTS, 2 * MiB, MemoryTier(8))
+    harness.store(0, *HEAP[:10])
+    harness.recompressor.walk()
+    table, layer, expected = harness.layer.table, harness.layer, []
+    mover = Mover(layer, harness.down.writer, Staging(aligned(BATCH_BYTES)))
+    assert mover.begin(harness.stack)
+
+    def copy() -> None:
+        word = table.get(5)
+        with layer.lock:
+            mover.copy(5, word, blob_codec(word), layer.blob(word))
+
+    def meanwhile(*args: object) -> None:
+        recode(*args)  # type: ignore[arg-type]
+        if first == "recompressor":
+            expected.append(_rewrite_alike(harness))
+            copy()
+        else:
+            mover.finish("demote")
+
+    recode = harness.recompressor.recoder.recode
+    between = SimpleNamespace(collect=harness.recompressor.recoder.collect, recode=meanwhile)
+    monkeypatch.setattr(harness.recompressor, "recoder", between)
+    if first == "mover":
+        copy()
+        expected.append(_rewrite_alike(harness))
+    harness.recompressor.walk()
+    assert harness.load(5) == expected[0]
+    if first == "recompressor":
+        mover.finish("demote")
+    assert harness.load(5) == expected[0]
+    assert not table.get(5) & MOVING
+    monkeypatch.undo()
+    table.mark(5, HEAT_MASK, on=False)
+    harness.recompressor.walk()
+    assert harness.load(5) == expected[0]
+    assert codec_of(harness, 5) == Codec.ZSTD, "it is in nobody's hands any more"
+    harness.check()
+
+
 def _fail(*_: object) -> None:
     raise MemoryError
 
@@ -348,6 +404,20 @@ def test_recode_stays_inside_its_buffers(start: int, count: int, longest: int) -
     drafts = array("Q", [encode_pool(0, 100, Codec.LZ4)])
     with pytest.raises(ValueError, match="not inside"):
         Recoder(1, False).recode(view, array("I", [start]), drafts, count, True, longest)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root")
+def test_a_thread_that_may_not_rise_again_does_not_sink() -> None:
+    """It would hold the layer's lock below everybody else."""
+    look = (
+        "import os; from array import array; from swapfs.core._core import Recoder;"
+        "was, recoder = os.sched_getscheduler(0), Recoder(3, True);"
+        "recoder.recode(bytearray(4096), array('I', [0]), array('Q', [0]), 0, True, 0);"
+        "assert os.sched_getscheduler(0) == was != os.SCHED_IDLE"
+    )
+    drop = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+    for prefix in ((), drop):
+        subprocess.run([*prefix, sys.executable, "-c", look], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("level", [1, 3, 9, 19])

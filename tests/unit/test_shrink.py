@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry, Region
+from swapfs.server.pool_size import POOL_BYTES_MIN, PoolSize
+from swapfs.server.tiering import Tiering
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.entry import MOVING
 from swapfs.vlayer.shrink import Shrink, grow
+from swapfs.wire.link import Link
 
 SLOTS = 8 * CLUSTER_SLOTS
 ZSPAGES = 64
@@ -178,3 +183,67 @@ def test_another_server_has_the_pool_as_large_as_the_region_says(limit: int) -> 
     assert again.layer.pool.limit_bytes == limit * ZSPAGE_BYTES
     _verify(again, pages)
     again.region.close()
+
+
+class _Monitor(Link):
+    """Notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def ask(self, operation: str, fd: int | None = None, **arguments: int) -> None:
+        self.asked.append((operation, arguments["start"]))
+
+
+class _Engaged(Tiering):
+    """Has something else to end before it lets anybody be alone."""
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        self._before()
+        yield
+
+
+def test_a_pool_that_grows_while_trimming_waits_keeps_its_memory() -> None:
+    """Else a new server gives back what pages lie in by then."""
+    region = Region.create(Geometry(SLOTS * PAGE_SIZE, ZSPAGES * ZSPAGE_BYTES), 16 * ZSPAGE_BYTES)
+    harness = Harness(SLOTS, ZSPAGES * ZSPAGE_BYTES, region=region)
+    monitor = _Monitor()
+
+    def grow_first() -> None:
+        region.open_arena(16 * ZSPAGE_BYTES, 40 * ZSPAGE_BYTES)
+        region.pool_bytes = 40 * ZSPAGE_BYTES
+        grow(harness.layer, 40)
+
+    size = PoolSize(
+        *(region, harness.layer, monitor, _Engaged(grow_first)),
+        make_room=_never,
+        fit=lambda _: None,
+    )
+    assert size.trim()
+    assert monitor.asked == [("close pool", 40 * ZSPAGE_BYTES)]
+    _verify(harness, _fill(harness, 1000))
+    region.close()
+
+
+def test_a_bug_while_the_pool_shrinks_leaves_watermarks_for_all_of_it() -> None:
+    harness = Harness(SLOTS, 2 * POOL_BYTES_MIN)
+    pages = {slot: page("random", slot) for slot in range(POOL_BYTES_MIN * 3 // 2 // PAGE_SIZE)}
+    assert harness.store(0, *pages.values()) == len(pages)
+    fitted: list[int] = []
+    size = PoolSize(
+        *(harness.region, harness.layer, _Monitor(), _Engaged(lambda: None)),
+        make_room=lambda _: 1 // 0 == 0,
+        fit=fitted.append,
+    )
+    size.start(POOL_BYTES_MIN, force=True)
+    resizing = [each for each in threading.enumerate() if each.name == "resize"]
+    for thread in resizing:
+        thread.join(60)
+    assert "ZeroDivisionError" in size.problem
+    assert fitted == [POOL_BYTES_MIN, harness.region.pool_bytes]
+    _verify(harness, pages)
+    harness.region.close()

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from valkey import exceptions
+from valkey.client import Pipeline
 
 from swapfs.errors import BlobCorrupt, OperationError, TierFull, TierIOError
 from swapfs.testing.engine import WAIT_S, TestEngine, free_port, program
 from swapfs.testing.harness import Harness
 from swapfs.testing.pages import page
 from swapfs.tiers.aead import KEY_BYTES, AeadSeal
+from swapfs.tiers.base import Wanted
 from swapfs.tiers.engine import Place
 from swapfs.tiers.valkey import ValkeyTier
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
@@ -323,6 +326,43 @@ def test_nobody_there(tmp_path: Path) -> None:
         tier.look()
     with pytest.raises(TierFull):
         tier.reserve(1)
+
+
+def test_what_the_client_says_of_a_cluster_is_an_error_of_the_tier(engine: TestEngine) -> None:
+    """Some of it is no ValkeyError: a bug for whoever does not expect it (I4, I6)."""
+    port = engine.client().config_get("port")["port"]
+    for place in (
+        Place(nodes=(("127.0.0.1", free_port()),), cluster=True),
+        Place(nodes=(("127.0.0.1", int(port) or free_port()),), cluster=True),
+    ):
+        tier = ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+        with pytest.raises(OperationError, match="127"):
+            tier.check()
+        with pytest.raises(TierIOError, match="127"):
+            tier.look()
+        wanted = Wanted(3, 0, 0)
+        tier.load([wanted], memoryview(bytearray(8)))
+        assert wanted.failure is not None
+        assert wanted.failure.kind is TierIOError
+
+
+@pytest.mark.parametrize("error", [exceptions.SlotNotCoveredError, exceptions.ConnectionError])
+def test_a_cluster_that_falls_apart_fails_each_request_of_its_own(
+    engine: TestEngine, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = harness_of(tier_of(engine.place))
+    slot = below(harness)[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("slot 7 is not covered by the cluster")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "execute", fail)
+        with pytest.raises(TierIOError, match="not covered"):
+            harness.load(slot)
+        assert harness.down.demote(10) == 0
+        assert harness.counter("failed_demotions") == 1
+    assert harness.load(0, 90) == b"".join(PAGES)
 
 
 def test_its_thread_looks_and_deletes(engine: TestEngine) -> None:

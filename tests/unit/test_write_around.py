@@ -15,6 +15,7 @@ from swapfs.testing.harness import Harness, Ticket
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.slow import SlowTier
+from swapfs.tiers.base import Staging
 from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import CLEANING_RESERVE
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
@@ -25,9 +26,9 @@ TEXT = [page("text", seed) for seed in range(20)]
 RANDOM = [page("random", seed) for seed in range(300)]
 
 
-def _full(tier: SectorStore) -> tuple[Harness, int]:
+def _full(tier: SectorStore, *, recompress: bool = False) -> tuple[Harness, int]:
     """Return a harness whose pool is full, and how many slots filled it."""
-    harness = Harness(SLOTS, 16 * 64 * 1024, tier, wait_s=0.05)
+    harness = Harness(SLOTS, 16 * 64 * 1024, tier, wait_s=0.05, recompress=recompress)
     stored = 0
     while harness.store(stored, RANDOM[stored % 300]):
         stored += 1
@@ -345,6 +346,34 @@ def test_a_bug_while_publishing_keeps_no_sectors(monkeypatch: pytest.MonkeyPatch
     assert harness.load(1080, 120) == bytes(120 * PAGE_SIZE)
     harness.check()
     memory.map.check()
+    harness.region.close()
+
+
+@pytest.mark.parametrize("what", ["bug", "damage"])
+def test_what_goes_wrong_while_recompressing_fails_the_write(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is not written is never answered as if it were (I4)."""
+    memory = MemoryTier(8)
+    harness, _ = _full(memory, recompress=True)
+    recoder = harness.down.writer.recoder
+    assert recoder is not None
+    recode = recoder.recode
+
+    def damage(staging: Staging) -> object:
+        payload = staging.payload(staging.items[0])
+        staging.view[staging.items[0].start :][: len(payload)] = b"\xff" * len(payload)
+        return recode(staging)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recoder, "recode", damage if what == "damage" else lambda _: 1 // 0)
+        assert harness.write_direct(3, *TEXT[:2]) == -EIO
+    assert (memory.map.taken_bytes, memory.map.bad_bytes) == (0, 0)
+    assert harness.load(3, 2) == b"".join(RANDOM[3:5]), "the old pages stay"
+    assert [level.users for level in harness.stack] == [0]
+    assert harness.write_direct(3, *TEXT[:2]) == 2 * PAGE_SIZE
+    assert harness.load(3, 2) == b"".join(TEXT[:2])
+    harness.check()
     harness.region.close()
 
 

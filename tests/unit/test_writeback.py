@@ -246,6 +246,26 @@ def test_a_bug_while_collecting_leaves_no_slot_moving_and_no_sector_taken(
     harness.region.close()
 
 
+def test_a_bug_while_recompressing_leaves_no_slot_moving_and_no_sector_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tier = MemoryTier(6)
+    harness = Harness(SLOTS, 4 * MiB, tier, recompress=True)
+    harness.store(0, *TEXT)
+    recoder = harness.down.writer.recoder
+    assert recoder is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(recoder, "recode", _failing_at(1, recoder.recode))
+        with pytest.raises(MemoryError):
+            harness.down.demote_batch()
+    harness.check()
+    assert (tier.map.taken_bytes, tier.map.bad_bytes) == (0, 0)
+    assert [level.users for level in harness.stack] == [0], "it can still leave"
+    assert harness.down.demote_batch() == 60
+    harness.check()
+    harness.region.close()
+
+
 def test_a_full_tier_stops_demotion_and_says_so() -> None:
     memory = MemoryTier(3)
     harness = Harness(SLOTS, 4 * MiB, memory)

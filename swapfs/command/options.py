@@ -5,6 +5,7 @@ They have no defaults here: only what is given counts, and the table knows the r
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,17 @@ RUNTIME_DIR: Final = click.option(
     show_default=True,
 )
 """For commands that only need to find an instance."""
+
+
+class FloatRange(click.FloatRange):
+    """A number in a range. Python's "nan" is none, and click lets it pass: it is not beyond."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number that *value* is."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 def require_root(command: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from swapfs.command.options import FloatRange
 from swapfs.config import values
 from swapfs.lab.reclaim import Bounds, Cgroup, Step, drive
 from swapfs.units import format_size
@@ -19,7 +20,7 @@ from swapfs.units import format_size
 @click.option("--cgroup", "path", type=click.Path(path_type=Path), required=True, metavar="DIR")
 @click.option(
     "--psi",
-    type=click.FloatRange(0.001, 100),
+    type=FloatRange(0.001, 100),
     default=0.1,
     show_default=True,
     metavar="PERCENT",
@@ -27,7 +28,7 @@ from swapfs.units import format_size
 )
 @click.option(
     "--ratio",
-    type=click.FloatRange(0.00001, 0.1),
+    type=FloatRange(0.00001, 0.1),
     default=0.0005,
     show_default=True,
     help="Share of the memory in use that a step asks for.",
@@ -37,9 +38,9 @@ from swapfs.units import format_size
     "--floor", default="16M", show_default=True, metavar="SIZE", help="What the cgroup keeps."
 )
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 600), default=6.0, show_default=True, metavar="SECONDS"
+    "--interval", type=FloatRange(0.1, 600), default=6.0, show_default=True, metavar="SECONDS"
 )
-@click.option("--seconds", type=click.FloatRange(min=0), help="Else until Ctrl-C.")
+@click.option("--seconds", type=FloatRange(min=0), help="Else until Ctrl-C.")
 def reclaim(
     path: Path,
     psi: float,

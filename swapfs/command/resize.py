@@ -65,6 +65,6 @@ def _resize(
 
 
 def _pool(sock: Path) -> dict[str, Any]:
-    status = waiting.patiently(lambda: control.request(sock, "status", waiting.ANSWER_S))
+    status = waiting.patiently(sock, lambda: control.request(sock, "status", waiting.ANSWER_S))
     pool: dict[str, Any] = status["pool"]
     return pool

@@ -23,7 +23,8 @@ from swapfs.wire import control
 _ADD_S: Final = 600.0
 """A file's space is allocated first, which some file systems do by writing it."""
 _COLUMNS: Final = ("NAME", "KIND", "PRIO", "PHASE", "STATE", "SLOTS", "USED", "SIZE", "PATH")
-_NO_TEXT: Final = re.compile(r"true|false|\d+")
+_NO_TEXT: Final = re.compile(r"true|false|\d{1,30}")
+"""Longer ones are wrong whatever the key; Python refuses to read 4300 digits."""
 _TEXT_KEYS: Final = frozenset({"name", "path"})
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="What came of it, as JSON.")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from swapfs.command import status as status_of
-from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR
+from swapfs.command.options import NAME_ARGUMENT, RUNTIME_DIR, FloatRange
 from swapfs.config import values
 from swapfs.errors import OperationError
 from swapfs.units import PAGE_SIZE, format_size
@@ -46,7 +46,7 @@ _RATES: Final = (
 @click.command()
 @NAME_ARGUMENT
 @click.option("--once", is_flag=True, help="Print it once, for scripts.")
-@click.option("--seconds", type=click.FloatRange(min=0.2), default=1.0, show_default=True)
+@click.option("--seconds", type=FloatRange(min=0.2), default=1.0, show_default=True)
 @RUNTIME_DIR
 def top(name: str, once: bool, seconds: float, runtime_dir: Path) -> None:
     """Show what instance NAME (swapfs) does, refreshed; q quits. Needs no root."""

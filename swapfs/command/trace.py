@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from swapfs.command.options import RUNTIME_DIR, require_root
+from swapfs.command.options import RUNTIME_DIR, FloatRange, require_root
 from swapfs.config import values
 from swapfs.errors import OperationError
 from swapfs.region.access_log import SLOT_MASK, EventKind
@@ -32,7 +32,7 @@ def trace() -> None:
 @trace.command()
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--name", default="swapfs", show_default=True, help="The instance.")
-@click.option("--seconds", type=click.FloatRange(min=0), help="Else until Ctrl-C.")
+@click.option("--seconds", type=FloatRange(min=0), help="Else until Ctrl-C.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @RUNTIME_DIR
 def record(out: Path, name: str, seconds: float | None, force: bool, runtime_dir: Path) -> None:

@@ -62,6 +62,6 @@ def _wait(sock: Path, tier: str | None, *, quiet: bool) -> dict[str, Any]:
 
 
 def _status(sock: Path) -> dict[str, Any]:
-    status = waiting.patiently(lambda: control.request(sock, "status", waiting.ANSWER_S))
+    status = waiting.patiently(sock, lambda: control.request(sock, "status", waiting.ANSWER_S))
     found: dict[str, Any] = status["verify"]
     return found

@@ -1,7 +1,8 @@
 """Waiting for what a server does meanwhile: a bar, or JSON at the end, over a server's death.
 
 The work is the server's, and goes on without the command: to interrupt it ends the waiting only. A
-server that dies is replaced within moments, so what cannot be asked is asked again for a while.
+server that dies is replaced within moments, so what cannot be asked is asked again for a while, as
+long as the instance is up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from swapfs.command.stale import daemon_lives
 from swapfs.errors import OperationError, Refused
 from swapfs.wire import control
 
@@ -26,10 +28,11 @@ _AWAY_S: Final = 30.0
 """How long nobody may answer while a new server starts, or an upgrade is under way."""
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Return what *call* returns, tried again while no server answers.
+def patiently(sock: Path, call: Callable[[], T]) -> T:
+    """Return what *call* returns, tried again while no server answers on *sock*.
 
-    :raises OperationError: none does for _AWAY_S
+    :raises OperationError: none does for _AWAY_S, or none ever will: the instance is not up, or it
+        is not ours to ask
     """
     deadline_s = time.monotonic() + _AWAY_S
     while True:
@@ -37,21 +40,24 @@ def patiently(call: Callable[[], T]) -> T:
             return call()
         except Refused:
             raise
-        except OperationError:
-            if time.monotonic() > deadline_s:
+        except OperationError as error:
+            not_ours = isinstance(error.__cause__, PermissionError)
+            if not_ours or time.monotonic() > deadline_s:
+                raise
+            if not daemon_lives(sock.parent, sock.stem):
                 raise
             time.sleep(LOOK_EVERY_S)
 
 
 def ask(sock: Path, command: str, **arguments: object) -> dict[str, Any]:
     """Return the answer to *command*, which may be asked twice, from whoever serves now."""
-    return patiently(lambda: control.request(sock, command, ANSWER_S, **arguments))
+    return patiently(sock, lambda: control.request(sock, command, ANSWER_S, **arguments))
 
 
 def tiers(sock: Path) -> list[dict[str, Any]]:
     """Return the tiers in the status, whoever serves it now."""
     found: list[dict[str, Any]] = patiently(
-        lambda: control.request(sock, "status", ANSWER_S)["tiers"]
+        sock, lambda: control.request(sock, "status", ANSWER_S)["tiers"]
     )
     return found
 

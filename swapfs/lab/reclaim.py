@@ -75,7 +75,10 @@ class Cgroup:
 
     def current_bytes(self) -> int:
         """Return the memory in use."""
-        return int(self._read("memory.current"))
+        text = self._read("memory.current")
+        if not text.strip().isdecimal():
+            raise OperationError(f"{self.path}/memory.current: not as the kernel writes it")
+        return int(text)
 
     def stalled_us(self) -> int:
         """Return for how long some task has waited for memory, ever."""

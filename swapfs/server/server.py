@@ -156,7 +156,7 @@ class Server:
         self, on_serving: Callable[[], None], on_ready: Callable[[], None]
     ) -> None:
         async with trio.open_nursery() as nursery:
-            await self._offer(nursery, "control", self._control(nursery))
+            await self._offer(nursery, "control", functools.partial(self._serve_control, nursery))
             await self._offer(nursery, "metrics", self._serve_metrics)
             self._start_threads()
             self._cpu_latency.start()
@@ -171,7 +171,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             self._start_tasks(nursery)
             self._cpu_latency.start()
-            await self._offer(nursery, "control", self._control(nursery))
+            await self._offer(nursery, "control", functools.partial(self._serve_control, nursery))
             self._guards.set(Heap())
             self._guards.set(MemoryLock(self._region.geometry.total_bytes))
             self._set_guards()  # only reported: to stand still would help nobody
@@ -184,9 +184,9 @@ class Server:
         nursery.start_soon(self._retire_when_asked)
         nursery.start_soon(tend, self._tiering, self._pool_size.trim)
 
-    def _control(self, nursery: trio.Nursery) -> Callable[[], Awaitable[object]]:
-        path = control.socket_path(self._config.runtime_dir, self._config.name)
-        return functools.partial(nursery.start, control.serve, path, self._commands.handlers())
+    async def _serve_control(self, nursery: trio.Nursery) -> None:
+        listener = control.listen(control.socket_path(self._config.runtime_dir, self._config.name))
+        nursery.start_soon(control.serve, listener, self._commands.handlers())
 
     async def _serve_metrics(self) -> None:
         if self._config.metrics is None:

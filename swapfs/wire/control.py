@@ -1,6 +1,7 @@
 """The control socket: one JSON object per line each way, root only.
 
-``request`` is the client (synchronous, for the command line), ``serve`` the server (trio).
+``request`` is the client (synchronous, for the command line), ``serve`` the server (trio), of
+what ``listen`` has made.
 The server runs beside the swap file, so a peer can do it no harm: lines, connections and
 time are bounded, and what a handler raises becomes an error answer. It speaks to sockets and not
 to streams of trio, and lets a time limit pass rather than fail: both of those turn one exception
@@ -18,7 +19,7 @@ import socket
 import stat
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -115,33 +116,38 @@ def _receive_line(stream: socket.socket, deadline: float) -> bytes:
     return bytes(received.partition(b"\n")[0])
 
 
+class Listener(NamedTuple):
+    """A socket that listens on *path*, and the inode that *path* is then."""
+
+    stream: socket.socket
+    path: Path
+    inode: int
+
+
 async def serve(
-    path: Path,
+    listener: Listener,
     handlers: Mapping[str, Handler],
     *,
     allowed_uid: int = 0,
     peer_timeout_s: float = PEER_TIMEOUT_S,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve *handlers* on the socket *path* until cancelled; started once it listens.
+    """Serve *handlers* on *listener* until cancelled; then it is closed, and its path removed.
 
     A handler gets the request without its ``command`` and returns what JSON can hold. Its
     SwapfsError becomes the answer; any other exception is logged and answered in general.
 
     :param allowed_uid: the one user whose connections are served (SO_PEERCRED)
-    :raises OperationError: the socket cannot be made, or another server listens on it
     """
-    listener, inode = _listen(path)
     server = _Server(handlers, allowed_uid, peer_timeout_s)
     try:
+        stream = trio.socket.from_stdlib_socket(listener.stream)
         async with trio.open_nursery() as nursery:
-            task_status.started()
             while True:
-                peer = await _accept(listener)
+                peer = await _accept(stream)
                 nursery.start_soon(server.connection, peer)
     finally:
-        listener.close()
-        _unlink_own(path, inode)
+        listener.stream.close()
+        _unlink_own(listener)
 
 
 async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
@@ -156,21 +162,29 @@ async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
             return peer
 
 
-def _listen(path: Path) -> tuple[trio.socket.SocketType, int]:
-    """Return a socket that listens on *path*, and the inode of *path*."""
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def listen(path: Path) -> Listener:
+    """Return what listens on *path*, for ``serve``.
+
+    A plain function: what it raises goes through none of trio's context managers, where
+    ``nursery.start`` of trio 0.29 on Python 3.13 leaves it in a cycle, and gc is off.
+
+    :raises OperationError: the socket cannot be made, or another server listens on it
+    """
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.setblocking(False)
-        listener.bind(str(path))
+        _remove_stale(path)
+        stream.setblocking(False)
+        stream.bind(str(path))
         # Before listen() nobody can connect, so there is no moment with a wider mode.
         path.chmod(0o600)
-        listener.listen(_BACKLOG)
-        inode = path.lstat().st_ino
+        stream.listen(_BACKLOG)
+        return Listener(stream, path, path.lstat().st_ino)
+    except OperationError:
+        stream.close()
+        raise
     except OSError as error:
-        listener.close()
+        stream.close()
         raise OperationError(f"control socket {path}: {error.strerror or error}") from error
-    return trio.socket.from_stdlib_socket(listener), inode
 
 
 def _remove_stale(path: Path) -> None:
@@ -193,10 +207,10 @@ def _remove_stale(path: Path) -> None:
             raise OperationError(f"control socket {path}: another server listens on it")
 
 
-def _unlink_own(path: Path, inode: int) -> None:
+def _unlink_own(listener: Listener) -> None:
     with contextlib.suppress(FileNotFoundError):
-        if path.lstat().st_ino == inode:
-            path.unlink()
+        if listener.path.lstat().st_ino == listener.inode:
+            listener.path.unlink()
 
 
 class _Server:

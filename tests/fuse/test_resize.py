@@ -23,7 +23,9 @@ pytestmark = pytest.mark.timeout(200)
 
 def _pool(instance: Instance) -> dict[str, Any]:
     sock = control.socket_path(instance.runtime_dir, instance.name)
-    pool: dict[str, Any] = waiting.patiently(lambda: control.request(sock, "status", 30))["pool"]
+    pool: dict[str, Any] = waiting.patiently(sock, lambda: control.request(sock, "status", 30))[
+        "pool"
+    ]
     return pool
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,14 +55,10 @@ HANDLERS: dict[str, Callable[[dict[str, object]], Awaitable[object]]] = {
 
 
 async def start(nursery: trio.Nursery, path: Path, **options: float) -> None:
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        uid = int(options.get("allowed_uid", UID))
-        timeout_s = options.get("peer_timeout_s", 10.0)
-        await control.serve(
-            path, HANDLERS, allowed_uid=uid, peer_timeout_s=timeout_s, task_status=task_status
-        )
-
-    await nursery.start(run)
+    uid = int(options.get("allowed_uid", UID))
+    timeout_s = options.get("peer_timeout_s", 10.0)
+    serve = partial(control.serve, allowed_uid=uid, peer_timeout_s=timeout_s)
+    nursery.start_soon(serve, control.listen(path), HANDLERS)
 
 
 async def ask(path: Path, command: str, **args: object) -> dict[str, object]:
@@ -204,17 +201,17 @@ async def test_socket_goes_with_the_server_and_stale_ones_are_replaced(tmp_path:
         await start(nursery, path)
         assert await ask(path, "status")
         with pytest.raises(OperationError, match="another server listens"):
-            await control.serve(path, HANDLERS)
+            control.listen(path)
         assert await ask(path, "status")
         nursery.cancel_scope.cancel()
     assert not path.exists()
 
 
-async def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
+def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "one.sock"
     path.write_text("mine")
     with pytest.raises(OperationError, match="no socket is in its place"):
-        await control.serve(path, HANDLERS)
+        control.listen(path)
     assert path.read_text() == "mine"
 
 

@@ -357,17 +357,8 @@ async def test_peers_of_the_control_socket(said: bytes, listen: bool, tmp_path: 
         assert_nothing_stays(lambda: _talk(connect, said, listen=listen), TIMES // 10)
 
     async with trio.open_nursery() as nursery:
-
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            await control.serve(
-                path,
-                handlers,
-                allowed_uid=os.geteuid(),
-                peer_timeout_s=timeout_s,
-                task_status=task_status,
-            )
-
-        await nursery.start(serve)
+        serve = partial(control.serve, allowed_uid=os.geteuid(), peer_timeout_s=timeout_s)
+        nursery.start_soon(serve, control.listen(path), handlers)
         await trio.to_thread.run_sync(measure)
         nursery.cancel_scope.cancel()
 
@@ -390,23 +381,57 @@ async def test_peers_that_take_no_answer(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         serve = partial(
             control.serve,
-            *(path, {"talk": talkative}),
+            *(control.listen(path), {"talk": talkative}),
             allowed_uid=os.geteuid(),
             peer_timeout_s=0.01,
         )
-        await nursery.start(serve)
+        nursery.start_soon(serve)
         await trio.to_thread.run_sync(assert_nothing_stays, leave_it, TIMES // 10)
         nursery.cancel_scope.cancel()
 
 
-async def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
+def _directory_is_missing(path: Path) -> Path:
+    return path / "nowhere" / "sock"
+
+
+def _file_is_in_its_place(path: Path) -> Path:
+    (path / "sock").write_text("mine")
+    return path / "sock"
+
+
+def _other_server_listens(path: Path) -> Path:
+    other.append(control.listen(path / "sock"))
+    return path / "sock"
+
+
+other: list[control.Listener] = []
+
+
+@pytest.mark.parametrize(
+    "prevent", [_directory_is_missing, _file_is_in_its_place, _other_server_listens]
+)
+async def test_a_control_socket_that_cannot_be_made(
+    prevent: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """A server tries again every few seconds, for as long as that is so."""
+    path = prevent(tmp_path)
+    failures = 0
     async with trio.open_nursery() as nursery:
 
+        async def serve() -> None:
+            nursery.start_soon(control.serve, control.listen(path), {})
+
         async def fail() -> None:
-            with suppress(OperationError):
-                await nursery.start(control.serve, tmp_path / "nowhere" / "sock", {})
+            nonlocal failures
+            try:
+                await serve()
+            except OperationError:
+                failures += 1
 
         await assert_nothing_stays_of(fail, TIMES // 4)
+    assert failures > TIMES // 4
+    while other:
+        other.pop().stream.close()
 
 
 async def test_calls_that_fail_in_a_thread() -> None:

@@ -179,9 +179,12 @@ ROOM: Final = (
         and the kernel keeps the page in memory. Pages that were stored before stay readable. The
         kernel cannot be told that swap is full, and so it tries again and again before it calls
         its OOM killer. On a machine that has no memory left it may never come to that, as even
-        the kernel's own way to the server wants some. The server sees it (nothing arrives for ten
-        seconds while the loop device waits) and calls the OOM killer itself, which ends the
-        process that it would choose; counted in `swapfs_oom_calls_total`. A file avoids all that.
+        the kernel's own way to the server wants some. The server sees it: for ten seconds less than
+        1/32 of the memory is available, and either writes are refused again and again with no room
+        in another swap area, or nothing arrives while the loop device waits. Then it calls the OOM
+        killer itself, which ends the process that it would choose; counted in
+        `swapfs_oom_calls_total`. While a disk below does not answer, refused writes are no reason,
+        as it may have room when it does. A file avoids all that.
 
         At 1.0 this does not happen while the disk works: when a write finds no room, the pool is
         compacted, whatever the pages before it left behind, and the write waits for that (at most

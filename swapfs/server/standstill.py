@@ -13,8 +13,8 @@ kernel cannot be told that swap is full. It takes each refused write for bad luc
 The server waits for its next request meanwhile: it is the only one who can still do something.
 Told apart from a slow disk, a busy server, a group at its own limit, or a machine that merely has
 much to do: memory is short, and look after look in a row either writes were refused with no other
-swap area to take them, or the device has handed requests down, and none has reached us and none
-is in our hands.
+swap area to take them and no disk that is waited for, or the device has handed requests down, and
+none has reached us and none is in our hands.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Look(NamedTuple):
     :param refused: writes that no tier had room for, ever
     :param elsewhere: whether another swap area has room
     :param memory_short: whether next to no memory is available
+    :param hangs: whether a tier below takes too long; it may have room when it answers
     """
 
     handed_down: int
@@ -60,6 +61,7 @@ class Look(NamedTuple):
     refused: int
     elsewhere: bool
     memory_short: bool
+    hangs: bool = False
 
 
 class Rule:
@@ -82,7 +84,7 @@ class Rule:
 
 
 def _full(last: Look, look: Look) -> bool:
-    return look.refused > last.refused and not look.elsewhere
+    return look.refused > last.refused and not look.elsewhere and not look.hangs
 
 
 def _stuck(last: Look, look: Look) -> bool:
@@ -94,6 +96,7 @@ class Sight:
 
     :param find: returns the device on our file, None if there is none
     :param count: returns what was taken, is in hand and was refused
+    :param hangs: whether a tier below does
     """
 
     def __init__(
@@ -101,9 +104,12 @@ class Sight:
         find: Callable[[], LoopDevice | None],
         count: Callable[[], tuple[int, int, int]],
         root: Path = ROOT,
+        *,
+        hangs: Callable[[], bool] = lambda: False,
     ) -> None:
         self._find = find
         self._count = count
+        self._hangs = hangs
         self._memory = Memory(root)
         self._swaps = Swaps(root)
         self._root = root
@@ -120,7 +126,7 @@ class Sight:
         short = self._memory.is_short()
         ours = self._handed_down.device if self._handed_down is not None else None
         elsewhere = short and self._swaps.have_room(but=ours)
-        return Look(waiting, *self._count(), elsewhere, short)
+        return Look(waiting, *self._count(), elsewhere, short, self._hangs())
 
     def _waiting(self) -> int:
         waiting = 0
@@ -198,6 +204,12 @@ class Standstill:
             log.critical("the OOM killer cannot be called: %s", error.strerror or error)
 
 
+def below_hangs(layer: VirtualSlotLayer) -> bool:
+    """Whether a tier below the pool takes too long for a write."""
+    now_s = time.monotonic()
+    return any(level.health.is_stuck(now_s) for level in layer.stack)
+
+
 def watch(
     guards: Guards,
     find: Callable[[], LoopDevice | None],
@@ -222,7 +234,7 @@ def watch(
             counters.add("oom_calls")
 
     try:
-        sight = Sight(find, count)
+        sight = Sight(find, count, hangs=lambda: below_hangs(layer))
     except OperationError as error:
         log.warning("whether swap stands still is not watched: %s", error)
         return

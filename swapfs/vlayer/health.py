@@ -55,11 +55,15 @@ class Health:
         """Whether a write may be tried now."""
         return now_s >= self.retry_at_s
 
+    def is_stuck(self, now_s: float) -> bool:
+        """Whether a write is under way that has taken too long, whatever others came to."""
+        return self._busy_s(now_s) > STUCK_AFTER_S
+
     def state(self, now_s: float) -> TierState:
         """Return the state of the tier."""
         if self.reason:
             return TierState.FAILING
-        if self._busy_s(now_s) > STUCK_AFTER_S:
+        if self.is_stuck(now_s):
             return TierState.STUCK
         return TierState.FULL if self.full else TierState.OK
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import click
 import pytest
 
+from swapfs import host
 from swapfs.command.main import cli
 from swapfs.config import reference, values
 from swapfs.config.option import Form, Option, Section, settle
 from swapfs.config.options import BY_KEY, OPTIONS
 from swapfs.errors import ConfigError
-from swapfs.host import device_guards, process_guards
 from swapfs.host.guards import Guard
 
 ROOT = Path(__file__).parents[2]
@@ -128,21 +130,29 @@ def test_every_command_is_shown(command: str) -> None:
     assert shown.search((ROOT / "README.md").read_text() + OPERATING)
 
 
-GUARDS = [
+GUARDS = {
     kind
-    for module in (process_guards, device_guards)
-    for kind in vars(module).values()
+    for found in pkgutil.iter_modules(host.__path__)
+    for kind in vars(importlib.import_module(f"swapfs.host.{found.name}")).values()
     if isinstance(kind, type) and issubclass(kind, Guard) and hasattr(kind, "name")
-]
+}
 
 
 def test_guards_are_found() -> None:
-    assert len(GUARDS) == len({kind.name for kind in GUARDS}) == 10
+    assert len(GUARDS) == len({kind.name for kind in GUARDS}) == 11
 
 
-@pytest.mark.parametrize("guard", [kind.name for kind in GUARDS])
-def test_every_guard_has_its_cure(guard: str) -> None:
-    assert re.search(rf"^\| `{guard}` \|", OPERATING, re.MULTILINE)
+@pytest.mark.parametrize("guard", sorted(kind.name for kind in GUARDS))
+def test_every_guard_has_its_cure_and_its_meaning_as_a_metric(guard: str) -> None:
+    row = re.compile(rf"^\| `{guard}` \|", re.MULTILINE)
+    assert row.search(OPERATING)
+    assert row.search((DOCS / "metrics.md").read_text())
+
+
+@pytest.mark.parametrize("guard", sorted(kind.name for kind in GUARDS if not kind.required))
+def test_every_guard_that_is_not_required_is_said_to_be_none(guard: str) -> None:
+    (sentence,) = re.findall(r"[^.]* are shown but not required\.", OPERATING)
+    assert f"`{guard}`" in sentence
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,7 +11,11 @@ import pytest
 from swapfs.errors import OperationError
 from swapfs.host.loop import LoopDevice
 from swapfs.host.oom_killer import HandedDown, Memory, OomKiller
-from swapfs.server.standstill import LOOKS, Look, Rule, Sight, Standstill
+from swapfs.server.standstill import LOOKS, Look, Rule, Sight, Standstill, below_hangs
+from swapfs.testing.harness import Harness
+from swapfs.testing.memory import MemoryTier
+from swapfs.units import MiB
+from swapfs.vlayer.health import STUCK_AFTER_S
 
 STUCK = Look(handed_down=3, taken=100, in_hand=0, refused=0, elsewhere=False, memory_short=True)
 SWAPS = """\
@@ -90,6 +94,11 @@ class TestRule:
         looks = [STUCK._replace(taken=n, refused=n, elsewhere=True) for n in range(100)]
         assert not any(verdicts(Rule(), *looks))
 
+    def test_refused_writes_while_a_disk_hangs_are_none(self) -> None:
+        """It may answer again, and then there is room."""
+        looks = [STUCK._replace(taken=n, refused=n, hangs=True) for n in range(100)]
+        assert not any(verdicts(Rule(), *looks))
+
     def test_refused_writes_of_a_group_at_its_limit_are_none(self) -> None:
         looks = [STUCK._replace(taken=n, refused=n, memory_short=False) for n in range(100)]
         assert not any(verdicts(Rule(), *looks))
@@ -122,6 +131,22 @@ class Scene:
 
     def count(self) -> None:
         self.counted += 1
+
+
+class TestHangs:
+    def test_a_tier_that_does_not_answer_is_seen(self) -> None:
+        now_s = time.monotonic()
+        harness = Harness(1024, 4 * MiB, MemoryTier(8))
+        (level,) = harness.layer.stack
+        assert not below_hangs(harness.layer)
+        level.health.begin(1, now_s - 1)
+        assert not below_hangs(harness.layer)
+        level.health.begin(2, now_s - 2 * STUCK_AFTER_S)
+        assert below_hangs(harness.layer)
+        level.health.failed("no answer", now_s)  # that of another writer
+        assert below_hangs(harness.layer)
+        level.health.end(2)
+        assert not below_hangs(harness.layer)
 
 
 class TestStandstill:

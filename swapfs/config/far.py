@@ -5,6 +5,7 @@ Creates and changes nothing, and asks no engine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from swapfs.units import format_size
 
 FAR: Final = "valkey"
 FAR_BYTES_MIN: Final = 1 << 20
+_NODE: Final = re.compile(
+    r"(?:(?P<name>[\w.-]+)|\[(?P<ipv6>[0-9a-f:.]*:[0-9a-f:.]*(?:%[\w.-]+)?)\])"
+    r":(?P<port>[0-9]{1,5})",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +46,14 @@ def parse_nodes(where: str, value: object) -> tuple[tuple[str, int], ...]:
     """
     nodes = []
     for text in values.parse_text(where, value).split(","):
-        host, _, port = text.strip().rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        good = host and host.isprintable() and " " not in host and port.isascii()
-        if not good or not port.isdigit() or not 0 < int(port) <= 65535:
+        if "@" in text:  # not quoted: who reads a log need not know it
+            raise ConfigError(
+                where, "is HOST:PORT; a user and a password go into user and password-file"
+            )
+        found = _NODE.fullmatch(text.strip())
+        if found is None or not 0 < int(found["port"]) <= 65535:
             raise ConfigError(where, f"{text.strip()!r} is no address: write HOST:PORT")
-        nodes.append((host, int(port)))
+        nodes.append((found["name"] or found["ipv6"], int(found["port"])))
     return tuple(nodes)
 
 

@@ -73,7 +73,7 @@ def _load(source: str, where: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(where, f"{source} cannot be loaded: {what}") from error
     return module
@@ -83,7 +83,7 @@ def _try(found: type[Policy], spec: str, where: str) -> None:
     """Make one, small, and ask it once: a mistake shall show before pages depend on it."""
     try:
         next(iter(found(Facts(slots=1024, pool_pages=64), _NoEyes()).candidates(0)), None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(where, f"{spec} cannot be used: {what}") from error
 

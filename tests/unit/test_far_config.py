@@ -58,6 +58,9 @@ def test_it_is_read_back_as_it_was_written(tmp_path: Path, text: str) -> None:
         (NODE.replace("6379", "6379,b:1"), "cluster = true"),
         (NODE.replace("127.0.0.1:6379", "no port"), "HOST:PORT"),
         (NODE.replace("6379", "70000"), "HOST:PORT"),
+        (NODE.replace("127.0.0.1", "::1"), "HOST:PORT"),
+        (NODE.replace("127.0.0.1", "[far.example]"), "HOST:PORT"),
+        (NODE.replace("127.0.0.1", "redis://far.example"), "HOST:PORT"),
         ('path = "/tmp/x"\nsize = "4M"\ntls = true\n', 'only a tier with kind = "valkey"'),
         (SOCKET.replace("valkey", "memcached"), "kind"),
     ],
@@ -67,6 +70,14 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, problem: str) -> None:
         load(tmp_path, text)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("node", ["swap:hidden@far.example:6379", "redis://:hidden@h:1"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, node: str) -> None:
+    """Addresses are in the log, in status and in metrics."""
+    with pytest.raises(ConfigError, match="password-file") as caught:
+        load(tmp_path, NODE.replace("127.0.0.1:6379", node))
+    assert "hidden" not in str(caught.value)
 
 
 # ---- the engine's own memory ----

@@ -224,6 +224,13 @@ def test_a_policy_of_ones_own_by_module_or_path(
         assert find(spec).__name__ == "Mine"
 
 
+ENDING = """
+class Ending(Mine):
+    def candidates(self, tier):
+        raise SystemExit(3)
+"""
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -235,12 +242,15 @@ def test_a_policy_of_ones_own_by_module_or_path(
         ("missing.py:Mine", "no file"),
         ("mymodule:", "MODULE:CLASS"),
         ("faulty:Mine", "SyntaxError"),
+        ("ending:Mine", "cannot be loaded: SystemExit"),
+        ("mymodule:Ending", "cannot be used: SystemExit"),
     ],
 )
 def test_what_is_no_policy_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, says: str
 ) -> None:
-    (tmp_path / "mymodule.py").write_text(OWN)
+    (tmp_path / "mymodule.py").write_text(OWN + ENDING)
+    (tmp_path / "ending.py").write_text("raise SystemExit(3)")
     (tmp_path / "faulty.py").write_text("def (")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):

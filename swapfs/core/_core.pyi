@@ -139,6 +139,7 @@ class Reader:
         directory: memoryview,
         arena: memoryview,
         counters: memoryview,
+        pool_bytes: memoryview,
         counts: tuple[int, int, int, int],
         size_bytes: int,
         log: Log | None = None,

@@ -26,16 +26,6 @@ static uint64_t same_value(uint64_t word)
     return (uint64_t)((int64_t)word >> SAME_SHIFT); /* 58 bits, sign-extended */
 }
 
-/* Puts the page of a *word* whose blob is in the pool at *to*; false when it is no page. */
-static bool unpack_word(const struct decoder *decoder, uint64_t word, const Py_buffer *arena,
-                        char *to)
-{
-    uint64_t place = pool_place(word), length = blob_length(word);
-    const char *blob = (const char *)arena->buf + place;
-    return place + length <= (uint64_t)arena->len && check_holds(word, blob) &&
-           decode(decoder, blob, length, blob_codec(word), to);
-}
-
 /* ---- Reader ---- */
 
 enum { READ_KINDS = KIND_BLOB + 1 }; /* whose reads are counted: EMPTY, SAME, and BLOB in the pool */
@@ -46,10 +36,27 @@ typedef struct {
     Lock *lock;
     Log *log; /* NULL: there is none */
     struct decoder decoder; /* under the lock */
-    Py_buffer directory, arena, counters;
+    Py_buffer directory, arena, counters, pool_bytes;
     uint64_t size_bytes;
     Py_ssize_t pages_read[READ_KINDS], bytes_read; /* indexes among the counters */
 } Reader;
+
+/* Where the pool ends. What of the arena lies beyond may not be touched, and the pool grows and
+ * shrinks (region/extent.py): a word that is damaged must not name a place there. */
+static uint64_t pool_end(const Reader *self)
+{
+    uint64_t bytes = *(const uint64_t *)self->pool_bytes.buf, all = (uint64_t)self->arena.len;
+    return bytes != 0 && bytes < all ? bytes : all;
+}
+
+/* Puts the page of a *word* whose blob is in the pool at *to*; false when it is no page. */
+static bool unpack_word(const Reader *self, uint64_t word, char *to)
+{
+    uint64_t place = pool_place(word), length = blob_length(word);
+    const char *blob = (const char *)self->arena.buf + place;
+    return place + length <= pool_end(self) && check_holds(word, blob) &&
+           decode(&self->decoder, blob, length, blob_codec(word), to);
+}
 
 /* Notes the reads of *count* slots from *slot* on, which *words* were about. */
 static void log_loads(const Reader *self, uint64_t slot, const uint64_t *words, Py_ssize_t count)
@@ -70,7 +77,7 @@ static Py_ssize_t load_words(const Reader *self, uint64_t *words, Py_ssize_t cou
         uint64_t word = words[done];
         unsigned kind = word & KIND_MASK;
         if (in_pool(word)) {
-            if (!unpack_word(&self->decoder, word, &self->arena, to))
+            if (!unpack_word(self, word, to))
                 break;
             if ((word & HEAT_MASK) != HEAT_MASK)
                 words[done] = word + HEAT_ONE;
@@ -100,7 +107,7 @@ static uint64_t *words_of(const Reader *self, uint64_t slot, Py_ssize_t count, P
     if (page == 0)
         return NULL;
     index += (page - 1) << CLUSTER_SHIFT;
-    if (!has_words(&self->arena, (Py_ssize_t)index, *run))
+    if ((index + (uint64_t)*run) * sizeof(uint64_t) > pool_end(self))
         *run = 0;
     return (uint64_t *)self->arena.buf + index;
 }
@@ -224,11 +231,12 @@ static bool are_counters(const Reader *self)
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *lock, *log = Py_None, *views[3];
+    enum { VIEWS = 4 };
+    PyObject *lock, *log = Py_None, *views[VIEWS];
     unsigned long long size_bytes;
     Py_ssize_t reads[READ_KINDS], bytes_read;
-    if (!PyArg_ParseTuple(args, "O!OOO(nnnn)K|O", &LockType, &lock, &views[0], &views[1], &views[2],
-                          &reads[KIND_EMPTY], &reads[KIND_SAME], &reads[KIND_BLOB], &bytes_read,
+    if (!PyArg_ParseTuple(args, "O!OOOO(nnnn)K|O", &LockType, &lock, &views[0], &views[1],
+                          &views[2], &views[3], &reads[KIND_EMPTY], &reads[KIND_SAME], &reads[KIND_BLOB], &bytes_read,
                           &size_bytes, &log))
         return NULL;
     if (log != Py_None && !PyObject_TypeCheck(log, &LogType)) {
@@ -238,12 +246,13 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     Reader *self = (Reader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    Py_buffer b[3];
-    if (!decoder_begin(&self->decoder) || !buffers_get(views, 3, 7u, b)) {
+    Py_buffer b[VIEWS];
+    if (!decoder_begin(&self->decoder) || !buffers_get(views, VIEWS, 7u, b)) {
         Py_DECREF(self);
         return NULL;
     }
     self->directory = b[0], self->arena = b[1], self->counters = b[2];
+    self->pool_bytes = b[3];
     self->lock = (Lock *)Py_NewRef(lock);
     self->log = log == Py_None ? NULL : (Log *)Py_NewRef(log);
     memcpy(self->pages_read, reads, sizeof(reads));
@@ -252,6 +261,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->entry = (struct swapfs_reader){reader_read, self, &self->lock->waiting};
     uint64_t clusters = (uint64_t)self->directory.len / sizeof(uint32_t);
     if (size_bytes > clusters << (CLUSTER_SHIFT + PAGE_SHIFT) || !are_counters(self) ||
+        !has_words(&self->pool_bytes, 0, 1) ||
         (self->log != NULL && self->log->clusters < clusters)) {
         Py_DECREF(self);
         PyErr_SetString(PyExc_ValueError, "the file is not inside its buffers");
@@ -271,6 +281,7 @@ static void reader_dealloc(Reader *self)
     PyBuffer_Release(&self->directory);
     PyBuffer_Release(&self->arena);
     PyBuffer_Release(&self->counters);
+    PyBuffer_Release(&self->pool_bytes);
     Py_XDECREF(self->lock);
     Py_XDECREF(self->log);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -292,8 +303,9 @@ PyTypeObject ReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Reader",
     .tp_basicsize = sizeof(Reader),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Reader(lock, directory, arena, counters, counts, size_bytes, log=None)\n\n"
-              "Reads pages that are in memory. counts: the indexes of the counters of empty, same\n"
+    .tp_doc = "Reader(lock, directory, arena, counters, pool_bytes, counts, size_bytes, log=None)\n\n"
+              "Reads pages that are in memory. pool_bytes: how much of the arena the pool has now,\n"
+              "0: all. counts: the indexes of the counters of empty, same\n"
               "and pool pages, and of bytes that the session loop was given.",
     .tp_new = reader_new,
     .tp_dealloc = (destructor)reader_dealloc,

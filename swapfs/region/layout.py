@@ -147,8 +147,9 @@ class Region:
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
     same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``),
-    ``counter_words`` (u64), ``stack`` (bytes); of the access log ``log_head`` (one u64),
-    ``log_touched`` (u32) and ``log_events`` (u64), all empty if there is none.
+    ``counter_words`` (u64), ``stack`` (bytes), ``pool_words`` (``pool_bytes``, as it is stored);
+    of the access log ``log_head`` (one u64), ``log_touched`` (u32) and ``log_events`` (u64), all
+    empty if there is none.
     A store to an element of a ``Q`` view is one aligned 8-byte store, which is what publishes a
     word (I3).
     """
@@ -171,7 +172,7 @@ class Region:
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:_STACK_OFFSET].cast("Q")
         self.stack = whole[_STACK_OFFSET:PAGE_SIZE]
-        self._pool_bytes = whole[_POOL_OFFSET : _POOL_OFFSET + 8].cast("Q")
+        self.pool_words = whole[_POOL_OFFSET : _POOL_OFFSET + 8].cast("Q")
         self._whole = whole
         self._extent = Extent(self._map, fd)
         self._extent.close(g.arena_offset + self.pool_bytes)
@@ -221,11 +222,11 @@ class Region:
     @property
     def pool_bytes(self) -> int:
         """How much of the arena the pool has, from its beginning on; the rest is not there."""
-        return self._pool_bytes[0] or self.geometry.pool_bytes
+        return self.pool_words[0] or self.geometry.pool_bytes
 
     @pool_bytes.setter
     def pool_bytes(self, size_bytes: int) -> None:
-        self._pool_bytes[0] = size_bytes
+        self.pool_words[0] = size_bytes
 
     @property
     def now(self) -> Geometry:

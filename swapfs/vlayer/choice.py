@@ -189,7 +189,7 @@ class Chooser:
         if word & BACKING_MASK != IN_POOL:
             policy.left(slot)
             return 0
-        if word & MOVING or (policy.by_heat and word & HEAT_MASK):
+        if word & MOVING or slot in self._layer.copied or (policy.by_heat and word & HEAT_MASK):
             return 0
         if word & HEAT_MASK:  # so that a read is seen while it moves
             table.mark(slot, HEAT_MASK, on=False)

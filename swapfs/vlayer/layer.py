@@ -127,7 +127,7 @@ class VirtualSlotLayer:
         region = self.region
         return Reader(
             *(self.lock, region.directory, region.arena, region.counter_words),
-            *(_READ_COUNTS, size_bytes, self.log),
+            *(region.pool_words, _READ_COUNTS, size_bytes, self.log),
         )
 
     # ---- store ----

@@ -183,11 +183,12 @@ class Recompressor:
         if base < 0:
             return
         index = base + (slot & (CLUSTER_SLOTS - 1))
+        pool = layer.region.arena[: layer.region.pool_bytes]  # the rest may not be touched
         for batch in (self._shallow, self._deep):
             if batch.deep and layer.pool.used_bytes <= self.start_bytes:
                 continue
             batch.count = self.recoder.collect(
-                *(layer.region.arena, batch.slots, batch.words, batch.view, batch.count),
+                *(pool, batch.slots, batch.words, batch.view, batch.count),
                 *(index, slot, STEP_SLOTS, batch.deep),
             )
             self._take(batch)

@@ -20,6 +20,7 @@ from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.units import CLUSTER_SLOTS, KiB, MiB
 from swapfs.vlayer.choice import Chooser
+from swapfs.vlayer.entry import MOVING
 
 K = EventKind
 SLOTS = 4 * CLUSTER_SLOTS
@@ -312,6 +313,14 @@ def test_a_policy_without_end_is_replaced() -> None:
     harness = harness_with(Endless)
     assert harness.down.demote(5) == 5
     assert harness.counter("policy_failures") == 1
+
+
+def test_an_offer_without_end_of_what_another_mover_has_is_an_end() -> None:
+    harness = harness_with(type("Endless", (Scripted,), {"script": repeat(3)}))
+    harness.layer.copied.add(3)
+    assert harness.down.demote(5) == 5
+    assert harness.counter("policy_failures") == 1
+    assert not harness.layer.table.get(3) & MOVING
 
 
 def test_what_a_policy_does_not_know_is_offered_by_the_default() -> None:

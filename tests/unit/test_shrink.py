@@ -17,7 +17,8 @@ from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
-from swapfs.vlayer.entry import MOVING
+from swapfs.vlayer.entry import HEAT_MASK, MOVING, move_pool
+from swapfs.vlayer.layer import SlotDamaged
 from swapfs.vlayer.shrink import Shrink, grow
 from swapfs.wire.link import Link
 
@@ -183,6 +184,28 @@ def test_another_server_has_the_pool_as_large_as_the_region_says(limit: int) -> 
     assert again.layer.pool.limit_bytes == limit * ZSPAGE_BYTES
     _verify(again, pages)
     again.region.close()
+
+
+def test_a_damaged_word_that_names_a_place_beyond_the_end_costs_its_slot_only() -> None:
+    """What lies there may not be touched: it would be the end of the server, with every page."""
+    end = 16 * ZSPAGE_BYTES
+    region = Region.create(Geometry(SLOTS * PAGE_SIZE, ZSPAGES * ZSPAGE_BYTES), end)
+    harness = Harness(SLOTS, ZSPAGES * ZSPAGE_BYTES, region=region)
+    pages = [page("text", seed) for seed in range(5)]
+    harness.store(0, *pages)
+    index = harness.layer.table.base(0) + 3
+    region.arena_words[index] = move_pool(region.arena_words[index], 2 * end) & ~HEAT_MASK
+    with pytest.raises(SlotDamaged):
+        harness.load(3)
+    assert harness.layer.reader(SLOTS * PAGE_SIZE).read(0, 5 * PAGE_SIZE, bytearray(1 << 16)) == -1
+    harness.recompress()
+    assert harness.load(0, 3) == b"".join(pages[:3])
+    cluster = region.directory[0]
+    region.directory[0] = (2 * end) // PAGE_SIZE + 1
+    assert harness.layer.reader(SLOTS * PAGE_SIZE).read(0, PAGE_SIZE, bytearray(1 << 16)) == -1
+    region.directory[0] = cluster
+    assert harness.load(4) == pages[4]
+    region.close()
 
 
 class _Monitor(Link):

@@ -42,9 +42,8 @@ def test_a_load_under_a_policy_over_a_servers_death(policy: str, start: Start) -
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: not is_alive(server), "the server to die")
     load.run(60, seed=2)
-    counters = instance.status()["counters"]
-    assert counters["demoted_pages"] > 0
-    assert counters["policy_failures"] == 0
+    wait_until(lambda: instance.status()["counters"]["demoted_pages"], "pages to go down")
+    assert instance.status()["counters"]["policy_failures"] == 0
 
 
 @pytest.mark.parametrize("name", ["Newest", "Failing"])
@@ -59,10 +58,10 @@ def test_a_policy_of_ones_own(name: str, tmp_path: Path, start: Start) -> None:
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: not is_alive(server), "the server to die")
     load.run(60, seed=2)
-    status = instance.status()
-    assert status["counters"]["demoted_pages"] > 0
-    assert bool(status["counters"]["policy_failures"]) == (name == "Failing")
-    assert not status["counters"]["handler_errors"]
+    wait_until(lambda: instance.status()["counters"]["demoted_pages"], "pages to go down")
+    counters = instance.status()["counters"]
+    assert bool(counters["policy_failures"]) == (name == "Failing")
+    assert not counters["handler_errors"]
 
 
 def test_a_policy_that_is_none_starts_nothing(make_instance: Start) -> None:

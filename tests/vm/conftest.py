@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import re
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
@@ -17,9 +18,22 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
-    RunVm = Callable[..., JobRun]
-
 _NODE: Final = re.compile(r"tests/vm/.*::test_(?P<test>\w+)\[(?P<kernel>[\w.]+)\]$")
+
+
+class RunVm(Protocol):
+    """Runs jobs/NAME.py in a VM of its own and reads its report."""
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        timeout_s: float,
+        quiet_s: float = math.inf,
+        memory_mib: int = 1024,
+        disks_mib: Sequence[int] = (),
+        params: Mapping[str, float] = MappingProxyType({}),
+    ) -> JobRun: ...
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -36,12 +50,13 @@ def _no_traceback_dump() -> None:
 
 @pytest.fixture
 def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> RunVm:
-    """Return a function that runs jobs/NAME.py in a VM of its own and reads its report."""
+    """Return what runs a job on this kernel."""
 
     def run(
         name: str,
         *,
         timeout_s: float,
+        quiet_s: float = math.inf,
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
         params: Mapping[str, float] = MappingProxyType({}),
@@ -54,6 +69,7 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
             memory_mib=memory_mib,
             disks_mib=disks_mib,
             timeout_s=timeout_s,
+            quiet_s=quiet_s,
         )
         record_property("summary", done.figures.get("summary", ""))
         return done

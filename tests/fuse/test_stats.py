@@ -131,6 +131,7 @@ def test_counters_are_what_was_done(start: Start) -> None:
         "discard_requests": 1,
         "discarded_pages": 3,
         "demoted_pages": 13,
+        "demoted_raw_pages": 7,
         "demoted_batches": 1,
         "file_write_ops": 1,
         "file_read_ops": 1,

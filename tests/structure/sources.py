@@ -36,7 +36,11 @@ def module_of(path: Path) -> str:
 
 @functools.cache
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    text = path.read_text()
+    try:
+        return ast.parse(text)
+    except SystemError:  # CPython before 3.12 (gh-106905), when something else parses in between
+        return ast.parse(text)
 
 
 @functools.cache

@@ -106,6 +106,8 @@ def metrics(name: str | None, textfile: Path | None, runtime_dir: Path) -> None:
         alive = [instance.status for instance in instances if instance.state not in GONE]
         click.echo(exported.text(*alive), nl=False)
         return
+    if not textfile.is_dir():
+        raise OperationError(f"{textfile} is no directory")
     for instance in instances:
         path = textfile / f"swapfs-{instance.name}.prom"
         if instance.state in GONE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +94,23 @@ FORMATS: Final[dict[str, Callable[[Trace, Path], int]]] = {
 def convert(trace: Trace, to: str, out: Path) -> int:
     """Write *trace* to *out* in format *to*; return the lines or requests written.
 
-    :raises OperationError: the file cannot be written; what was written of it is taken away
+    Written beside it and renamed, so that a failure leaves what was there. What is no regular file
+    (a pipe, /dev/stdout) is written to.
+
+    :raises OperationError: the file cannot be written, or is the trace itself
     """
     try:
-        return FORMATS[to](trace, out)
+        if out.exists() and out.samefile(trace.path):
+            raise OperationError(f"{out}: it is the trace itself")
+        if out.exists() and not out.is_file():
+            return FORMATS[to](trace, out)
+        target = out.resolve()  # of a link, what it leads to
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            count = FORMATS[to](trace, beside)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        out.unlink(missing_ok=True)
-        raise OperationError(f"{out}: {error.strerror}") from error
+        raise OperationError(f"{out}: {error.strerror or error}") from error
+    return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import struct
 from array import array
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ K = EventKind
 
 def event(kind: EventKind, slot: int, time_ns: int = 5) -> Event:
     return Event(kind, slot, 3, 0, 0, 0, time_ns)
+
+
+FEW = (event(K.STORE, 7), event(K.LOAD, 7))
 
 
 def write(path: Path, *events: Event) -> Path:
@@ -172,6 +176,43 @@ def test_csv_has_every_event(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "c").read_text().splitlines()))
     assert [(row["kind"], row["slot"]) for row in rows] == [("store", "7"), ("refault", "8")]
     assert int(rows[0]["object_bytes"]) == SIZES[3]
+
+
+@pytest.mark.parametrize("to", ["oracleGeneral", "csv"])
+def test_a_conversion_that_fails_leaves_what_was_there(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = Trace(write(tmp_path / "t", *FEW))
+    (tmp_path / "out").write_text("mine")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OperationError("made to fail")
+
+    monkeypatch.setattr(Trace, "chunks", fails)
+    with pytest.raises(OperationError):
+        convert(trace, to, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t"]
+
+
+@pytest.mark.parametrize("to", ["oracleGeneral", "csv"])
+def test_a_trace_is_not_converted_onto_itself(to: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "t", *FEW)
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for out in (path, tmp_path / "link"):
+        assert main(["trace", "convert", str(path), str(out), "--to", to, "--force"]) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_device_that_takes_nothing_stays(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    os.mkfifo(full)
+    reader = os.open(full, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OperationError):  # no pipe can be made longer
+        convert(Trace(write(tmp_path / "t", *FEW)), "oracleGeneral", full)
+    os.close(reader)
+    assert full.is_fifo()
 
 
 def test_info_and_convert_on_the_command_line(

@@ -49,3 +49,12 @@ def test_a_directory_that_looks_like_a_cgroup(
     (tmp_path / "memory.reclaim").write_text("")
     assert main(["reclaim", "--cgroup", str(tmp_path), "--seconds", "0"]) == 1
     assert "not as the kernel writes it" in capsys.readouterr().err
+
+
+def test_a_directory_for_metrics_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when nothing is up: the timer that calls it is wrong now, and not at the next boot."""
+    where = ["--textfile", str(tmp_path / "nowhere"), "--runtime-dir", str(tmp_path)]
+    assert main(["metrics", *where]) == 1
+    assert capsys.readouterr().err == f"swapfs: {tmp_path}/nowhere is no directory\n"

@@ -115,7 +115,7 @@ class Chooser:
         """Return the answer of the policy; the layer's lock is held, or need not be."""
         try:
             return question(self.policy)
-        except Exception as error:  # noqa: BLE001 - whatever it is, swap goes on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, swap goes on
             self._failed(error)
             return otherwise
 
@@ -172,7 +172,7 @@ class Chooser:
                     yield slot, word
                 elif not (in_vain := in_vain - 1):
                     raise ValueError("it offers what cannot go, without end")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if policy is self._default:
                 raise
             self._failed(error)

@@ -274,13 +274,14 @@ class Scripted(Policy):
 
     def candidates(self, tier: int) -> Iterator[int]:
         for each in self.script:
-            if isinstance(each, Exception):
+            if isinstance(each, BaseException):
                 raise each
             yield each  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    "script", [[RuntimeError("x")], [3, RuntimeError("x")], [SLOTS], [-2], ["a"], [2.5, 3]]
+    "script",
+    [[RuntimeError("x")], [3, RuntimeError("x")], [SystemExit(3)], [SLOTS], [-2], ["a"], [2.5, 3]],
 )
 def test_a_policy_that_fails_is_replaced_and_swap_goes_on(
     script: list[object], caplog: pytest.LogCaptureFixture

@@ -32,6 +32,12 @@ def test_full_pool_refuses_and_keeps(run_vm: RunVm) -> None:
     assert run.problems(allow_memcg_oom=True, expected=REFUSED) == []
 
 
+def test_nothing_is_refused_while_there_is_room(run_vm: RunVm) -> None:
+    run = run_vm("room", timeout_s=TIMEOUT_S, disks_mib=[768])
+    assert run.failed == ()
+    assert run.problems() == []
+
+
 def test_full_pool_on_a_machine_without_memory(run_vm: RunVm) -> None:
     run = run_vm("starved", timeout_s=TIMEOUT_S, memory_mib=448)
     assert run.failed == ()

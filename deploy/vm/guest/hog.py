@@ -41,20 +41,30 @@ PROGRESS_EVERY_S: Final = 5.0
 
 
 class Memory:
-    """*pages* anonymous pages; what each must hold is known from its index and version."""
+    """*pages* anonymous pages; what each must hold is known from its index and version.
 
-    def __init__(self, pages: int, seed: int) -> None:
+    :param raw: every one of them random but for its stamp, so that none can be compressed
+    """
+
+    def __init__(self, pages: int, seed: int, *, raw: bool = False) -> None:
         self.pages = pages
         self.filled = 0
         self._seed = seed
+        self._raw = raw
         self._map = mmap.mmap(-1, pages * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._versions = array("B", bytes(pages))
-        self._tails = [page[STAMP.size :] for page in mixed_pages(seed, CORPUS_PAGES)]
+        if raw:
+            rng = random.Random(seed)
+            self._tails = [rng.randbytes(PAGE_BYTES - STAMP.size) for _ in range(CORPUS_PAGES)]
+        else:
+            self._tails = [page[STAMP.size :] for page in mixed_pages(seed, CORPUS_PAGES)]
 
     def _parts(self, index: int) -> tuple[bytes, bytes]:
         """Return what page *index* must hold, as its first bytes and the rest."""
         version, kind = self._versions[index], index % KIND_PERIOD
+        if self._raw:
+            kind = KIND_PERIOD
         if kind == 0 and version == 0:
             return bytes(STAMP.size), bytes(PAGE_BYTES - STAMP.size)
         word = index << 8 | version
@@ -185,12 +195,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("mib", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--raw", action="store_true", help="pages that nothing compresses")
     parser.add_argument("--cgroup", help="directory of the cgroup to join before filling")
     args = parser.parse_args()
     if args.cgroup:
         with open(os.path.join(args.cgroup, "cgroup.procs"), "w") as procs:
             procs.write("0")
-    hog = Hog(Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed), args.seed)
+    memory = Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed, raw=args.raw)
+    hog = Hog(memory, args.seed)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         name, *words = line.split()

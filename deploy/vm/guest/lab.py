@@ -300,9 +300,9 @@ class Cgroup:
 class Hog:
     """A process with *mib* of memory that does as `hog.py` says."""
 
-    def __init__(self, mib: int, cgroup: Cgroup | None = None, seed: int = 1) -> None:
+    def __init__(self, mib: int, cgroup: Cgroup | None = None, seed: int = 1, *more: str) -> None:
         self.mib = mib
-        command = [sys.executable, str(_HOG), str(mib), f"--seed={seed}"]
+        command = [sys.executable, str(_HOG), str(mib), f"--seed={seed}", *more]
         command += [f"--cgroup={cgroup.path}"] if cgroup else []
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

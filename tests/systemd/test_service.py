@@ -40,6 +40,13 @@ def test_deaths_refusals_and_sleep_are_mended_by_systemd_alone(run_systemd: RunS
     assert run.problems(expected=EXPECTED) == []
 
 
+def test_systemd_oomd_leaves_swapoff_alone(run_systemd: RunSystemd) -> None:
+    run = run_systemd("oomd", timeout_s=TIMEOUT_S, packages=("systemd-oomd",))
+    print(json.dumps(run.figures, indent=1))
+    assert run.failed == ()
+    assert run.problems() == []
+
+
 def test_reboot_and_poweroff_with_swap_full(
     run_systemd: RunSystemd, record_property: Callable[[str, object], None]
 ) -> None:

@@ -26,7 +26,11 @@ int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
 extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType,
-    RecoderType, TrackedType;
+    RecoderType, SealerType, TrackedType;
+struct swapfs_seal;
+/* What a Sealer seals with, as long as it lives; NULL with an exception: it is none. */
+struct swapfs_seal *sealer_seal(PyObject *sealer);
+
 extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[],
     policy_functions[];
 

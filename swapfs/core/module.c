@@ -36,7 +36,7 @@ PyMODINIT_FUNC PyInit__core(void)
 {
     PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
                                    &DecoderType, &RecoderType, &LogType,
-                                   &TrackedType};
+                                   &SealerType, &TrackedType};
     PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions,
                                       log_functions, policy_functions};
     PyObject *self = PyModule_Create(&module);

@@ -5,7 +5,6 @@ Holding is all: nothing here knows when to fork, or what is in the region.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from swapfs.config.paths import mount_source, swap_backing
 from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls
+from swapfs.host.sha256 import sha256
 from swapfs.region.layout import Region
 from swapfs.region.stack_rows import (
     ACTIVE,
@@ -183,7 +183,7 @@ def _row(number: int, tier: TierConfig) -> StackRow:
     place = f"{file.path}\0{file.size_bytes}\0{file.encryption}"
     if tier.far is not None:
         place += f"\0{tier.far.cluster}\0{tier.far.tls}"
-    digest = hashlib.sha256(place.encode(errors="surrogateescape")).digest()
+    digest = sha256(place.encode(errors="surrogateescape"))
     return StackRow(
         *(number, tier.kind, tier.name, tier.priority, digest),
         budget_hour_bytes=tier.budget.hour_bytes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from swapfs.config.model import Config
 from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import engine_memory
+from swapfs.host.sha256 import sha256
 from swapfs.region.layout import Region
 from swapfs.tiers.base import Tier
 from swapfs.tiers.file import FileTier, Known
@@ -65,7 +65,7 @@ def _open_far(
         user=far.user,
         password_file=far.password_file,
     )
-    of_instance = hashlib.sha256(region.blob_key).hexdigest()[:12]
+    of_instance = sha256(region.blob_key).hex()[:12]
     prefix = f"swapfs:{config.name}:"
     tier = ValkeyTier(place, file.size_bytes, f"{prefix}{of_instance}:", _seal(file, region))
     if new:
@@ -94,7 +94,7 @@ def _seal(file: FileTierConfig, region: Region) -> Seal:
 
 
 def _cipher(key: bytes) -> Seal:
-    # Not imported above: 14 MiB of locked memory that is only here for instances that encrypt. A
+    # Not imported above: 5 MiB of locked memory that is only here for instances that encrypt. A
     # server has it from us, by fork; it reads no library from a disk while it serves.
     from swapfs.tiers.aead import AeadSeal
 

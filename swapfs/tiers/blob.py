@@ -79,14 +79,8 @@ class Batch:
         sectors = blob_sectors(length)
         assert self.sectors + sectors <= self.limit_sectors
         start = self.sectors * SECTOR_SIZE
-        header = HEADER.pack(MAGIC, codec, length, sequence, slot)
-        sealed = self.seal.seal(header, sequence, payload)
-        body = start + HEADER_BYTES
-        stop, end = body + len(sealed), start + sectors * SECTOR_SIZE
-        self.view[start:body] = header
-        self.view[body:stop] = sealed
-        self.view[stop:end] = bytes(end - stop)  # no stale memory on disk
-        checksum = int.from_bytes(sealed[-TAG_BYTES:][:_CHECK_BYTES], "little")
+        put = self.seal.sealer.put
+        checksum = put(self.view, start, slot, codec, sequence, payload)
         item = BatchItem(slot, self.sectors, sectors, length, codec, checksum)
         self.items.append(item)
         self.sectors += sectors

@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-_PACKAGES: Final = ("pyfuse3", "trio", "lz4", "cryptography", "prometheus-client", "matplotlib")
+_PACKAGES: Final = ("pyfuse3", "trio", "lz4", "prometheus-client", "matplotlib")
 _COMMANDS: Final = {
     "fio": ("fio", "--version"),
     "nbdkit": ("nbdkit", "--version"),

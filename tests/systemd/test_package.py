@@ -30,7 +30,7 @@ NEWER = ".99"
 """Makes of a version a newer one."""
 INIT = Path("swapfs/__init__.py")
 DEPENDS = (
-    *("python3-click", "python3-cryptography", "python3-lz4", "python3-prometheus-client"),
+    *("python3-click", "python3-lz4", "python3-prometheus-client"),
     *("python3-pyfuse3", "python3-trio"),
 )
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
 
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from swapfs.core._core import Sealer
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers import sector_ref
 from swapfs.tiers.aead import AeadSeal
@@ -105,6 +109,59 @@ def test_an_encrypted_blob_shows_nothing_of_its_page() -> None:
     batch.add(3, b"a secret that is long enough " * 8, 1, 1)
     assert b"secret" not in bytes(batch.view)
     assert len(set(bytes(batch.view[HEADER_BYTES : HEADER_BYTES + 200]))) > 60
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 1400, PAGE_SIZE])
+def test_a_blob_is_sealed_as_by_another_library(length: int) -> None:
+    payload, key = bytes(range(256)) * 17, bytes(range(32))
+    sequence = (1 << 63) + 5
+    batch = _batch(9, SEALS[1])
+    item = batch.add(3, payload[:length], 1, sequence)
+    header = bytes(batch.view[:HEADER_BYTES])
+    sealed = bytes(batch.view[HEADER_BYTES : HEADER_BYTES + length + TAG_BYTES])
+    other, nonce = AESGCM(key), sequence.to_bytes(12, "little")
+    assert other.decrypt(nonce, sealed, header) == payload[:length]
+    assert SEALS[1].open(header, sequence, memoryview(sealed)) == payload[:length]
+    assert SEALS[1].seal(header, sequence, payload[:length]) == sealed
+    assert int.from_bytes(sealed[-TAG_BYTES:][:4], "little") == item.checksum
+
+
+def test_many_threads_seal_and_open_at_once() -> None:
+    seal, wrong = SEALS[1], []
+
+    def work(number: int) -> None:
+        header = number.to_bytes(HEADER_BYTES, "little")
+        for sequence in range(300):
+            payload = bytes([number, sequence % 256]) * 700
+            if seal.open(header, sequence, memoryview(seal.seal(header, sequence, payload))) != (
+                payload
+            ):
+                wrong.append((number, sequence))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@seals
+def test_a_blob_that_is_not_inside_its_buffer_is_refused(seal: Seal) -> None:
+    view = bytearray(2 * SECTOR_SIZE)
+    for position, length in ((0, PAGE_SIZE), (1, 900), (-1, 1), (2 * SECTOR_SIZE, 1), (0, 0)):
+        with pytest.raises(ValueError, match="not inside"):
+            seal.sealer.put(view, position, 1, 1, 1, bytes(length))
+    assert view == bytes(2 * SECTOR_SIZE)
+    with pytest.raises(ValueError, match="less than a tag"):
+        seal.sealer.open(bytes(HEADER_BYTES), 1, bytes(TAG_BYTES - 1))
+
+
+def test_only_a_seal_makes_a_sealer() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        AeadSeal(bytes(31))
+    with pytest.raises(ValueError, match="PyCapsule"):
+        Sealer(object())
 
 
 def test_another_key_opens_nothing() -> None:

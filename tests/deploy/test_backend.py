@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "deploy" / "setup"
-CHECK = "import backend; backend.check()"
+CHECK = "import build_needs; build_needs.check()"
 
 
 def checked(path: Path | str) -> tuple[int, str]:
@@ -27,7 +27,7 @@ def checked(path: Path | str) -> tuple[int, str]:
 
 def test_it_is_what_pip_and_the_vm_build_with() -> None:
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
-    assert (built["build-backend"], built["backend-path"]) == ("backend", ["deploy/setup"])
+    assert (built["build-backend"], built["backend-path"]) == ("deploy.setup.backend", ["."])
 
 
 def test_every_package_is_one_that_the_set_up_installs() -> None:

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "deploy": (),
     "deploy.bare": ("deploy.vm.host",),
     "deploy.deb": ("deploy.vm.host",),
+    "deploy.setup": ("deploy.setup",),
     "deploy.vm.__main__": ("deploy.vm.host",),
     "deploy.vm.host": ("deploy.vm.host",),
     "deploy.vm.guest": GUEST,

@@ -31,11 +31,13 @@ from swapfs.server.status import Status
 from swapfs.server.threads import in_thread
 from swapfs.server.workers import Buffers, Workers
 from swapfs.session import pyfuse3
+from swapfs.testing.engine import free_port
 from swapfs.testing.faulty import FaultyTier
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
 from swapfs.testing.wrapper import TierWrapper
+from swapfs.tiers.engine import Engine, Place
 from swapfs.tiers.sectors import SectorStore
 from swapfs.units import MiB, PSector
 from swapfs.vlayer.deferred import Answerable
@@ -491,3 +493,71 @@ async def test_requests_of_the_namespace(monkeypatch: pytest.MonkeyPatch) -> Non
             fail().send(None)
 
     assert_nothing_stays(run)
+
+
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Have the heap frozen as a server's is: what a collection looks at is what came since."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def _nobody() -> tuple[str, int]:
+    return "127.0.0.1", free_port()
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Place(socket=Path("/nowhere/engine.sock")),
+        lambda: Place(nodes=(_nobody(),)),
+        lambda: Place(nodes=(_nobody(),), tls=True),
+        lambda: Place(nodes=(_nobody(), _nobody()), cluster=True),
+        lambda: Place(nodes=(_nobody(),), password_file=Path("/nowhere/password")),
+    ],
+    ids=["socket", "tcp", "tls", "cluster", "password"],
+)
+def test_engines_that_are_not_there(make: Callable[[], Place]) -> None:
+    engine = Engine(make())
+
+    def fail() -> None:
+        with suppress(TierIOError):
+            engine.ask("read", lambda pipe: pipe.get("key"))
+        with suppress(OperationError):
+            engine.check("")
+
+    assert_nothing_stays(fail, TIMES // 10)
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("answer", [b"", b"$5\r\nabc", b"-OOM no room\r\n", b"?\r\n"])
+def test_engines_that_break_off_or_lie(answer: bytes, tmp_path: Path) -> None:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "engine"))
+    listening.listen()
+
+    def answer_each() -> None:
+        while True:
+            try:
+                peer, _ = listening.accept()
+            except OSError:
+                return
+            with peer, suppress(OSError):
+                peer.recv(4096)
+                peer.sendall(answer)
+
+    thread = threading.Thread(target=answer_each, daemon=True)
+    thread.start()
+    engine = Engine(Place(socket=tmp_path / "engine"))
+
+    def fail() -> None:
+        with suppress(TierIOError):
+            engine.ask("read", lambda pipe: pipe.get("key"))
+
+    assert_nothing_stays(fail, TIMES // 10)
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join()

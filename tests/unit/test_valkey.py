@@ -48,8 +48,24 @@ def engine(make_engine: Callable[..., TestEngine]) -> TestEngine:
     return make_engine()
 
 
+_opened: list[ValkeyTier] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Have no tier's thread go on after its test: it would look for its engine for ever."""
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
+def new_tier(place: Place, size_bytes: int = 8 * MiB) -> ValkeyTier:
+    _opened.append(ValkeyTier(place, size_bytes, PREFIX, AeadSeal(bytes(KEY_BYTES))))
+    return _opened[-1]
+
+
 def tier_of(place: Place, size_bytes: int = 8 * MiB) -> ValkeyTier:
-    tier = ValkeyTier(place, size_bytes, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    tier = new_tier(place, size_bytes)
     tier.look()
     return tier
 
@@ -92,7 +108,6 @@ def test_pages_come_back_and_nobody_can_read_them_there(engine: TestEngine) -> N
     harness.layer.discard_run(0, SLOTS)
     tier.delete_released()
     assert (client.dbsize(), tier.stats().used_bytes) == (0, 0)
-    tier.close()
 
 
 def test_what_the_engine_takes_is_counted(engine: TestEngine) -> None:
@@ -123,7 +138,7 @@ def test_its_size_is_not_exceeded(engine: TestEngine) -> None:
 
 def test_an_engine_that_may_evict_is_refused(engine: TestEngine) -> None:
     engine.client().config_set("maxmemory-policy", "allkeys-lru")
-    tier = ValkeyTier(engine.place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    tier = new_tier(engine.place)
     with pytest.raises(OperationError, match="maxmemory-policy noeviction \\(it is allkeys-lru"):
         tier.check()
     with pytest.raises(TierFull):
@@ -193,7 +208,7 @@ def test_an_engine_without_memory_takes_nothing_and_is_not_broken(engine: TestEn
     tier = tier_of(engine.place)
     harness = Harness(SLOTS, 2 * MiB, tier)
     harness.store(0, *PAGES)
-    engine.client().config_set("maxmemory", "1mb")
+    engine.client().config_set("maxmemory", 1)
     assert harness.down.demote(60) == 0
     assert harness.health.problem(harness.now_s)
     assert harness.load(0, 90) == b"".join(PAGES)
@@ -228,7 +243,7 @@ def test_a_new_server_finds_what_the_old_one_stored(engine: TestEngine) -> None:
     tier = tier_of(engine.place)
     harness = harness_of(tier)
     used = tier.stats().used_bytes
-    after = ValkeyTier(engine.place, 8 * MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    after = new_tier(engine.place)
     with pytest.raises(TierFull):
         after.reserve(1)
     second = Harness(SLOTS, 2 * MiB, after, region=harness.region)
@@ -266,7 +281,7 @@ def test_passwords_come_from_a_file(make_engine: Callable[..., TestEngine], tmp_
     engine = make_engine("--requirepass", "secret")
     secret = tmp_path / "password"
     place = Place(socket=engine.socket, password_file=secret)
-    tier = ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    tier = new_tier(place)
     with pytest.raises(OperationError, match="password: No such file"):
         tier.check()
     secret.write_text("wrong\n")
@@ -274,7 +289,7 @@ def test_passwords_come_from_a_file(make_engine: Callable[..., TestEngine], tmp_
         tier.check()
     assert "\n" not in str(caught.value)
     with pytest.raises(OperationError, match=r"(?i)authentication required"):
-        ValkeyTier(engine.place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check()
+        new_tier(engine.place).check()
     secret.write_text("secret\n")
     tier.check()
     harness = harness_of(tier_of(place))
@@ -309,17 +324,17 @@ def test_tls_with_a_certificate_that_is_checked(
     nodes = (("localhost", port),)
     others = Place(nodes=nodes, tls=True, ca_file=tmp_path / "others" / "cert")
     with pytest.raises(OperationError, match="CERTIFICATE_VERIFY_FAILED"):
-        ValkeyTier(others, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check()
+        new_tier(others).check()
     with pytest.raises(OperationError):
-        ValkeyTier(Place(nodes=nodes), MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check()
+        new_tier(Place(nodes=nodes)).check()
     place = Place(nodes=nodes, tls=True, ca_file=cert / "cert")
-    ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check()
+    new_tier(place).check()
     harness = harness_of(tier_of(place))
     assert harness.load(0, 90) == b"".join(PAGES)
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    tier = ValkeyTier(Place(socket=tmp_path / "none"), MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    tier = new_tier(Place(socket=tmp_path / "none"))
     with pytest.raises(OperationError, match="none"):
         tier.check()
     with pytest.raises(TierIOError):
@@ -335,7 +350,7 @@ def test_what_the_client_says_of_a_cluster_is_an_error_of_the_tier(engine: TestE
         Place(nodes=(("127.0.0.1", free_port()),), cluster=True),
         Place(nodes=(("127.0.0.1", int(port) or free_port()),), cluster=True),
     ):
-        tier = ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+        tier = new_tier(place)
         with pytest.raises(OperationError, match="127"):
             tier.check()
         with pytest.raises(TierIOError, match="127"):
@@ -366,7 +381,7 @@ def test_a_cluster_that_falls_apart_fails_each_request_of_its_own(
 
 
 def test_its_thread_looks_and_deletes(engine: TestEngine) -> None:
-    tier = ValkeyTier(engine.place, 8 * MiB, PREFIX, AeadSeal(bytes(KEY_BYTES)))
+    tier = new_tier(engine.place)
     harness = Harness(SLOTS, 2 * MiB, tier)
     harness.store(0, *PAGES)
 
@@ -377,7 +392,6 @@ def test_its_thread_looks_and_deletes(engine: TestEngine) -> None:
     wait_until(moved, "the thread to look")
     harness.layer.discard_run(0, SLOTS)
     wait_until(lambda: not engine.client().dbsize(), "the thread to delete")
-    tier.close()
 
 
 # ---- a cluster ----
@@ -419,7 +433,7 @@ def _is_whole(node: TestEngine) -> bool:
 def test_a_node_of_a_cluster_costs_its_slots(cluster: list[TestEngine]) -> None:
     ports = [int(node.folder.name) for node in cluster]
     place = Place(nodes=tuple(("127.0.0.1", port) for port in ports), cluster=True)
-    ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check("swapfs:test:")
+    new_tier(place).check("swapfs:test:")
     harness = harness_of(tier_of(place))
     sizes = [node.client().dbsize() for node in cluster]
     assert sum(sizes) == 60
@@ -436,7 +450,7 @@ def test_a_node_of_a_cluster_costs_its_slots(cluster: list[TestEngine]) -> None:
     assert failed == there
     cluster[1].client().config_set("maxmemory-policy", "allkeys-random")
     with pytest.raises((OperationError, TierIOError), match=r"may evict|cannot|127"):
-        ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check()
+        new_tier(place).check()
 
 
 def _keys(node: TestEngine) -> list[bytes]:

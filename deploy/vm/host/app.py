@@ -133,9 +133,9 @@ def _our_files() -> list[Path]:
 
 
 def _project_files(project: Path) -> list[Path]:
-    names = ("pyproject.toml", "README.md", "deploy/setup/backend.py", "MANIFEST.in", "setup.py")
+    names = ("pyproject.toml", "README.md", "MANIFEST.in", "setup.py")
     top = [project / name for name in names]
-    top += sorted(project.glob("LICENSE*"))
+    top += sorted([*project.glob("LICENSE*"), *project.glob("deploy/setup/*.py")])
     return [file for file in top if file.is_file()] + list(source_files(project / "swapfs"))
 
 

@@ -16,9 +16,14 @@ from tests.systemd.jobs.unit import SERVICE, areas, state, systemctl
 SWAPPED_MIB: Final = 300
 LIMIT_MIB: Final = 32
 LEAST_MIB: Final = SWAPPED_MIB * 9 // 10
-ENDS: Final = {1: "reboot", 2: "poweroff"}
+WAYS: Final = ("reboot", "poweroff")
 _USED: Final = re.compile(r" swapon\[[0-9]+\]: ([0-9]+)$", re.MULTILINE)
 WORSE: Final = ("Failed to start", "failed with result", "timed out", "Killing", "ordering cycle")
+
+
+def way(boot: int) -> str:
+    """Return how the boot of this number ends: both ways in turn."""
+    return WAYS[(boot - 1) % len(WAYS)]
 
 
 def used_mib() -> int:
@@ -60,8 +65,9 @@ def show_swaps_at_stop() -> None:
     lab.must("systemctl", "daemon-reload")
 
 
-def look_back(report: lab.Report, how: str) -> None:
-    """Check how the boot before this one ended."""
+def look_back(report: lab.Report, number: int) -> None:
+    """Check how the boot before this one, of that *number*, ended."""
+    how = f"{number}: {way(number)}"
     said = unit.journal(SERVICE, "--boot=-1")
     took_s = unit.between(said, "Stopping", "Stopped")
     report.figures[f"{how}: stop of the unit s"] = took_s
@@ -79,7 +85,7 @@ def look_back(report: lab.Report, how: str) -> None:
 def main() -> int:
     """Run the job, one boot of it, and return its exit status."""
     report = lab.Report()
-    boot = lab.boot_number()
+    boot, ends = lab.boot_number(), int(lab.param("ends", len(WAYS)))
     with report:
         if boot == 1:
             unit.write_config(size="512M", pool="256M", rest=f'file = "{unit.DISK}:512M"\n')
@@ -89,13 +95,13 @@ def main() -> int:
             report.check("enable --now", enabled and len(areas()) == 1, said)
             swapoff_alone(report)
         else:
-            look_back(report, ENDS[boot - 1])
+            look_back(report, boot - 1)
             on = state() == "active" and len(areas()) == 1
             report.check(f"boot {boot}: it is up", on, f"{state()} {areas()}")
-        if boot in ENDS:
-            unit.outlive_the_job(*fill(report, ENDS[boot]))
-            report.figures[f"{ENDS[boot]}: asked at"] = time.time()
-            lab.end_boot(report, "systemctl", ENDS[boot])
+        if boot <= ends:
+            unit.outlive_the_job(*fill(report, f"{boot}: {way(boot)}"))
+            report.figures[f"{boot}: {way(boot)}: asked at"] = time.time()
+            lab.end_boot(report, "systemctl", way(boot))
     return report.status
 
 

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.fuse": ("tests.fuse", "swapfs"),
     "tests.docs": ("swapfs",),
     "tests.deploy": ("deploy.deb", "deploy.vm.host", "swapfs"),
+    "tests.deploy.test_hog": GUEST,
     "tests.vm": ("tests.vm", "deploy.vm.host"),
     "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.deb", "deploy.vm.host"),
     "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),

@@ -15,17 +15,18 @@ SEED = 3
 class Kept:
     """A `Memory` whose bytes can be looked at and spoiled, as it makes its mapping with us."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, raw: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **kind: bool) -> None:
         self.map = mmap.mmap(-1, PAGES * hog.PAGE_BYTES)
         with monkeypatch.context() as patch:
             patch.setattr(mmap, "mmap", lambda *_, **__: self.map)
-            self.memory = hog.Memory(PAGES, SEED, raw=raw)
+            self.memory = hog.Memory(PAGES, SEED, **kind)
         self.hog = hog.Hog(self.memory, SEED)
 
 
-@pytest.fixture(params=[False, True], ids=["mixed", "raw"])
+@pytest.fixture(params=["mixed", "raw", "easy"])
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kept:
-    return Kept(monkeypatch, raw=request.param)
+    kind = request.param
+    return Kept(monkeypatch, raw=kind == "raw", easy=kind == "easy")
 
 
 def test_blocks_are_what_their_pages_are(kept: Kept) -> None:

@@ -40,6 +40,8 @@ KIND_PERIOD: Final = 32
 MADV_PAGEOUT: Final = 21  # include/uapi/asm-generic/mman-common.h, Linux 5.4
 CHURN_RUN_PAGES: Final = 24
 DETAILS_MAX: Final = 10
+EASY_BYTES: Final = 24
+"""A page of these over and over is one match to lz4; it is no repeated word."""
 PROGRESS_EVERY_S: Final = 5.0
 
 
@@ -47,9 +49,10 @@ class Memory:
     """*pages* anonymous pages; what each must hold is known from its index and version.
 
     :param raw: every one of them random but for its stamp, so that none can be compressed
+    :param easy: every one compresses to next to nothing, where pages are only there to be many
     """
 
-    def __init__(self, pages: int, seed: int, *, raw: bool = False) -> None:
+    def __init__(self, pages: int, seed: int, *, raw: bool = False, easy: bool = False) -> None:
         self.pages = pages
         self.filled = 0
         self._seed = seed
@@ -57,8 +60,11 @@ class Memory:
         self._map = mmap.mmap(-1, pages * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._versions = array("B", bytes(pages))
-        if raw:
-            rng = random.Random(seed)
+        rng = random.Random(seed)
+        if easy:
+            texts = [rng.randbytes(EASY_BYTES) for _ in range(CORPUS_PAGES)]
+            self._tails = [(text * PAGE_BYTES)[: PAGE_BYTES - STAMP.size] for text in texts]
+        elif raw:
             self._tails = [rng.randbytes(PAGE_BYTES - STAMP.size) for _ in range(CORPUS_PAGES)]
         else:
             self._tails = [page[STAMP.size :] for page in mixed_pages(seed, CORPUS_PAGES)]
@@ -237,12 +243,13 @@ def main() -> int:
     parser.add_argument("mib", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--raw", action="store_true", help="pages that nothing compresses")
+    parser.add_argument("--easy", action="store_true", help="pages that compress to very little")
     parser.add_argument("--cgroup", help="directory of the cgroup to join before filling")
     args = parser.parse_args()
     if args.cgroup:
         with open(os.path.join(args.cgroup, "cgroup.procs"), "w") as procs:
             procs.write("0")
-    memory = Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed, raw=args.raw)
+    memory = Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed, raw=args.raw, easy=args.easy)
     hog = Hog(memory, args.seed)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -29,6 +29,11 @@ def way(boot: int) -> str:
     return WAYS[(boot - 1) % len(WAYS)]
 
 
+def many() -> bool:
+    """Whether this is a measurement of many ends."""
+    return int(lab.param("ends", len(WAYS))) > len(WAYS)
+
+
 def used_mib() -> int:
     """Return how much of swap is used."""
     fields = lab.must("swapon", "--show=USED", "--bytes", "--noheadings").split()
@@ -36,8 +41,13 @@ def used_mib() -> int:
 
 
 def fill(report: lab.Report, what: str) -> tuple[lab.Hog, lab.Cgroup]:
-    """Have SWAPPED_MIB in swap, of a process that nobody ends before the last moment."""
-    hog, group = unit.fill(SWAPPED_MIB + LIMIT_MIB, LIMIT_MIB)
+    """Have SWAPPED_MIB in swap, of a process that nobody ends before the last moment.
+
+    Of pages that are easily made and read where it is done many times: of the two times that are
+    compared swapoff's gets shorter, and the bar no easier.
+    """
+    kind = ["--easy"] if many() else []
+    hog, group = unit.fill(SWAPPED_MIB + LIMIT_MIB, LIMIT_MIB, "hog", *kind)
     group.unlimited()
     used = used_mib()
     report.check(f"{what}: swap is full", used >= LEAST_MIB, f"{used} MiB in swap")
@@ -101,7 +111,7 @@ def main() -> int:
             show_swaps_at_stop()
             enabled, said = systemctl("enable", "--now", SERVICE)
             report.check("enable --now", enabled and len(areas()) == 1, said)
-            swapoff_alone(report, ALONE if ends > len(WAYS) else 1)
+            swapoff_alone(report, ALONE if many() else 1)
         else:
             look_back(report, boot - 1)
             on = state() == "active" and len(areas()) == 1

@@ -313,7 +313,7 @@ def test_alerts_of_the_swap_area_and_of_an_end(make_instance: Start, tmp_path: P
     """Swap is never on here: what the kernel says of it in /proc/swaps is said in its place."""
     port, short, watched = free_port(), tmp_path / "short", make_instance()
     (tmp_path / "proc").mkdir()
-    swaps = tmp_path / "proc/swaps"
+    swaps, device = tmp_path / "proc/swaps", Path()
     plant(watched, SWAP_AND_MEMORY.format(flag=str(short), root=str(tmp_path)))
 
     def swap_is(percent: int | None) -> None:

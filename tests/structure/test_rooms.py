@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.deploy": ("deploy.deb", "deploy.vm.host", "swapfs"),
     "tests.deploy.test_hog": GUEST,
     "tests.vm": ("tests.vm", "deploy.vm.host"),
+    "tests.vm.picture": ("tests.vm", "tests.fuse.browser", "deploy.vm.host"),
     "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.deb", "deploy.vm.host"),
     "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),
     "tests.vm.jobs": ("tests.vm.jobs", *GUEST),

@@ -9,7 +9,13 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-LIBRARIES: Final = {"fuse3": "libfuse3-dev", "liblz4": "liblz4-dev", "libzstd": "libzstd-dev"}
+LIBRARIES: Final = {
+    "fuse3": "libfuse3-dev",
+    "libcrypto": "libssl-dev",
+    "liblz4": "liblz4-dev",
+    "libzstd": "libzstd-dev",
+    "zlib": "zlib1g-dev",
+}
 """By the name that pkg-config knows: Debian's package."""
 
 

@@ -106,7 +106,7 @@ def _wait_until_gone(name: str, runtime_dir: Path, pidfd: int | None) -> None:
     if not _ends_within(EXIT_WAIT_S, name, runtime_dir, pidfd):
         raise OperationError(
             f"nothing of {name} is mounted any more, but its daemon still runs after "
-            f"{EXIT_WAIT_S:g} s; see {runtime_dir}/{name}.log, and try again"
+            f"{EXIT_WAIT_S:g} s; see {name}.log, and try again"
         )
 
 

@@ -104,11 +104,14 @@ def instance_of(config: Config, config_file: Path) -> Instance:
     paths += [config.runtime_dir]
     if config.mountpoint != usual:
         paths += [config.mountpoint.parent]
+    if config.log_dir is not None:
+        paths += [config.log_dir]
     devices: list[Path] = []
-    if config.file is not None and _is_block(config.file.path):
-        devices.append(_in_dev(config.file.path))
-    elif config.file is not None:
-        paths.append(config.file.path.parent)
+    for place in [tier.file.path for tier in config.all_tiers if tier.far is None]:
+        if _is_block(place):
+            devices.append(_in_dev(place))
+        else:
+            paths.append(place.parent)
     # systemd follows no symbolic link.
     paths += [path.resolve() for path in paths]
     for path in (*paths, *devices):

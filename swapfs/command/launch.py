@@ -62,7 +62,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     control.make_runtime_dir(config.runtime_dir)
     meet_limits(config, new=handover is None)
-    log_path = config.runtime_dir / f"{config.name}.log"
+    log_path = config.log_path
     logged_bytes = log_path.stat().st_size if log_path.exists() else 0
     log_to = [str(log_path)] if background else []
     read_end, write_end = os.pipe()

@@ -90,6 +90,23 @@ def fit_runtime_dir(where: str, runtime_dir: Path, draft: Draft) -> Path:
     return found
 
 
+def fit_log_dir(where: str, log_dir: Path | None, draft: Draft) -> Path:
+    """Return *log_dir* (None: the runtime directory, which `up` makes) without symbolic links.
+
+    :raises ConfigError: it is not a directory
+    """
+    runtime_dir: Path = draft.values["runtime-dir"]
+    if log_dir in (None, runtime_dir):
+        return runtime_dir
+    try:
+        mode = log_dir.stat().st_mode
+    except OSError as error:
+        raise ConfigError(where, f"{log_dir}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(where, f"{log_dir} is not a directory")
+    return log_dir.resolve()
+
+
 def fit_mountpoint(where: str, mountpoint: Path | None, draft: Draft) -> Path:
     """Return where to mount: *mountpoint*, without symbolic links, or the default place.
 

@@ -12,6 +12,8 @@ A file elsewhere has the drop-ins beside it and nothing else. The order is that 
 
 from __future__ import annotations
 
+import os
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,10 @@ def read(config_file: Path) -> list[Layer]:
         directories.insert(0, _beside(vendor))
         if not config_file.exists() and vendor.exists():
             main = vendor
-    return [Layer(path, _read_toml(path)) for path in (main, *_drop_ins(directories))]
+    drop_ins = _drop_ins(directories)
+    for path in drop_ins:
+        _refuse_special(path)
+    return [Layer(path, _read_toml(path)) for path in (main, *drop_ins)]
 
 
 def _beside(config_file: Path) -> Path:
@@ -67,6 +72,20 @@ def _drop_ins(directories: list[Path]) -> list[Path]:
             if path.suffix == ".toml" and not path.name.startswith(".")
         }
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse what may never end, or never begin, to be read; the main file may be a pipe.
+
+    :raises ConfigError: *path* is a FIFO, a socket, or a device other than /dev/null
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror or str(error)) from error
+    is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or is_null):
+        raise ConfigError(str(path), "is not a file; remove it, or give it another ending")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -66,6 +66,12 @@ class Config:
     min_free_bytes: int | None = DEFAULTS["min-free"]
     unsafe: bool = DEFAULTS["unsafe"]
     runtime_dir: Path = DEFAULTS["runtime-dir"]
+    log_dir: Path | None = DEFAULTS["log-dir"]
+
+    @property
+    def log_path(self) -> Path:
+        """The log, unless it goes to standard error."""
+        return (self.log_dir or self.runtime_dir) / f"{self.name}.log"
 
     @property
     def swap_file(self) -> Path:

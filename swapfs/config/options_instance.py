@@ -96,10 +96,31 @@ INSTANCE: Final = (
         | `NAME` | directory of the default mount point, `NAME/mnt` |
         | `NAME.lock` | held while the instance runs; stays behind, empty |
         | `.reserve` | what `vm.min_free_kbytes` was before, while it is raised |
-        | `NAME.log` | what the daemon had to say, root only; stays behind, appended to |
-        | `NAME.log~` | what it said before: a log of 4 MiB is begun anew |
+        | `NAME.log` | the log and, as `NAME.log~`, what came before; elsewhere by `log-dir` |
+        """,
+    ),
+    Option(
+        key="log-dir",
+        field="log_dir",
+        section=Section.INSTANCE,
+        parse=values.parse_path,
+        fit=checks.fit_log_dir,
+        show=as_text,
+        default_text="RUNTIME-DIR",
+        takes="path",
+        metavar="DIR",
+        help="Existing directory for the log",
+        example="/run/swapfs",
+        text="""
+        An existing directory for `NAME.log`, what the daemon had to say: root only, stays behind,
+        appended to. A log of 4 MiB becomes `NAME.log~`, and a new one is begun. Beside it, all
+        this is in the journal where the instance is a systemd unit.
 
-        With `--foreground` the last one is standard error instead.
+        The default is a tmpfs, as a rule, and gone after a reboot. Name a place on a disk where
+        an instance without a unit shall leave word of how it died. A disk that hangs costs log
+        records, and never a request.
+
+        With `--foreground` the log is standard error instead.
         """,
     ),
     Option(

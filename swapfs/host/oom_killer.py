@@ -19,6 +19,9 @@ _KILL: Final = b"f"
 _SHORT_SHARE: Final = 32
 """With less than 1/32 of memory available it is short. MemAvailable is what can be had without
 swap and above all watermarks; it was 0 where swap stood still."""
+_SHORT_KIB_MAX: Final = 256 << 10
+"""But never with more than this: what is left above the watermarks when nothing moves is next to
+nothing, on a large machine too."""
 _MEMINFO_BYTES: Final = 512
 """The lines that are looked at are the first three."""
 _SWAPS_BYTES: Final = 8192
@@ -76,7 +79,8 @@ class Memory:
         lines = os.pread(self._fd, _MEMINFO_BYTES, 0).split(b"\n")[:3]
         parts = (line.partition(b":") for line in lines)
         found = {name: int(rest.split()[0]) for name, _, rest in parts}
-        return found[b"MemAvailable"] * _SHORT_SHARE < found[b"MemTotal"]
+        short_kib = min(found[b"MemTotal"] // _SHORT_SHARE, _SHORT_KIB_MAX)
+        return found[b"MemAvailable"] < short_kib
 
 
 class Swaps:

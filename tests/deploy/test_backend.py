@@ -37,6 +37,25 @@ def test_every_package_is_one_that_the_set_up_installs() -> None:
     assert {"gcc", "pkg-config", "libfuse3-dev", "libzstd-dev"} <= set(wanted) <= set(listed)
 
 
+def test_every_library_that_is_linked_is_looked_for() -> None:
+    extensions = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    linked = {name for each in extensions["ext-modules"] for name in each.get("libraries", ())}
+    code = "import build_needs; print(*build_needs.LIBRARIES)"
+    known = subprocess.run(
+        (sys.executable, "-c", code),
+        env={"PYTHONPATH": str(PLACE)},
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout.split()
+    assert {f"-l{name}" for name in linked - {"dl"}} <= set(_link_flags(known))
+
+
+def _link_flags(libraries: list[str]) -> list[str]:
+    asked = ("pkg-config", "--libs", *libraries)
+    return subprocess.run(asked, text=True, capture_output=True, check=True).stdout.split()
+
+
 def test_one_library_that_is_missing_is_named_alone(tmp_path: Path) -> None:
     for name, body in (("cc", "exit 0"), ("pkg-config", '[ "$2" != fuse3 ]')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")

@@ -194,8 +194,8 @@ def test_example_file_is_path_and_size_and_has_room_for_every_page() -> None:
 
 def test_commented_lines_show_the_defaults(tmp_path: Path, here: dict[str, object]) -> None:
     path = tmp_path / "full.toml"
-    # an explicit mount point must exist, the default one is made by "up"; a pool-max is of a pool
-    path.write_text(re.sub(r"(?m)^(mountpoint|pool-max) = .*$", "", uncommented()))
+    # explicit places must exist, the default ones are made by "up"; a pool-max is of a pool
+    path.write_text(re.sub(r"(?m)^(mountpoint|log-dir|pool-max) = .*$", "", uncommented()))
     assert model.load(here, path) == model.load(here, EXAMPLE)
 
 

@@ -15,7 +15,9 @@ import pytest
 
 from swapfs.command import install_unit, main, unit_files
 from swapfs.config.backing import FileTierConfig
+from swapfs.config.far import FarConfig
 from swapfs.config.model import Config
+from swapfs.config.tiers import TierConfig
 from swapfs.errors import ConfigError, OperationError
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +361,33 @@ def test_a_link_to_a_device_is_the_device(tmp_path: Path, monkeypatch: pytest.Mo
     config = make_config(tmp_path, file=FileTierConfig(tmp_path / "disk", 1 << 24))
     instance = install_unit.instance_of(config, Path("/etc/x.toml"))
     assert instance.devices == (Path("/dev/null"),)
+
+
+@pytest.mark.usefixtures("program")
+def test_it_waits_for_the_places_of_all_tiers_and_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        place.mkdir()
+    (tmp_path / "disk").symlink_to("/dev/null")
+    monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISCHR)
+    config = make_config(
+        tmp_path,
+        file=FileTierConfig(places[0] / "tier", 1 << 24),
+        tiers=(
+            TierConfig(name="two", file=FileTierConfig(places[1] / "tier", 1 << 24)),
+            TierConfig(name="disk", file=FileTierConfig(tmp_path / "disk", 1 << 24)),
+            TierConfig(
+                name="far", file=FileTierConfig(Path("127.0.0.1:1"), 1 << 24), far=FarConfig()
+            ),
+        ),
+        log_dir=tmp_path / "log",
+    )
+    instance = install_unit.instance_of(config, Path("/etc/x.toml"))
+    assert {*places, tmp_path / "log"} <= set(instance.paths)
+    assert instance.devices == (Path("/dev/null"),)
+    assert not [path for path in instance.paths if "127.0.0.1" in str(path)]
 
 
 @pytest.mark.usefixtures("program")

@@ -11,6 +11,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ from typing import Any, Final
 import pytest
 
 from swapfs.testing.pages import mixed_pages
-from tests.fuse.instance import Instance, Start, wait_until
+from swapfs.wire import control
+from tests.fuse.instance import Instance, Start, check, wait_until
 from tests.fuse.planted import plant
 
 ROOT: Final = Path(__file__).parents[2]
@@ -50,6 +53,31 @@ def bug():
 fs.pyfuse3.StatvfsData = bug
 """
 """A disk that fails while a file is there, and a bug."""
+
+SWAP_AND_MEMORY: Final = """
+import os
+from pathlib import Path
+from swapfs.host import swap
+from swapfs.server import standstill
+class NoKiller(standstill.OomKiller):
+    def set(self):
+        pass
+    def check(self):
+        return True, "planted"
+    def call(self):
+        pass
+standstill.OomKiller = NoKiller
+standstill.Rule.stands_still = lambda self, look: os.path.exists({flag!r})
+from swapfs.host.process_guards import IoFlusher, OomScore
+for guard in (IoFlusher, OomScore):
+    guard.check = lambda self: (True, "planted")
+find = swap.find
+swap.find = lambda device, root=None: find(device, Path({root!r}))
+"""
+"""A /proc/swaps of the test's own; memory that is short while a file is there, and nobody killed;
+and guards that hold, which may not be set on every machine that tests."""
+STOPPED_S: Final = 0.03
+RUNS_S: Final = 0.0005
 
 pytestmark = [
     pytest.mark.fuse,
@@ -184,6 +212,15 @@ def test_every_query_of_the_dashboard_has_data(start: Start, tmp_path: Path) -> 
         assert silent == []
 
 
+def read(instance: Instance, pages: int) -> None:
+    fd = instance.open()
+    try:
+        for first in range(0, pages, 32):
+            os.pread(fd, 32 * PAGE, first * PAGE)
+    finally:
+        os.close(fd)
+
+
 def comes_and_goes(prometheus: Prometheus, alert: str, cause: Any, cure: Any = None) -> None:
     """Check that *alert* is not there, fires after *cause*, and ends by itself or by *cure*."""
     assert alert not in prometheus.firing()
@@ -270,3 +307,122 @@ def test_alerts_fire_for_what_they_are_about_and_end(start: Start, tmp_path: Pat
         )
         comes_and_goes(prometheus, "SwapfsPagesLost", lose, empty)
         comes_and_goes(prometheus, "SwapfsServerRestarted", kill)
+
+
+def test_alerts_of_the_swap_area_and_of_an_end(make_instance: Start, tmp_path: Path) -> None:
+    """Swap is never on here: what the kernel says of it in /proc/swaps is said in its place."""
+    port, short, watched = free_port(), tmp_path / "short", make_instance()
+    (tmp_path / "proc").mkdir()
+    swaps, device = tmp_path / "proc/swaps", Path()
+    plant(watched, SWAP_AND_MEMORY.format(flag=str(short), root=str(tmp_path)))
+
+    def swap_is(percent: int | None) -> None:
+        head = "Filename Type Size Used Priority\n"
+        size_kib = (32 << 10) - 4
+        area = "" if percent is None else f" partition {size_kib} {size_kib * percent // 100} 100\n"
+        new = swaps.with_name("new")
+        new.write_text(head + (area and f"{device}{area}"))
+        new.rename(swaps)
+
+    def start() -> Path:
+        words = ("--size", "32M", "--pool", "48M", "--metrics", f"127.0.0.1:{port}")
+        watched.mount(*words)
+        return watched.attach_loop()
+
+    def end() -> None:
+        status = watched.status()
+        for process in (status["pid"], status["server_pid"]):
+            os.kill(process, signal.SIGKILL)
+
+    def start_again() -> None:
+        nonlocal device
+        watched.detach_loops()
+        assert watched.cli("down").returncode == 0
+        device = start()
+        swap_is(10)
+
+    swaps.write_text("Filename Type Size Used Priority\n")
+    device = start()
+    swap_is(10)
+    control.wanted_path(watched.runtime_dir, watched.name).touch()
+    write(watched, mixed_pages(3, 64))
+    with watching(tmp_path, port) as prometheus:
+        comes_and_goes(prometheus, "SwapfsSwapNearlyFull", lambda: swap_is(95), lambda: swap_is(10))
+        comes_and_goes(prometheus, "SwapfsDegraded", lambda: swap_is(None), lambda: swap_is(10))
+        comes_and_goes(prometheus, "SwapfsOomCalled", short.touch, short.unlink)
+        comes_and_goes(prometheus, "SwapfsGone", end, start_again)
+    watched.detach_loops()
+
+
+def test_alerts_of_a_pool_that_is_too_small(start: Start, tmp_path: Path) -> None:
+    port, pages = free_port(), 8192
+    config = tmp_path / "tiers.toml"
+    tier = f'path = "{tmp_path}/second"\nsize = "16M"\npriority = 200\nbudget = "16M/hour"\n'
+    config.write_text(f'[[tier]]\nname = "second"\n{tier}')
+    watched = start(
+        *("32M", "16M", "48M", "--metrics", f"127.0.0.1:{port}", "--config", config),
+        *("--high-watermark", "100", "--low-watermark", "99"),
+    )
+    noise = [os.urandom(PAGE) for _ in range(pages)]
+    of_much = {"SwapfsPoolFull", "SwapfsTierBudgetSpent"}
+
+    def overwhelm() -> None:
+        for _ in range(4):
+            write(watched, noise)
+
+    def thrash() -> None:
+        assert watched.demote(2048) > 1024
+        read(watched, pages)
+
+    with watching(tmp_path, port) as prometheus:
+        assert not of_much & prometheus.firing()
+        overwhelm()
+        wait_until(lambda: of_much <= prometheus.firing(), f"{of_much} to fire", FIRES_S)
+        where = (watched.name, "--runtime-dir", watched.runtime_dir)
+        check(*watched.command, "tier", "set", "second", "budget=none", *where)
+        wait_until(lambda: not of_much & prometheus.firing(), f"{of_much} to end", FIRES_S)
+        comes_and_goes(prometheus, "SwapfsRefaulting", thrash)
+
+
+class Starved:
+    """Keeps the processor from a server that is asked all the time, as a busy machine does."""
+
+    def __init__(self, instance: Instance, pages: int) -> None:
+        self._instance = instance
+        self._pages = pages
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=body) for body in (self._stop_and_go, self._ask)]
+
+    def _stop_and_go(self) -> None:
+        server = self._instance.status()["server_pid"]
+        while not self._ended.wait(RUNS_S):
+            os.kill(server, signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+            os.kill(server, signal.SIGCONT)
+
+    def _ask(self) -> None:
+        while not self._ended.is_set():
+            read(self._instance, self._pages)
+
+    def begin(self) -> None:
+        """Have it run for half a millisecond now and then."""
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Let it run."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_alert_of_a_server_that_gets_no_processor(start: Start, tmp_path: Path) -> None:
+    port, pages = free_port(), 2048
+    watched = start("16M", "24M", None, "--metrics", f"127.0.0.1:{port}")
+    write(watched, mixed_pages(4, pages))
+    starved = Starved(watched, pages)
+    with watching(tmp_path, port) as prometheus:
+        try:
+            comes_and_goes(prometheus, "SwapfsSlowReads", starved.begin, starved.end)
+        finally:
+            starved.end()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploy.vm.host.mirror import host_release
+from tests.systemd.packages import DEPENDS, INSTALL, packages_for
 from tests.vm.running import KERNELS, JobRun, run_module
 
 if TYPE_CHECKING:
@@ -34,10 +36,17 @@ def _no_traceback_dump() -> None:
 
 @pytest.fixture
 def run_systemd(kernel: str, release: str, tmp_path: Path) -> RunSystemd:
-    """Return a function that runs jobs/NAME.py with systemd as PID 1 and reads its report."""
+    """Return a function that runs jobs/NAME.py with systemd as PID 1 and reads its report.
 
-    def run(name: str, **options: Any) -> JobRun:
-        module = f"tests.systemd.jobs.{name}"
-        return run_module(module, tmp_path, kernel=kernel, release=release, systemd=True, **options)
+    The image of a release that is not the host's has no swapfs: there the package is installed.
+    """
+
+    def run(name: str, *, packages: tuple[str, ...] = (), **options: Any) -> JobRun:
+        if release != host_release() and not options.get("installs"):
+            options |= {"installs": True, "before": INSTALL}
+            options["files"] = packages_for(release, tmp_path)
+            packages = tuple(sorted({*packages, *DEPENDS}))
+        options |= {"kernel": kernel, "release": release, "systemd": True, "packages": packages}
+        return run_module(f"tests.systemd.jobs.{name}", tmp_path, **options)
 
     return run

@@ -3,78 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy import deb
 from deploy.vm.host import container
-from deploy.vm.host.app import CHECKOUT
-from deploy.vm.host.cache import Cache
 from deploy.vm.host.job import make_job
 from deploy.vm.host.mirror import host_release
 from tests.systemd.conftest import RELEASES
+from tests.systemd.packages import BUILD_TIMEOUT_S, DEPENDS, packages_for
 
 if TYPE_CHECKING:
     from tests.systemd.conftest import RunSystemd
 
 TIMEOUT_S = 1800
-BUILD_TIMEOUT_S = 900
-NEWER = ".99"
-"""Makes of a version a newer one."""
-INIT = Path("swapfs/__init__.py")
-DEPENDS = (
-    *("python3-click", "python3-lz4", "python3-prometheus-client"),
-    *("python3-pyfuse3", "python3-trio"),
-)
-
 STATES_TIMEOUT_S = 240
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(TIMEOUT_S + BUILD_TIMEOUT_S + 300)]
-
-
-def packages_for(release: str, work: Path) -> dict[str, Path]:
-    """Return both packages for *release*, by the names that the jobs know."""
-    first, newer = built_here(work) if release == host_release() else built_in(release)
-    return {"first.deb": first, "newer.deb": newer}
-
-
-def built_here(work: Path) -> list[Path]:
-    """Return packages of this checkout and of a newer one, made on this machine."""
-    newer = work / "newer"
-    newer.mkdir()
-    for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(CHECKOUT / name, newer)
-    for name in ("deploy", "docs", "swapfs"):
-        shutil.copytree(CHECKOUT / name, newer / name, ignore=shutil.ignore_patterns("*.so"))
-    text, changed = re.subn(r'(__version__ = "[^"]+)', rf"\g<1>{NEWER}", (newer / INIT).read_text())
-    assert changed == 1
-    (newer / INIT).write_text(text)
-    return [deb.build(project, work / "deb", lint=False) for project in (CHECKOUT, newer)]
-
-
-def built_in(release: str) -> list[Path]:
-    """Return the same, made of what is committed in a bare Debian of that *release*."""
-    folder = Cache().root.parent / f"bare-{release}" / "deb"
-    shutil.rmtree(folder, ignore_errors=True)
-    build = 'python3 -m deploy.deb --no-lint "$SWAPFS_CACHE/deb"'
-    newer = rf"""sed -i 's/^\(__version__ = "[^"]*\)"/\1{NEWER}"/' {INIT}"""
-    commands = ("make deb-packages", build, newer, build)
-    subprocess.run(
-        (sys.executable, "-m", "deploy.bare", release, *commands),
-        cwd=CHECKOUT,
-        check=True,
-        timeout=BUILD_TIMEOUT_S,
-    )
-    made = sorted(folder.glob("swapfs_*.deb"), key=lambda path: NEWER in path.name)
-    assert len(made) == 2, shlex.join(map(str, made))
-    return made
 
 
 @pytest.mark.parametrize(

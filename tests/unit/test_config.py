@@ -60,7 +60,10 @@ def problem(cli: dict[str, object], root: Path, file: Path | None = None) -> str
 def test_defaults(root: Path) -> None:
     config = load(BASE, None, root)
     assert config == Config(
-        mountpoint=Path("/run/swapfs/swapfs/mnt"), size_bytes=64 * MiB, pool_bytes=16 * MiB
+        mountpoint=Path("/run/swapfs/swapfs/mnt"),
+        log_dir=Path("/run/swapfs"),
+        size_bytes=64 * MiB,
+        pool_bytes=16 * MiB,
     )
 
 
@@ -125,6 +128,8 @@ def test_command_line_wins_over_file_wins_over_default(root: Path, tmp_path: Pat
         ),
         ("file", "", "is not a usable path"),
         ("file-direct-io", "on", "there is no file"),
+        ("log-dir", "/nowhere", "log-dir: /nowhere: No such file"),
+        ("log-dir", "/etc/passwd", "log-dir: /etc/passwd is not a directory"),
         ("mountpoint", "/nowhere", "mountpoint: /nowhere: No such file"),
         ("mountpoint", "/etc/passwd", "mountpoint: /etc/passwd is not a directory"),
     ],
@@ -380,6 +385,7 @@ def test_described_config_reads_back(root: Path, tmp_path: Path) -> None:
             "min-free": "20M",
             "unsafe": True,
             "runtime-dir": str(tmp_path / "run"),
+            "log-dir": str(tmp_path),
         },
         None,
         root,
@@ -450,6 +456,7 @@ def test_every_field_of_a_config_is_an_option_and_every_option_a_field(tmp_path:
         pool_bytes=MiB,
         file=FileTierConfig(tmp_path, MiB),
         metrics=("127.0.0.1", 1),
+        log_dir=tmp_path,
     )
     in_table = [option.field for option in OPTIONS]
     assert len(set(in_table)) == len(in_table)
@@ -469,7 +476,7 @@ def test_a_file_tier_has_the_defaults_of_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_a_default_reads_back(option: Option) -> None:
     written = None if option.required else option.show(option.default, exact_size)
-    if written is not None and option.key != "mountpoint":
+    if written is not None and option.key not in ("mountpoint", "log-dir"):
         assert option.parse(option.key, written) == option.default
 
 

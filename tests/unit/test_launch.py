@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_the_daemon_gets_the_configuration(config: Config, monitor: Path) -> Non
     assert seen.read_text() == "unitmalloc/"
     log = config.runtime_dir / "unit.log"
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_log_is_where_the_configuration_says(
+    config: Config, monitor: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    monitor.write_text(READ_CONFIG + "print('last words', file=sys.stderr); os._exit(3)\n")
+    with pytest.raises(OperationError, match=rf"\(last words\); see {kept}/unit\.log"):
+        launch.launch(replace(config, log_dir=kept))
+    assert "last words" in (kept / "unit.log").read_text()
+    assert not (config.runtime_dir / "unit.log").exists()
 
 
 def test_a_daemon_that_dies_without_a_word(config: Config, monitor: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,20 @@ def test_a_drop_in_that_cannot_be_read_is_not_passed_over(etc: Path) -> None:
     drop_in.parent.rmdir()
     drop_in.parent.touch()
     with pytest.raises(ConfigError, match=r"a.toml.d: Not a directory"):
+        loaded(etc)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("special", ["fifo", "zero"])
+def test_a_drop_in_that_never_ends_is_refused(etc: Path, special: str) -> None:
+    put(etc, SIZES)
+    drop_in = etc.with_name("a.toml.d") / "x.toml"
+    drop_in.parent.mkdir()
+    if special == "fifo":
+        os.mkfifo(drop_in)
+    else:
+        drop_in.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match=f"^{drop_in}: is not a file"):
         loaded(etc)
 
 

@@ -219,6 +219,15 @@ class TestSight:
         self.waits(root, "loop0", 1)
         assert self.sight(root, device(0)).look().memory_short is short
 
+    @pytest.mark.parametrize(("available_kib", "short"), [(262143, True), (262144, False)])
+    def test_a_large_machine_is_not_short_with_a_quarter_gigabyte(
+        self, root: Path, available_kib: int, short: bool
+    ) -> None:
+        lines = f"MemTotal: {1 << 30} kB\nMemFree: 0 kB\nMemAvailable: {available_kib} kB\n"
+        (root / "proc/meminfo").write_text(lines)
+        self.waits(root, "loop0", 1)
+        assert self.sight(root, device(0)).look().memory_short is short
+
 
 class TestHost:
     def test_the_oom_killer_is_called_by_its_key(self, root: Path) -> None:

@@ -48,15 +48,16 @@ def run_module(
     *,
     params: Mapping[str, float] = MappingProxyType({}),
     files: Mapping[str, Path] = MappingProxyType({}),
+    before: str = "",
     **options: Any,
 ) -> JobRun:
     """Run the job that is the Python *module*, with its whole folder, and read its report.
 
-    *files* are put into the job's folder, by name there. *options* are those of `run_job`. Fails
-    the test if the VM hung or died.
+    *files* are put into the job's folder, by name there, and *before* is what its shell does first.
+    *options* are those of `run_job`. Fails the test if the VM hung or died.
     """
     folder = module.rpartition(".")[0].replace(".", "/")
-    job = make_job(work / "job", module, [folder], params)
+    job = make_job(work / "job", module, [folder], params, before=before)
     for name, file in files.items():
         shutil.copy(file, job / name)
     return _read(run_job(job, results_dir=work / "results", **options))

@@ -30,13 +30,18 @@ from typing import Any, Final
 from swapfs.testing.pages import mixed_pages
 
 PAGE_BYTES: Final = 4096
+WORD_BYTES: Final = 8
+PAGE_WORDS: Final = PAGE_BYTES // WORD_BYTES
 STAMP: Final = struct.Struct("<QQ")
 CORPUS_PAGES: Final = 256
+"""Pages that are written and compared as one block, too: the emulated CPU has no time for each."""
 KIND_PERIOD: Final = 32
 """Of so many neighbours one is zero and one is a repeated word; the others are stamped."""
 MADV_PAGEOUT: Final = 21  # include/uapi/asm-generic/mman-common.h, Linux 5.4
 CHURN_RUN_PAGES: Final = 24
 DETAILS_MAX: Final = 10
+EASY_BYTES: Final = 24
+"""A page of these over and over is one match to lz4; it is no repeated word."""
 PROGRESS_EVERY_S: Final = 5.0
 
 
@@ -44,9 +49,10 @@ class Memory:
     """*pages* anonymous pages; what each must hold is known from its index and version.
 
     :param raw: every one of them random but for its stamp, so that none can be compressed
+    :param easy: every one compresses to next to nothing, where pages are only there to be many
     """
 
-    def __init__(self, pages: int, seed: int, *, raw: bool = False) -> None:
+    def __init__(self, pages: int, seed: int, *, raw: bool = False, easy: bool = False) -> None:
         self.pages = pages
         self.filled = 0
         self._seed = seed
@@ -54,11 +60,15 @@ class Memory:
         self._map = mmap.mmap(-1, pages * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._versions = array("B", bytes(pages))
-        if raw:
-            rng = random.Random(seed)
+        rng = random.Random(seed)
+        if easy:
+            texts = [rng.randbytes(EASY_BYTES) for _ in range(CORPUS_PAGES)]
+            self._tails = [(text * PAGE_BYTES)[: PAGE_BYTES - STAMP.size] for text in texts]
+        elif raw:
             self._tails = [rng.randbytes(PAGE_BYTES - STAMP.size) for _ in range(CORPUS_PAGES)]
         else:
             self._tails = [page[STAMP.size :] for page in mixed_pages(seed, CORPUS_PAGES)]
+        self._block = b"".join(b"".join(self._parts(index)) for index in range(CORPUS_PAGES))
 
     def _parts(self, index: int) -> tuple[bytes, bytes]:
         """Return what page *index* must hold, as its first bytes and the rest."""
@@ -71,6 +81,7 @@ class Memory:
         if kind == 1:
             page = struct.pack("<Q", word ^ self._seed << 48) * (PAGE_BYTES // 8)
             return page[: STAMP.size], page[STAMP.size :]
+        # a block has each tail once, as 7 and the number of tails have no common divisor
         tail = self._tails[(index * 7 + version) % CORPUS_PAGES]
         return STAMP.pack(word, self._seed), tail
 
@@ -80,6 +91,33 @@ class Memory:
         head, tail = self._parts(index)
         self._map[start : start + STAMP.size] = head
         self._map[start + STAMP.size : start + PAGE_BYTES] = tail
+
+    def _stamp(self, block: memoryview, first: int) -> None:
+        """Make the copy *block* of the first block the one that begins with page *first*."""
+        words = block.cast("Q")
+        words[::PAGE_WORDS] = array("Q", range(first << 8, first + CORPUS_PAGES << 8, 1 << 8))
+        if self._raw:
+            return
+        zeros = bytes(CORPUS_PAGES // KIND_PERIOD * WORD_BYTES)
+        words[:: PAGE_WORDS * KIND_PERIOD] = array("Q", zeros)
+        for index in range(1, CORPUS_PAGES, KIND_PERIOD):
+            start = index * PAGE_BYTES
+            block[start : start + PAGE_BYTES] = b"".join(self._parts(first + index))
+
+    def write_block(self, first: int) -> None:
+        """Write CORPUS_PAGES new pages, of which *first*, a multiple of that, is the first."""
+        start, end = first * PAGE_BYTES, (first + CORPUS_PAGES) * PAGE_BYTES
+        self._map[start:end] = self._block
+        self._stamp(memoryview(self._map)[start:end], first)
+
+    def block_is_right(self, first: int) -> bool:
+        """Compare as many pages; False too where one was written again: look at each, then."""
+        if any(self._versions[first : first + CORPUS_PAGES]):
+            return False
+        expected = bytearray(self._block)
+        self._stamp(memoryview(expected), first)
+        start, end = first * PAGE_BYTES, (first + CORPUS_PAGES) * PAGE_BYTES
+        return self._map[start:end] == expected
 
     def rewrite(self, index: int) -> None:
         """Give page *index* its next version."""
@@ -138,21 +176,30 @@ class Hog:
         end = min(memory.pages, memory.filled + int(pages)) if pages else memory.pages
         progress = Progress("filling", memory.pages)
         while memory.filled < end:
-            memory.write(memory.filled)
-            memory.filled += 1
+            if memory.filled % CORPUS_PAGES == 0 and end - memory.filled >= CORPUS_PAGES:
+                memory.write_block(memory.filled)
+                memory.filled += CORPUS_PAGES
+            else:
+                memory.write(memory.filled)
+                memory.filled += 1
             progress.at(memory.filled)
         return {"pages": memory.filled}
 
     def verify(self, order: str = "") -> dict[str, Any]:
         """Compare every page written so far."""
-        indexes = list(range(self._memory.filled)) if order else range(self._memory.filled)
-        if isinstance(indexes, list):
+        indexes = list(range(self._memory.filled))
+        if order:
             self._rng.shuffle(indexes)
         progress = Progress(f"verifying {order}".rstrip(), len(indexes))
-        problems = []
-        for done, index in enumerate(indexes):
-            if problem := self._memory.wrong(index):
-                problems.append(problem)
+        problems, done = [], 0
+        while done < len(indexes):
+            whole = not order and done % CORPUS_PAGES == 0 and len(indexes) - done >= CORPUS_PAGES
+            if whole and self._memory.block_is_right(done):
+                done += CORPUS_PAGES
+            else:
+                if problem := self._memory.wrong(indexes[done]):
+                    problems.append(problem)
+                done += 1
             progress.at(done)
         return _verdict(len(indexes), problems)
 
@@ -196,12 +243,13 @@ def main() -> int:
     parser.add_argument("mib", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--raw", action="store_true", help="pages that nothing compresses")
+    parser.add_argument("--easy", action="store_true", help="pages that compress to very little")
     parser.add_argument("--cgroup", help="directory of the cgroup to join before filling")
     args = parser.parse_args()
     if args.cgroup:
         with open(os.path.join(args.cgroup, "cgroup.procs"), "w") as procs:
             procs.write("0")
-    memory = Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed, raw=args.raw)
+    memory = Memory(args.mib * 1024 * 1024 // PAGE_BYTES, args.seed, raw=args.raw, easy=args.easy)
     hog = Hog(memory, args.seed)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -91,19 +91,20 @@ def make_job(
     module: str,
     sources: Sequence[str] = (),
     params: Mapping[str, Any] | None = None,
+    before: str = "",
 ) -> Path:
     """Make `job_dir` a job that runs the Python `module`, and return it.
 
     `sources` are files and folders of the checkout that it imports beyond swapfs and what
     `deploy.vm` gives it; they keep their places, so a module has one name on host and guest.
-    `params` is what `lab.param` finds.
+    `params` is what `lab.param` finds, and `before` is what the shell does before the module runs.
     """
     for source in sources:
         copy_files(source_files(CHECKOUT / source), CHECKOUT, job_dir)
     job_dir.mkdir(parents=True, exist_ok=True)
     (job_dir / "params.json").write_text(json.dumps(dict(params or {})))
     script = job_dir / "run"
-    script.write_text(f"#!/bin/sh\nexec python3 -m {module}\n")
+    script.write_text(f"#!/bin/sh\n{before}exec python3 -m {module}\n")
     script.chmod(0o755)
     return job_dir
 

@@ -86,10 +86,13 @@ def between(text: str, first: str, last: str) -> float | None:
     return round(stamps[last] - stamps[first], 1) if len(stamps) == 2 else None
 
 
-def fill(mib: int, limit_mib: int, name: str = "hog") -> tuple[lab.Hog, lab.Cgroup]:
-    """Return a hog of *mib*, of which all but *limit_mib* is in swap, and what limits it."""
+def fill(mib: int, limit_mib: int, name: str = "hog", *more: str) -> tuple[lab.Hog, lab.Cgroup]:
+    """Return a hog of *mib*, of which all but *limit_mib* is in swap, and what limits it.
+
+    :param more: options of the hog
+    """
     group = lab.Cgroup(name, limit_mib)
-    hog = lab.Hog(mib, group)
+    hog = lab.Hog(mib, group, 1, *more)
     hog.do("fill")
     return hog, group
 

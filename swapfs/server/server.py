@@ -269,6 +269,7 @@ class Server:
         session.run(
             *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
             *(swap_file.on_failure, reader.capsule()),
+            self._parts.disks and self._parts.disks.capsule(),
         )
         self._threads.stopping()
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from swapfs import policy, session
 from swapfs.config.model import Config
-from swapfs.core._core import Disks, Recoder
+from swapfs.core._core import Recoder
 from swapfs.fs import Namespace
 from swapfs.host.guards import Guards
 from swapfs.host.process_guards import Heap, IoFlusher, MemoryLock, Realtime
@@ -73,8 +73,8 @@ class Parts:
     lower: Lower
     recompressor: Recompressor | None
     swap_file: SwapFile
-    disks: Disks | None
-    """What the session may have read without Python; None: reads may bring pages back."""
+    below: object
+    """What the session may read disks by, without Python; None: reads may bring pages back."""
 
     def fit_to_pool(self, config: Config, pool_bytes: int) -> None:
         """Have watermarks and the like fit a pool of *pool_bytes*."""
@@ -139,8 +139,8 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     if not recover:
         guards.set(Heap())  # last, so that what is free then is free for serving
     stays_below = not config.promote and lower.writeback.chooser.leaves_below
-    reads = disks if stays_below else None
-    return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file, reads)
+    below = disks.capsule() if stays_below else None
+    return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file, below)
 
 
 def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards:

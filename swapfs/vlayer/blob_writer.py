@@ -46,8 +46,7 @@ class BlobWriter:
         wait_s: float = WAIT_S,
     ) -> None:
         self.progress = Progress(clock_s, wait_s)
-        self.newest = array("Q", [0])
-        """One word: the sequence number of the newest blob."""
+        self.newest = array("Q", [0])  # one word: the sequence number of the newest blob
         self.stack = layer.stack
         self.recoder: StagedRecoder | None = None
         self._layer = layer

@@ -92,7 +92,6 @@ class VirtualSlotLayer:
         self._packer = Packer(1)
         self.region = region
         self.own_reader = self.reader(region.geometry.size_bytes)
-        """For those who hold the lock."""
         self.writer = self._make_writer()
 
     def _make_writer(self) -> Writer:

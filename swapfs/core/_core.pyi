@@ -1,6 +1,6 @@
 from array import array
 from types import TracebackType
-from typing import Final, final
+from typing import Any, Final, final
 
 from typing_extensions import Buffer
 
@@ -103,6 +103,39 @@ def check_plainly(yes: bool, /) -> None: ...
 class Decoder:
     def __new__(cls) -> Decoder: ...
     def unpack(self, blob: Buffer, codec: int, out: Buffer, position: int, /) -> bool: ...
+
+@final
+class Disks:
+    def __new__(
+        cls,
+        reader: Reader,
+        newest: Buffer,
+        recent: int,
+        threads: int,
+        requests: int,
+        counts: tuple[int, int, int, int, int, int, int],
+        /,
+    ) -> Disks: ...
+    def capsule(self) -> object: ...
+    def attach(
+        self,
+        number: int,
+        fd: int,
+        block_sectors: int,
+        sealer: Sealer,
+        row: Buffer,
+        durations: Buffer,
+        readers: Buffer,
+        indexes: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def detach(self, number: int, /) -> None: ...
+    def forget(self, number: int, sector: int, sectors: int, /) -> None: ...
+    def submit(self, call: object, /) -> None: ...
+    def get(self, pages: Buffer, page: Buffer, decoder: Decoder, /) -> Any: ...
+    def load(
+        self, pages: Buffer, page: Buffer, decoder: Decoder, slot: int, count: int, /
+    ) -> bool: ...
 
 @final
 class Sealer:

@@ -25,7 +25,7 @@ typedef struct {
 int lock_enter(Lock *self);
 void lock_leave(Lock *self);
 
-extern PyTypeObject LockType, ReaderType, WriterType, MarkerType, DecoderType,
+extern PyTypeObject DisksType, LockType, ReaderType, WriterType, MarkerType, DecoderType,
     RecoderType, SealerType, TrackedType;
 struct swapfs_seal;
 /* What a Sealer seals with, as long as it lives; NULL with an exception: it is none. */

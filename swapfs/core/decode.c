@@ -77,6 +77,15 @@ static PyObject *unpack(Decoder *self, PyObject *args)
     return result;
 }
 
+struct decoder *decoder_of(PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, &DecoderType)) {
+        PyErr_SetString(PyExc_TypeError, "not a Decoder");
+        return NULL;
+    }
+    return &((Decoder *)object)->decoder;
+}
+
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     if (!PyArg_ParseTuple(args, ""))

@@ -25,6 +25,9 @@ struct decoder {
 bool decoder_begin(struct decoder *decoder);
 void decoder_end(struct decoder *decoder);
 
+/* That of a Decoder, as long as it lives; NULL with an exception: it is none. */
+struct decoder *decoder_of(PyObject *object);
+
 /* Puts the page of a blob at *to*; false when it is no page. One thread at a time. */
 bool decode(const struct decoder *decoder, const char *blob, uint64_t length, unsigned codec,
             char *to);

@@ -11,9 +11,7 @@
 
 #include "buffers.h"
 #include "check.h"
-#include "decode.h"
-#include "log.h"
-#include "reader.h"
+#include "load.h"
 #include "word.h"
 
 /* ---- one page ---- */
@@ -27,19 +25,6 @@ static uint64_t same_value(uint64_t word)
 }
 
 /* ---- Reader ---- */
-
-enum { READ_KINDS = KIND_BLOB + 1 }; /* whose reads are counted: EMPTY, SAME, and BLOB in the pool */
-
-typedef struct {
-    PyObject_HEAD
-    struct swapfs_reader entry; /* what the session loop calls */
-    Lock *lock;
-    Log *log; /* NULL: there is none */
-    struct decoder decoder; /* under the lock */
-    Py_buffer directory, arena, counters, pool_bytes;
-    uint64_t size_bytes;
-    Py_ssize_t pages_read[READ_KINDS], bytes_read; /* indexes among the counters */
-} Reader;
 
 /* Where the pool ends. What of the arena lies beyond may not be touched, and the pool grows and
  * shrinks (region/extent.py): a word that is damaged must not name a place there. */
@@ -95,9 +80,7 @@ static Py_ssize_t load_words(const Reader *self, uint64_t *words, Py_ssize_t cou
     return done;
 }
 
-/* Words of the slots from *slot* on that lie in one cluster, at most *count* (*run*); NULL: none of
- * them was ever written. *run* is 0 for a directory that is not sound. */
-static uint64_t *words_of(const Reader *self, uint64_t slot, Py_ssize_t count, Py_ssize_t *run)
+uint64_t *reader_words(const Reader *self, uint64_t slot, Py_ssize_t count, Py_ssize_t *run)
 {
     const uint32_t *directory = self->directory.buf;
     uint64_t index = slot & (CLUSTER_SLOTS - 1), page = directory[slot >> CLUSTER_SHIFT];
@@ -117,7 +100,7 @@ static uint64_t *words_of(const Reader *self, uint64_t slot, Py_ssize_t count, P
 static bool any_below(const Reader *self, uint64_t slot, Py_ssize_t count)
 {
     for (Py_ssize_t done = 0, run; done < count; done += run) {
-        const uint64_t *words = words_of(self, slot + (uint64_t)done, count - done, &run);
+        const uint64_t *words = reader_words(self, slot + (uint64_t)done, count - done, &run);
         if (run == 0)
             return false;
         for (Py_ssize_t i = 0; words != NULL && i < run; i++)
@@ -127,13 +110,11 @@ static bool any_below(const Reader *self, uint64_t slot, Py_ssize_t count)
     return false;
 }
 
-/* Fills the pages of a run of slots, under the lock, up to the first that cannot be had; how many
- * those were. Adds to *reads*, by kind. */
-static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, char *out,
+Py_ssize_t reader_load_run(const Reader *self, uint64_t slot, Py_ssize_t count, char *out,
                            uint64_t *reads)
 {
     for (Py_ssize_t done = 0, run, got; done < count; done += got) {
-        uint64_t *words = words_of(self, slot + (uint64_t)done, count - done, &run);
+        uint64_t *words = reader_words(self, slot + (uint64_t)done, count - done, &run);
         char *to = out + ((size_t)done << PAGE_SHIFT);
         got = run;
         if (words == NULL) {
@@ -149,7 +130,7 @@ static Py_ssize_t load_run(const Reader *self, uint64_t slot, Py_ssize_t count, 
     return count;
 }
 
-static void count_reads(const Reader *self, const uint64_t *reads)
+void reader_count(const Reader *self, const uint64_t *reads)
 {
     uint64_t *counters = self->counters.buf;
     for (int kind = KIND_EMPTY; kind < READ_KINDS; kind++)
@@ -178,8 +159,8 @@ static PyObject *reader_load(Reader *self, PyObject *const *args, Py_ssize_t nar
     else {
         uint64_t reads[READ_KINDS] = {0};
         result = PyLong_FromSsize_t(
-            load_run(self, (uint64_t)slot, count, (char *)out.buf + position, reads));
-        count_reads(self, reads);
+            reader_load_run(self, (uint64_t)slot, count, (char *)out.buf + position, reads));
+        reader_count(self, reads);
     }
     PyBuffer_Release(&out);
     return result;
@@ -196,13 +177,14 @@ static long reader_read(void *context, uint64_t offset, uint64_t size, char *out
     atomic_fetch_add_explicit(&self->lock->reads, 1, memory_order_relaxed);
     Py_ssize_t count = (Py_ssize_t)(size >> PAGE_SHIFT);
     uint64_t slot = offset >> PAGE_SHIFT, reads[READ_KINDS] = {0};
-    bool done = !any_below(self, slot, count) && load_run(self, slot, count, out, reads) == count;
-    if (done) { /* else Python counts */
-        count_reads(self, reads);
+    bool below = any_below(self, slot, count);
+    bool done = !below && reader_load_run(self, slot, count, out, reads) == count;
+    if (done) { /* else who answers counts */
+        reader_count(self, reads);
         ((uint64_t *)self->counters.buf)[self->bytes_read] += size;
     }
     lock_leave(self->lock);
-    return done ? (long)size : -1;
+    return done ? (long)size : below ? SWAPFS_BELOW : -1;
 }
 
 static PyObject *reader_try(Reader *self, PyObject *args)
@@ -218,7 +200,7 @@ static PyObject *reader_try(Reader *self, PyObject *args)
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&out);
-    return PyLong_FromLong(result);
+    return PyLong_FromLong(result < 0 ? -1 : result);
 }
 
 static bool are_counters(const Reader *self)

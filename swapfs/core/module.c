@@ -34,7 +34,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "swapfs.core._core",
 
 PyMODINIT_FUNC PyInit__core(void)
 {
-    PyTypeObject *const types[] = {&LockType, &ReaderType, &WriterType, &MarkerType,
+    PyTypeObject *const types[] = {&DisksType, &LockType, &ReaderType, &WriterType, &MarkerType,
                                    &DecoderType, &RecoderType, &LogType,
                                    &SealerType, &TrackedType};
     PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions,

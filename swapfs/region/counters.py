@@ -61,6 +61,9 @@ COUNTERS: Final = (
     "demoted_raw_pages",
     "oom_calls",
     "policy_failures",
+    "read_ahead_ops",
+    "read_ahead_bytes",
+    "read_ahead_pages",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

@@ -47,7 +47,7 @@ FIGURES: Final = (
 """The figures of a row, in their order; part of the region's format."""
 COUNTERS: Final = FIGURES[FIGURES.index("written_bytes") :]
 assert _FIGURES_OFFSET + 8 * len(FIGURES) == ROW_BYTES
-_INDEX: Final = {name: index for index, name in enumerate(FIGURES)}
+ROW_INDEX: Final = {name: index for index, name in enumerate(FIGURES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ class RowFigures:
     :param words: writable memoryview of format ``Q``, FIGURES long; without it, memory of its own
     """
 
-    __slots__ = ("_words",)
+    __slots__ = ("words",)
 
     def __init__(self, words: memoryview | None = None) -> None:
-        self._words = memoryview(bytearray(8 * len(FIGURES))).cast("Q") if words is None else words
+        self.words = memoryview(bytearray(8 * len(FIGURES))).cast("Q") if words is None else words
 
     @classmethod
     def of(cls, stack: memoryview, number: int) -> RowFigures:
@@ -84,16 +84,16 @@ class RowFigures:
 
     def get(self, name: str) -> int:
         """Return one figure."""
-        value: int = self._words[_INDEX[name]]
+        value: int = self.words[ROW_INDEX[name]]
         return value
 
     def set(self, name: str, value: int) -> None:
         """Replace one figure."""
-        self._words[_INDEX[name]] = value
+        self.words[ROW_INDEX[name]] = value
 
     def add(self, name: str, count: int = 1) -> None:
         """Add to one figure."""
-        self._words[_INDEX[name]] += count
+        self.words[ROW_INDEX[name]] += count
 
     def counters(self) -> dict[str, int]:
         """Return what was counted, by name."""

@@ -28,6 +28,7 @@ from swapfs.session import pyfuse3
 from swapfs.units import PAGE_SIZE
 from swapfs.vlayer import fetch, recompress, writeback
 from swapfs.vlayer.choice import Chooser
+from swapfs.vlayer.disks import make_disks
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.recode_staged import StagedRecoder
@@ -72,6 +73,8 @@ class Parts:
     lower: Lower
     recompressor: Recompressor | None
     swap_file: SwapFile
+    below: object
+    """What the session may read disks by, without Python; None: reads may bring pages back."""
 
     def fit_to_pool(self, config: Config, pool_bytes: int) -> None:
         """Have watermarks and the like fit a pool of *pool_bytes*."""
@@ -111,11 +114,13 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         layer.rebuild()
     layer.counters.add("server_starts")
     reply = session.arm(region.session_init)
-    workers = Workers(
-        WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE, fetch.SCRATCH_BYTES
-    )
     stalled = StalledWrites(layer, [aligned_buffer(len(reply)) for _ in range(STALLED_WRITES)])
     lower = _lower(config, region, layer, stalled)
+    disks = make_disks(layer, lower.writeback.writer.newest, WORKERS_WITH_FILE)
+    workers = Workers(
+        *(disks, WORKERS_WITH_FILE if stack else 1, len(reply) + 2 * PAGE_SIZE),
+        fetch.SCRATCH_BYTES,
+    )
     swap_file = SwapFile(
         layer,
         config.size_bytes,
@@ -128,11 +133,14 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
         stored=_stored(stalled, lower),
         place=lower.writeback.chooser.place,
     )
+    workers.read_late = swap_file.read_late
     pyfuse3.init(_namespace(config, layer), f"/dev/fd/{fuse_fd}", set())
     recompressor = _recompressor(config, region, layer, stalled, lower)
     if not recover:
         guards.set(Heap())  # last, so that what is free then is free for serving
-    return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file)
+    stays_below = not config.promote and lower.writeback.chooser.leaves_below
+    below = disks.capsule() if stays_below else None
+    return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file, below)
 
 
 def _prepare_process(config: Config, region: Region, *, recover: bool) -> Guards:

@@ -283,10 +283,7 @@ METRICS: Final = (
     _counter("sunk_pages", "Pages moved from a tier to one below it."),
     _counter("policy_failures", "Policies that failed and were replaced by the default."),
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
-    _counter(
-        "oom_calls",
-        "Times that swap stood still for want of memory and the kernel's OOM killer was called.",
-    ),
+    _counter("oom_calls", "Times swap stood still for memory and the OOM killer was called."),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
     # recompression
     _counter("recompressed_pages", "Pages of the pool put from lz4 into zstd."),
@@ -297,6 +294,9 @@ METRICS: Final = (
     # the backing file
     _counter("file_read_bytes", "Bytes read from the backing file."),
     _counter("file_read_ops", "Reads of the backing file."),
+    _counter("read_ahead_ops", "Those that took more than was asked for."),
+    _counter("read_ahead_bytes", "What they took more."),
+    _counter("read_ahead_pages", "Pages of it, or of another's read, that needed no read."),
     _counter("file_written_bytes", "Bytes written to the backing file."),
     _counter("file_write_ops", "Writes to the backing file."),
     _counter("bad_sectors", "Sectors of the backing file given up."),

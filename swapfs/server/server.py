@@ -268,7 +268,7 @@ class Server:
         self._serving.set()
         session.run(
             *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
-            *(swap_file.on_failure, reader.capsule()),
+            *(swap_file.on_failure, reader.capsule(), self._parts.below),
         )
         self._threads.stopping()
 

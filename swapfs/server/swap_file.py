@@ -116,7 +116,7 @@ class SwapFile:
         good = self._layer.load_run(slot, count, out, 0, whole=self._fetcher is not None)
         if good < 0:  # some are in the file tier
             ticket = request.defer()
-            self._workers.submit(lambda buffers: self._read_later(ticket, offset, size, buffers))
+            self._workers.submit(lambda buffers: self._read_late(ticket, offset, size, buffers))
             return None
         # Short if a slot is damaged: the kernel asks again from there.
         size = min(size, (good << PAGE_SHIFT) - lead)
@@ -125,7 +125,7 @@ class SwapFile:
             self._reply[:size] = out[lead : lead + size]
         return size
 
-    def _read_later(self, ticket: Ticket, offset: int, size: int, buffers: Buffers) -> None:
+    def _read_late(self, ticket: Ticket, offset: int, size: int, buffers: Buffers) -> None:
         slot, lead = offset >> PAGE_SHIFT, offset & _OFFSET_MASK
         count = (lead + size + _OFFSET_MASK) >> PAGE_SHIFT
         assert self._fetcher is not None, "a slot in the file tier, and no file tier"
@@ -141,6 +141,12 @@ class SwapFile:
             ticket.reply(-EIO)
         else:
             ticket.reply_data(buffers.pages[lead:end])
+
+    def read_late(self, ticket: Ticket, offset: int, size: int, buffers: Buffers) -> None:
+        """Answer a read that was begun without Python (``core/disks.c``), and not ended."""
+        with self._layer.lock:
+            self._counter_words[_READ_BYTES] += size
+        self._read_late(ticket, offset, size, buffers)
 
     # ---- write ----
 

@@ -215,7 +215,7 @@ class Tiering:
     def _may_go(self, level: Level) -> bool:
         """Whether *level* may be let go; the layer's lock is held."""
         there = self._layer.table.slots_in(level.number)
-        return level.phase is Phase.LEAVING and not level.users and not there
+        return level.phase is Phase.LEAVING and not level.in_use and not there
 
     def let_go(self, level: Level) -> bool:
         """Let *level* go, if it still may be; whether it could.

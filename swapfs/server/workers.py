@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import mmap
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from swapfs.core._core import Decoder, Disks
+from swapfs.session import Ticket
 from swapfs.units import PAGE_SIZE
 
 StartThread = Callable[[str, Callable[[], None]], threading.Thread]
@@ -33,19 +34,27 @@ class Buffers:
     pages: memoryview
     scratch: memoryview
     page: bytearray
+    decoder: Decoder
 
 
 Job = Callable[[Buffers], None]
+LateRead = Callable[[Ticket, int, int, Buffers], None]
+"""Answers a read by its ticket: (ticket, offset, size, buffers)."""
 
 
 class Workers:
     """A fixed number of threads that run jobs in the order in which they came.
 
-    The queue is bounded by its source: the kernel has only so many requests under way.
+    The queue is bounded by its source: the kernel has only so many requests under way. Reads that
+    the session puts there are served without Python, but for those that ``read_late`` has to do.
+
+    :param disks: the queue
     """
 
-    def __init__(self, threads: int, pages_bytes: int, scratch_bytes: int) -> None:
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    read_late: LateRead
+
+    def __init__(self, disks: Disks, threads: int, pages_bytes: int, scratch_bytes: int) -> None:
+        self._jobs = disks
         self._sizes_bytes = (pages_bytes, scratch_bytes)
         self._buffers = [self._reserve() for _ in range(threads)]
         self._threads: list[threading.Thread] = []
@@ -53,7 +62,10 @@ class Workers:
     def _reserve(self) -> Buffers:
         pages_bytes, scratch_bytes = self._sizes_bytes
         return Buffers(
-            aligned_buffer(pages_bytes), aligned_buffer(scratch_bytes), bytearray(PAGE_SIZE)
+            aligned_buffer(pages_bytes),
+            aligned_buffer(scratch_bytes),
+            bytearray(PAGE_SIZE),
+            Decoder(),
         )
 
     def start(self, start_thread: StartThread) -> None:
@@ -73,7 +85,7 @@ class Workers:
 
     def submit(self, job: Job) -> None:
         """Have *job* run; it answers its own request and its exceptions are logged."""
-        self._jobs.put(job)
+        self._jobs.submit(job)
 
     def stop(self, timeout_s: float) -> None:
         """Let the threads end after the jobs they have; give up waiting after *timeout_s*.
@@ -81,14 +93,19 @@ class Workers:
         Safe if ``start`` was never reached.
         """
         for _ in self._threads:
-            self._jobs.put(None)
+            self._jobs.submit(None)
         for thread in self._threads:
             thread.join(timeout_s)
 
     def _run(self, buffers: Buffers) -> None:
-        while (job := self._jobs.get()) is not None:
+        get, pages, page, decoder = self._jobs.get, buffers.pages, buffers.page, buffers.decoder
+        while (job := get(pages, page, decoder)) is not None:
             try:
-                job(buffers)
+                if isinstance(job, tuple):
+                    ticket, offset, size = job
+                    self.read_late(ticket, offset, size, buffers)
+                else:
+                    job(buffers)
             except Exception:  # a ticket that is dropped answers EIO itself
                 log.exception("a deferred request failed")
             del job

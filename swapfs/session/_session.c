@@ -64,7 +64,7 @@ static PyMethodDef methods[] = {
     {"arm", session_arm, METH_O,
      "arm(init_store) -> the reply payload: take over sessions made from now on."},
     {"run", session_run, METH_VARARGS,
-     "run(inode, read, write, fallocate, failed, reader=None): serve until unmounted or stopped.\n\n"
+     "run(inode, read, write, fallocate, failed, reader=None, disks=None): serve until unmounted or stopped.\n\n"
      "Handlers get a Request first, then offset and size, or mode, offset and length. What one\n"
      "raises is handed to failed(op, error) and answered EIO. Blocks."},
     {"stop", session_stop, METH_NOARGS, "stop(): end run() without unmounting."},

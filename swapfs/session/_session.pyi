@@ -24,6 +24,7 @@ def run(
     fallocate: Callable[[Request, int, int, int], int | None],
     failed: Callable[[str, BaseException], None],
     reader: object = None,
+    disks: object = None,
     /,
 ) -> None: ...
 def stop() -> None: ...

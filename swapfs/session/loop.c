@@ -26,6 +26,7 @@ static struct {
     PyObject *handlers[OP_COUNT];
     PyObject *failed;
     const struct swapfs_reader *reader; /* answers what is in memory, without the GIL */
+    struct swapfs_disks *disks;         /* likewise, by other threads, what is on disks */
 } serving;
 
 static atomic_bool stop_wanted;
@@ -122,7 +123,38 @@ static long serve_in_python(const struct data_request *request, uint64_t unique,
     return result;
 }
 
-/* Answers a read of what is in memory; false: it is none, or needs Python. */
+/* For threads that read disks: the answer to what read_below gave them. */
+static void answer_read(const struct swapfs_read *read, long result, const void *data)
+{
+    reply_result(read->unique, OP_READ, result, data);
+    observe(OP_READ, SLOWEST_FILE, read->start_ns);
+    atomic_fetch_sub(&session.in_flight, 1);
+}
+
+static PyObject *ticket_for(const struct swapfs_read *read)
+{
+    return make_ticket(read->unique, OP_READ, read->start_ns);
+}
+
+/* Has a read of what is on a disk answered by another thread; false: that needs Python. */
+static bool read_below(const struct fuse_in_header *in, const struct data_request *request,
+                       uint64_t start_ns)
+{
+    struct swapfs_disks *disks = serving.disks;
+    const struct swapfs_read read = {in->unique, start_ns, request->arguments[0],
+                                     request->arguments[1]};
+    if (disks == NULL)
+        return false;
+    atomic_fetch_add(&session.in_flight, 1);
+    if (!disks->submit(disks->context, &read)) {
+        atomic_fetch_sub(&session.in_flight, 1);
+        return false;
+    }
+    awake_read(start_ns);
+    return true;
+}
+
+/* Answers a read of what is in memory, or has one answered; false: it is none, or needs Python. */
 static bool read_memory(const struct fuse_in_header *in, const struct data_request *request,
                         uint64_t start_ns)
 {
@@ -131,6 +163,8 @@ static bool read_memory(const struct fuse_in_header *in, const struct data_reque
         return false;
     long result = reader->read(reader->context, request->arguments[0], request->arguments[1],
                                session.out_map);
+    if (result == SWAPFS_BELOW)
+        return read_below(in, request, start_ns);
     if (result < 0)
         return false;
     reply_result(in->unique, OP_READ, result, session.out_map);
@@ -261,11 +295,16 @@ static bool signal_if_running(void)
 PyObject *session_run(PyObject *self, PyObject *args)
 {
     unsigned long long inode;
-    PyObject *read, *write, *fallocate, *failed, *reader = Py_None;
+    PyObject *read, *write, *fallocate, *failed;
+    PyObject *reader = Py_None, *disks = Py_None;
     const struct swapfs_reader *entry = NULL;
-    if (!PyArg_ParseTuple(args, "KOOOO|O", &inode, &read, &write, &fallocate, &failed, &reader))
+    struct swapfs_disks *below = NULL;
+    if (!PyArg_ParseTuple(args, "KOOOO|OO", &inode, &read, &write, &fallocate, &failed, &reader,
+                          &disks))
         return NULL;
     if (reader != Py_None && (entry = PyCapsule_GetPointer(reader, SWAPFS_READER)) == NULL)
+        return NULL;
+    if (disks != Py_None && (below = PyCapsule_GetPointer(disks, SWAPFS_DISKS)) == NULL)
         return NULL;
     if (!session.armed || session.dev_fd < 0 || session.pair_loop < 0) {
         PyErr_SetString(PyExc_RuntimeError, "run() needs arm() and then pyfuse3.init()");
@@ -284,6 +323,9 @@ PyObject *session_run(PyObject *self, PyObject *args)
     serving.handlers[OP_FALLOCATE] = fallocate;
     serving.failed = failed;
     serving.reader = entry;
+    serving.disks = below;
+    if (below != NULL)
+        below->answer = answer_read, below->ticket = ticket_for;
     awake_begin();
     int error = loop();
     awake_end();

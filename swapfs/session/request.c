@@ -102,22 +102,28 @@ static PyTypeObject TicketType = {
 
 /* ---- Request ---- */
 
+PyObject *make_ticket(uint64_t unique, enum op op, uint64_t start_ns)
+{
+    Ticket *ticket = PyObject_New(Ticket, &TicketType);
+    if (ticket == NULL)
+        return NULL;
+    ticket->unique = unique;
+    ticket->start_ns = start_ns;
+    ticket->op = op;
+    ticket->slowest = SLOWEST_MEMORY;
+    ticket->open = true;
+    return (PyObject *)ticket;
+}
+
 static PyObject *request_defer(Request *self, PyObject *unused)
 {
     if (!self->open || self->deferred) {
         PyErr_SetString(PyExc_RuntimeError, "defer() is for the request's handler, once");
         return NULL;
     }
-    Ticket *ticket = PyObject_New(Ticket, &TicketType);
-    if (ticket == NULL)
-        return NULL;
-    ticket->unique = self->unique;
-    ticket->start_ns = self->start_ns;
-    ticket->op = self->op;
-    ticket->slowest = SLOWEST_MEMORY;
-    ticket->open = true;
-    self->deferred = true;
-    return (PyObject *)ticket;
+    PyObject *ticket = make_ticket(self->unique, self->op, self->start_ns);
+    self->deferred = ticket != NULL;
+    return ticket;
 }
 
 static PyMethodDef request_methods[] = {

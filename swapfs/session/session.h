@@ -63,6 +63,7 @@ PyObject *session_replay_init(PyObject *self, PyObject *unused);
 
 /* request.c: what a handler is given, and what it may keep */
 int add_request_types(PyObject *module);
+PyObject *make_ticket(uint64_t unique, enum op op, uint64_t start_ns);
 PyObject *begin_request(uint64_t unique, enum op op, uint64_t start_ns); /* borrowed */
 bool end_request(void); /* whether a Ticket was taken; the Request is inert from now on */
 

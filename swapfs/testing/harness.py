@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from swapfs.core._core import Recoder
+from swapfs.core._core import Decoder, Recoder
 from swapfs.policy import Policy
 from swapfs.policy.second_chance import SecondChance
 from swapfs.region.layout import Geometry, Region
@@ -20,6 +20,7 @@ from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer import recompress as recompress_
 from swapfs.vlayer.choice import Chooser
+from swapfs.vlayer.disks import make_disks
 from swapfs.vlayer.entry import (
     BACKING_MASK,
     IN_POOL,
@@ -142,6 +143,8 @@ class Harness:
         self.direct = WriteAround(
             *(self.layer, self.down, views), stalled=self.stalled, clock_s=self._clock_s
         )
+        self.disks = make_disks(self.layer, self.down.writer.newest, 4)
+        self._stays_below = not promote
         self.fetcher = Fetcher(
             self.layer,
             promote=(lambda slot, refaulted: True) if promote else None,
@@ -212,6 +215,10 @@ class Harness:
         else:
             if not hasattr(self._local, "scratch"):
                 self._local.scratch = aligned(fetch.SCRATCH_BYTES)
+                self._local.page, self._local.decoder = bytearray(PAGE_SIZE), Decoder()
+            of_thread = (self._local.page, self._local.decoder)
+            if self._stays_below and self.disks.load(out, *of_thread, slot, count):
+                return bytes(out)
             good = self.fetcher.load(slot, count, memoryview(out), self._local.scratch)
         return bytes(out[: good * PAGE_SIZE])
 

@@ -14,10 +14,11 @@ yet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
+from swapfs.core._core import Sealer
 from swapfs.errors import TierError, TierIOError
 
 
@@ -165,6 +166,14 @@ class Wanted:
     failure: Failure | None = NOT_READ
 
 
+class Direct(NamedTuple):
+    """What it takes to read the blobs of a tier of sectors without asking it (``core/disks.c``)."""
+
+    fd: int
+    block_sectors: int
+    sealer: Sealer
+
+
 class Traffic(NamedTuple):
     """What reading took."""
 
@@ -248,6 +257,14 @@ class Tier(ABC):
 
         Those after the first failure may be left unread.
         """
+
+    def direct(self, written: Callable[[int, int], None]) -> Direct | None:
+        """Return what is needed to read its blobs without asking it; None: it must be asked.
+
+        :param written: to be called with (sector, sectors) from now on, after each write and before
+            ``store`` returns
+        """
+        return None
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Return how many of *refs*, from the first on, are best loaded at once; at least one."""

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from swapfs.errors import ConfigError, TierIOError, TierNoSpace
 from swapfs.tiers.backing_file import block_sectors, cautions, open_backing
-from swapfs.tiers.base import TierStats
+from swapfs.tiers.base import Direct, TierStats
 from swapfs.tiers.blob import Batch
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.sectors import Extent, SectorStore
@@ -116,6 +116,9 @@ class FileTier(SectorStore):
         if got != window:
             raise TierIOError(f"read at sector {sector}: {got} of {window} bytes")
         return scratch[lead * SECTOR_SIZE : (lead + sectors) * SECTOR_SIZE]
+
+    def direct(self) -> Direct:  # noqa: D102
+        return Direct(self.fd, self.block_sectors, self.seal.sealer)
 
     def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
         self._map.release(sector, sectors)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import mmap
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from swapfs.errors import BlobCorrupt, TierIOError, TierNoSpace
 from swapfs.tiers import sector_ref
 from swapfs.tiers.base import (
     Cleaning,
+    Direct,
     Failure,
     Move,
     Room,
@@ -67,6 +68,7 @@ class SectorTier(Tier):
         self.sectors = store
         self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
         self._prepared = False
+        self._written: Callable[[int, int], None] = lambda sector, sectors: None
 
     def prepare(self) -> None:  # noqa: D102
         if not self._prepared:
@@ -100,6 +102,7 @@ class SectorTier(Tier):
             except BaseException:  # who knows what it wrote
                 self._give_up(extent, batch.sectors)
                 raise
+            self._written(extent.sector, batch.sectors)
             return Stored(refs, batch.sectors * SECTOR_SIZE)
         finally:
             self._batches.put(batch)
@@ -129,6 +132,10 @@ class SectorTier(Tier):
         self.sectors.release(sector_ref.sector(ref), sector_ref.sectors(ref))
 
     # ---- up ----
+
+    def direct(self, written: Callable[[int, int], None]) -> Direct | None:  # noqa: D102
+        self._written = written
+        return self.sectors.direct()
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Count those that lie side by side."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Final, NamedTuple
 
-from swapfs.tiers.base import TierStats
+from swapfs.tiers.base import Direct, TierStats
 from swapfs.tiers.blob import Batch
 from swapfs.tiers.seal import Seal
 from swapfs.units import PAGE_SIZE, PSector
@@ -70,6 +70,10 @@ class SectorStore(ABC):
 
         :raises TierIOError: error or short read
         """
+
+    def direct(self) -> Direct | None:
+        """Return what is needed to read its sectors without asking it; None: it must be asked."""
+        return None
 
     @abstractmethod
     def release(self, sector: PSector, sectors: int) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -45,7 +46,7 @@ class BlobWriter:
         wait_s: float = WAIT_S,
     ) -> None:
         self.progress = Progress(clock_s, wait_s)
-        self.newest_sequence = 0
+        self.newest = array("Q", [0])  # one word: the sequence number of the newest blob
         self.stack = layer.stack
         self.recoder: StagedRecoder | None = None
         self._layer = layer
@@ -138,7 +139,7 @@ class BlobWriter:
     ) -> None:
         """Append a blob with the next sequence number to *staging*."""
         sequence = next(self._sequence)  # one step, so no two threads get the same
-        self.newest_sequence = sequence
+        self.newest[0] = sequence
         staging.add(slot, payload, codec, sequence, expected=expected)
 
     def recompress(self, staging: Staging) -> int:

@@ -209,6 +209,11 @@ class Chooser:
         answer = self._ask(lambda policy: policy.brings_back(slot, refaulted=refaulted), None)
         return otherwise if answer is None else answer
 
+    @property
+    def leaves_below(self) -> bool:
+        """Whether the policy brings no page back but as configured."""
+        return type(self.policy).brings_back is Policy.brings_back
+
     def place(self, slot: int, count: int) -> Place:
         """Return where pages go that are written; no lock is held."""
         return self._ask(lambda policy: policy.places(slot, count), Place.POOL)

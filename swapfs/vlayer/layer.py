@@ -91,7 +91,7 @@ class VirtualSlotLayer:
         self._counter_words = region.counter_words
         self._packer = Packer(1)
         self.region = region
-        self._reader = self.reader(region.geometry.size_bytes)
+        self.own_reader = self.reader(region.geometry.size_bytes)
         self.writer = self._make_writer()
 
     def _make_writer(self) -> Writer:
@@ -217,7 +217,7 @@ class VirtualSlotLayer:
             return self._load(slot, count, out, position, whole=whole)
 
     def _load(self, slot: int, count: int, out: memoryview, position: int, *, whole: bool) -> int:
-        done = self._reader.load(slot, count, out, position, whole)
+        done = self.own_reader.load(slot, count, out, position, whole)
         if not done and count and not is_below(word := self.table.get(slot)):
             lost = word & KIND_MASK == _LOST
             raise SlotDamaged(f"slot {slot}: its {'page is lost' if lost else 'blob is no page'}")

@@ -6,7 +6,8 @@ number 0 and not in here: it is in memory, under the layer's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -64,6 +65,8 @@ class Level:
     """When it was chosen last, among tiers of its priority."""
     users: int = 0
     """Reads and rooms that are under way, so that it must stay; under the layer's lock."""
+    readers: array[int] = field(default_factory=lambda: array("Q", [0]))
+    """One word: likewise, reads by C."""
     spent: bool = False
     """Whether it has been said that its budget is spent."""
     presses: bool = False
@@ -76,6 +79,11 @@ class Level:
         """Keep count in *figures* from now on."""
         self.figures = figures
         self.budget = Budget(figures)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is under way that it must stay for."""
+        return bool(self.users or self.readers[0])
 
     def may_take(self, now_s: float, *, urgent: bool = False) -> bool:
         """Whether new blobs may go there now.
@@ -108,6 +116,8 @@ class Stack:
         self._levels: list[Level | None] = [None] * TIERS_MAX
         self._rows = memoryview(bytearray(TIERS_MAX * ROW_BYTES))
         self._turns = 0
+        self._come: Callable[[Level], None] = lambda level: None
+        self._go: Callable[[Level], None] = lambda level: None
         for level in levels:
             assert level.number
             assert self._levels[level.number] is None
@@ -193,16 +203,24 @@ class Stack:
 
     # ---- tiers come and go; the layer's lock is held ----
 
+    def watch(self, come: Callable[[Level], None], go: Callable[[Level], None]) -> None:
+        """Have *come* called for each level there is or that is added, *go* for one that goes."""
+        self._come, self._go = come, go
+        for level in self:
+            come(level)
+
     def add(self, level: Level) -> None:
         """Use *level*, whose row is there, from now on."""
         assert self._levels[level.number] is None
         level.use(RowFigures.of(self._rows, level.number))
         self._levels[level.number] = level
         self._sort()
+        self._come(level)
 
     def remove(self, level: Level) -> None:
         """Forget *level*, which no word names and nobody uses, in this server and those after."""
-        assert not level.users
+        assert not level.in_use
+        self._go(level)
         set_state(self._rows, level.number, GONE)
         self._levels[level.number] = None
         self._sort()

@@ -79,7 +79,7 @@ class Writeback:
     @property
     def newest_sequence(self) -> int:
         """The sequence number of the newest blob."""
-        return self.writer.newest_sequence
+        return self.writer.newest[0]
 
     # ---- the thread ----
 

@@ -29,7 +29,7 @@ from tests.fuse.instance import (
 
 PAGE = 4096
 PART = 512
-"""Of a page: such a read goes through Python even if the page is in memory."""
+"""Of a page: such a read goes through Python, wherever the page is."""
 SIZES = ("--size", "64M", "--pool", "96M")
 
 
@@ -227,7 +227,7 @@ def test_a_bug_in_a_handler_is_one_eio(buggy: Instance) -> None:
             "write": lambda: os.pwrite(fd, data[:PAGE], 14 * PAGE),
             "partial write": lambda: os.pwrite(fd, b"x", 15 * PAGE),
             "discard": lambda: punch(fd, 16 * PAGE, PAGE),
-            "read from the file": lambda: os.pread(fd, PAGE, 17 * PAGE),
+            "read from the file": lambda: os.pread(fd, PART, 17 * PAGE),
             "statfs": lambda: os.statvfs(buggy.mountpoint),
         }
         server = buggy.status()["server_pid"]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swapfs.core._core import Decoder
 from swapfs.region.layout import ZSPAGE_BYTES, Geometry
 from swapfs.server import partial
 from swapfs.server.partial import PartialWrites
@@ -221,6 +222,7 @@ class Race:
             memoryview(bytearray(PAGE_SIZE)),
             memoryview(bytearray(fetch.SCRATCH_BYTES)),
             bytearray(PAGE_SIZE),
+            Decoder(),
         )
         for _ in range(requests):
             slot, count = self._idle_run(1)

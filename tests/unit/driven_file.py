@@ -6,6 +6,7 @@ import threading
 from errno import EIO
 from typing import Any, cast
 
+from swapfs.core._core import Decoder
 from swapfs.server.partial import PartialWrites
 from swapfs.server.swap_file import SwapFile
 from swapfs.server.workers import Buffers, Job
@@ -43,7 +44,7 @@ class InlineWorkers:
         self.jobs: list[Job] = []
         pages = memoryview(bytearray(REQUEST_BYTES + 2 * PAGE))
         scratch = memoryview(bytearray(fetch.SCRATCH_BYTES))
-        self._buffers = Buffers(pages, scratch, bytearray(PAGE))
+        self._buffers = Buffers(pages, scratch, bytearray(PAGE), Decoder())
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)

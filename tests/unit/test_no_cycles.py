@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 import time
+from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EBUSY, EIO, ENOSPC
@@ -41,6 +42,7 @@ from swapfs.tiers.engine import Engine, Place
 from swapfs.tiers.sectors import SectorStore
 from swapfs.units import MiB, PSector
 from swapfs.vlayer.deferred import Answerable
+from swapfs.vlayer.disks import make_disks
 from swapfs.vlayer.layer import SlotDamaged
 from swapfs.wire import control
 from tests.unit.driven_file import PAGE, File
@@ -224,7 +226,8 @@ def test_jobs_of_a_worker_that_fail() -> None:
         thread.start()
         return thread
 
-    workers = Workers(1, 4096, 4096)
+    layer = Harness(8, MiB).layer
+    workers = Workers(make_disks(layer, array("Q", [0]), 1), 1, 4096, 4096)
     workers.start(start_thread)
     ended = threading.Semaphore(0)
 

@@ -9,14 +9,6 @@
 #include <unistd.h>
 
 #define WINDOW_SECTORS (WINDOW_BYTES / SECTOR_BYTES)
-/* sector_ref.py */
-#define REF_GRAINS_MASK 0xFFu
-#define REF_CHECK_SHIFT 8
-#define REF_CHECK_MASK 0x1FFFu
-#define REF_SECTOR_SHIFT 21
-#define GRAIN_BYTES 16u
-#define GRAIN_OFFSET 8u
-#define GRAINS_LEAST 2u
 /* streams: how far a read may be from where the last one ended, and how often until it is one */
 #define BEFORE_SLOTS 16
 #define AFTER_SLOTS 128
@@ -25,12 +17,6 @@
 static uint64_t ref_sector(uint64_t word)
 {
     return word >> REF_SHIFT >> REF_SECTOR_SHIFT;
-}
-
-static unsigned grains_of(size_t length)
-{
-    unsigned grains = (unsigned)((length + GRAIN_OFFSET + GRAIN_BYTES - 1) / GRAIN_BYTES);
-    return (grains > GRAINS_LEAST ? grains : GRAINS_LEAST) - GRAINS_LEAST;
 }
 
 static uint64_t ref_sectors(uint64_t word)
@@ -173,7 +159,7 @@ static bool open_blob(const struct disk *disk, uint64_t slot, uint64_t word, con
     memcpy(header, at, sizeof(*header));
     if (header->magic != BLOB_MAGIC || header->slot != slot || header->codec != blob_codec(word) ||
         header->length > PAGE_BYTES || header->length == 0 ||
-        grains_of(header->length) != (ref & REF_GRAINS_MASK))
+        blob_grains(header->length) != (ref & REF_GRAINS_MASK))
         return false;
     memcpy(&check, at + sizeof(*header) + header->length, sizeof(check));
     return (check & REF_CHECK_MASK) == (ref >> REF_CHECK_SHIFT & REF_CHECK_MASK) &&

@@ -145,6 +145,9 @@ class Sealer:
     def put(
         self, view: Buffer, position: int, slot: int, codec: int, sequence: int, payload: Buffer, /
     ) -> int: ...
+    def put_all(
+        self, view: Buffer, source: Buffer, items: list[Any], notes: Buffer, sector: int, /
+    ) -> tuple[list[int], int]: ...
 
 @final
 class Recoder:

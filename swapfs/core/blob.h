@@ -29,6 +29,27 @@ static inline size_t blob_sectors(size_t length)
     return (sizeof(struct blob_header) + length + TAG_BYTES + SECTOR_BYTES - 1) / SECTOR_BYTES;
 }
 
+/* The bits of a reference (sector_ref.py): the length in grains, the check, the sector. */
+#define REF_GRAINS_MASK 0xFFu
+#define REF_CHECK_SHIFT 8
+#define REF_CHECK_MASK 0x1FFFu
+#define REF_SECTOR_SHIFT 21
+#define GRAIN_BYTES 16u
+#define GRAIN_OFFSET 8u
+#define GRAINS_LEAST 2u
+
+static inline uint64_t blob_grains(size_t length)
+{
+    size_t grains = (length + GRAIN_OFFSET + GRAIN_BYTES - 1) / GRAIN_BYTES;
+    return (grains > GRAINS_LEAST ? grains : GRAINS_LEAST) - GRAINS_LEAST;
+}
+
+static inline uint64_t blob_ref(uint64_t sector, size_t length, uint32_t check)
+{
+    return blob_grains(length) | (uint64_t)(check & REF_CHECK_MASK) << REF_CHECK_SHIFT |
+           sector << REF_SECTOR_SHIFT;
+}
+
 /* Puts a blob at *to*, zeros up to the end of its sectors too; *check*: the tag's first bytes. */
 static inline bool blob_put(struct swapfs_seal *seal, uint64_t slot, unsigned codec,
                             uint64_t sequence, const void *payload, size_t length, char *to,

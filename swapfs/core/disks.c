@@ -10,203 +10,23 @@
  * then. What was written is forgotten before a word names it (disks_forget), so no word names bytes
  * that were there before its blob.
  */
-#include "disks.h"
-
-#include <errno.h>
-#include <string.h>
-#include <unistd.h>
+#include "runs.h"
 
 #include "buffers.h"
 #include "clock.h"
 
-#define WINDOW_SECTORS (WINDOW_BYTES / SECTOR_BYTES)
 #define FLAGS (MOVING | HEAT_MASK)
-/* sector_ref.py */
-#define REF_GRAINS_MASK 0xFFu
-#define REF_CHECK_SHIFT 8
-#define REF_CHECK_MASK 0x1FFFu
-#define REF_SECTOR_SHIFT 21
-#define GRAIN_BYTES 16u
-#define GRAIN_OFFSET 8u
-#define GRAINS_LEAST 2u
-/* streams: how far a read may be from where the last one ended, and how often until it is one */
-#define BEFORE_SLOTS 16
-#define AFTER_SLOTS 128
-#define STREAM_READS 2
-
-/* Blobs of consecutive slots that lie side by side. */
-struct run {
-    unsigned tier;
-    Py_ssize_t count;
-    uint64_t first, end, ahead; /* sectors; those that are read with them end at *ahead* */
-    uint64_t words[RUN_SLOTS], sequences[RUN_SLOTS];
-    uint16_t lengths[RUN_SLOTS];
-};
-
-static uint64_t ref_sector(uint64_t word)
-{
-    return word >> REF_SHIFT >> REF_SECTOR_SHIFT;
-}
-
-static unsigned grains_of(size_t length)
-{
-    unsigned grains = (unsigned)((length + GRAIN_OFFSET + GRAIN_BYTES - 1) / GRAIN_BYTES);
-    return (grains > GRAINS_LEAST ? grains : GRAINS_LEAST) - GRAINS_LEAST;
-}
-
-static uint64_t ref_sectors(uint64_t word)
-{
-    size_t length = ((word >> REF_SHIFT & REF_GRAINS_MASK) + GRAINS_LEAST) * GRAIN_BYTES - GRAIN_OFFSET;
-    return blob_sectors(length < PAGE_BYTES ? length : PAGE_BYTES);
-}
-
-/* ---- what to read; the layer's lock is held ---- */
-
-/* Whether reads come in the order of the slots, this one of *count* from *slot* on among them. */
-static bool is_in_order(Disks *self, uint64_t slot, uint64_t count)
-{
-    struct stream *oldest = &self->streams[0], *found = NULL;
-    for (int i = 0; i < STREAMS && found == NULL; i++) {
-        struct stream *stream = &self->streams[i];
-        if (slot + BEFORE_SLOTS >= stream->next && slot <= stream->next + AFTER_SLOTS)
-            found = stream;
-        else if (stream->used < oldest->used)
-            oldest = stream;
-    }
-    if (found == NULL)
-        *(found = oldest) = (struct stream){0};
-    found->next = slot + count;
-    found->used = ++self->reads;
-    return ++found->reads > STREAM_READS;
-}
-
-static bool is_in_tier(uint64_t word, unsigned tier)
-{
-    return is_below(word) && (word >> TIER_SHIFT & TIER_MASK) == tier;
-}
-
-/* Where the blobs of the slots that follow *slot* end, of those that lie in the window of *run*. */
-static uint64_t end_of_near(const Disks *self, const struct run *run, uint64_t slot)
-{
-    uint64_t limit = run->first + WINDOW_SECTORS, end = run->end;
-    uint64_t slots = self->reader->size_bytes >> PAGE_SHIFT, last = slot + CLUSTER_SLOTS;
-    for (Py_ssize_t some; slot < last && slot < slots; slot += (uint64_t)some) {
-        const uint64_t *words = reader_words(self->reader, slot, (Py_ssize_t)(last - slot), &some);
-        if (some == 0)
-            break;
-        for (Py_ssize_t i = 0; words != NULL && i < some; i++) {
-            uint64_t until = ref_sector(words[i]) + ref_sectors(words[i]);
-            if (is_in_tier(words[i], run->tier) && ref_sector(words[i]) >= run->first &&
-                until <= limit && until > end)
-                end = until;
-        }
-    }
-    return end;
-}
-
-/* Finds the blobs of *slot* and those after it, at most *count*, that are best read at once; false:
- * the first is on no disk of ours. */
-static bool plan(Disks *self, uint64_t slot, Py_ssize_t count, bool in_order, struct run *run)
-{
-    Py_ssize_t some;
-    const uint64_t *words = reader_words(self->reader, slot, count, &some);
-    if (some == 0 || words == NULL || !is_below(words[0]))
-        return false;
-    run->tier = words[0] >> TIER_SHIFT & TIER_MASK;
-    if (!self->disks[run->tier].there)
-        return false;
-    run->first = run->end = ref_sector(words[0]);
-    for (run->count = 0; run->count < some; run->count++) {
-        uint64_t word = words[run->count], sectors = ref_sectors(word);
-        if (!is_in_tier(word, run->tier) || ref_sector(word) != run->end ||
-            run->end + sectors > run->first + WINDOW_SECTORS)
-            break;
-        run->words[run->count] = word;
-        run->end += sectors;
-    }
-    run->ahead = in_order ? end_of_near(self, run, slot + (uint64_t)run->count) : run->end;
-    ++*(uint64_t *)self->disks[run->tier].readers.buf;
-    return true;
-}
-
-/* ---- reading it; no lock is held ---- */
-
-static bool read_sectors(const struct disk *disk, struct extent *extent, uint64_t end)
-{
-    uint64_t block = disk->block_sectors, lead = extent->first % block;
-    size_t bytes = (size_t)((lead + end - extent->first + block - 1) / block * block) * SECTOR_BYTES;
-    ssize_t got;
-    do
-        got = pread(disk->fd, extent->bytes, bytes, (off_t)((extent->first - lead) * SECTOR_BYTES));
-    while (got < 0 && errno == EINTR);
-    extent->lead = (size_t)lead * SECTOR_BYTES;
-    return got == (ssize_t)bytes;
-}
-
-/* The payload of the blob of *slot* whose word is *word*, into *to*; false: it is not there. */
-static bool open_blob(const struct disk *disk, uint64_t slot, uint64_t word, const char *at,
-                      char *to, struct blob_header *header)
-{
-    uint32_t check;
-    uint64_t ref = word >> REF_SHIFT;
-    memcpy(header, at, sizeof(*header));
-    if (header->magic != BLOB_MAGIC || header->slot != slot || header->codec != blob_codec(word) ||
-        header->length > PAGE_BYTES || header->length == 0 ||
-        grains_of(header->length) != (ref & REF_GRAINS_MASK))
-        return false;
-    memcpy(&check, at + sizeof(*header) + header->length, sizeof(check));
-    return (check & REF_CHECK_MASK) == (ref >> REF_CHECK_SHIFT & REF_CHECK_MASK) &&
-           disk->seal->open(disk->seal, at, sizeof(*header), header->sequence,
-                            at + sizeof(*header), header->length, to);
-}
-
-/* Makes pages at *out* of the blobs of *run*; false: one is not what its word says. */
-static bool unpack(const struct disk *disk, uint64_t slot, struct run *run, const char *at,
-                   const struct place *place, char *out)
-{
-    for (Py_ssize_t i = 0; i < run->count; i++, out += PAGE_BYTES) {
-        struct blob_header header;
-        uint64_t word = run->words[i];
-        if (!open_blob(disk, slot + (uint64_t)i, word, at, place->payload, &header) ||
-            !decode(place->decoder, place->payload, header.length, header.codec, out))
-            return false;
-        run->sequences[i] = header.sequence;
-        run->lengths[i] = header.length;
-        at += ref_sectors(word) * SECTOR_BYTES;
-    }
-    return true;
-}
-
-/* What a read took: nothing if the sectors were there. */
-struct traffic {
-    bool read;
-    uint64_t sectors, ahead_sectors, took_ns;
-};
 
 static bool fetch(Disks *self, uint64_t slot, struct run *run, const struct place *place, char *out,
                   struct traffic *traffic)
 {
     const struct disk *disk = &self->disks[run->tier];
-    bool good = true;
-    struct extent *extent = shelf_take(&self->shelf, run->tier, run->first, run->end, run->ahead,
-                                       &traffic->read);
-    if (extent == NULL)
-        return false;
-    if (traffic->read) {
-        uint64_t began_ns = now_ns();
-        uint64_t end = extent->end;
-        good = read_sectors(disk, extent, end);
-        if (!good && end > run->end) /* whose sector is bad? Not ours, perhaps */
-            good = read_sectors(disk, extent, end = run->end);
-        traffic->took_ns = now_ns() - began_ns;
-        traffic->sectors = run->end - run->first;
-        traffic->ahead_sectors = end - run->end;
-        shelf_landed(&self->shelf, extent, good ? end : 0);
-    }
-    good = good && unpack(disk, slot, run,
-                          extent->bytes + extent->lead + (run->first - extent->first) * SECTOR_BYTES,
-                          place, out);
-    shelf_leave(&self->shelf, extent);
+    struct extent *extent = run_take(self, run, traffic);
+    bool good = extent != NULL;
+    for (Py_ssize_t i = 0; i < run->count && good; i++)
+        good = run_unpack(disk, slot, run, i, extent, place, out + ((size_t)i << PAGE_SHIFT));
+    if (extent != NULL)
+        shelf_leave(&self->shelf, extent);
     if (!good) /* the next to ask should not find them */
         shelf_forget(&self->shelf, run->tier, run->first, run->end);
     return good;
@@ -287,14 +107,14 @@ bool disks_read(Disks *self, uint64_t slot, Py_ssize_t wanted, const struct plac
     bool good = false;
     if (wanted > RUN_SLOTS || wanted > place->slots || lock_enter(lock) != 0)
         return false;
-    bool in_order = is_in_order(self, slot, (uint64_t)wanted);
+    bool in_order = run_is_in_order(self, slot, (uint64_t)wanted);
     for (Py_ssize_t done = 0;;) {
         uint64_t at = slot + (uint64_t)done;
         char *out = place->pages + ((size_t)done << PAGE_SHIFT);
         Py_ssize_t got = reader_load_run(self->reader, at, wanted - done, out, reads);
         at += (uint64_t)got, out += (size_t)got << PAGE_SHIFT, done += got;
         good = done == wanted;
-        if (good || !plan(self, at, wanted - done, in_order, &run))
+        if (good || !run_plan(self, at, wanted - done, in_order, &run))
             break;
         struct traffic traffic = {0};
         lock_leave(lock);
@@ -315,6 +135,68 @@ bool disks_read(Disks *self, uint64_t slot, Py_ssize_t wanted, const struct plac
     }
     lock_leave(lock);
     return good;
+}
+
+/* ---- what was read already, and what is next ---- */
+
+bool disks_read_there(Disks *self, uint64_t slot, Py_ssize_t count, char *out, struct ahead *ahead)
+{
+    Lock *lock = self->reader->lock;
+    const struct place place = {.payload = self->payload, .decoder = &self->decoder};
+    struct run run;
+    ahead->end = 0;
+    if (count > RUN_SLOTS || lock_enter(lock) != 0)
+        return false;
+    bool good = run_plan_there(self, slot, count, &run);
+    struct disk *disk = &self->disks[good ? run.tier : 0];
+    if (good)
+        ++*(uint64_t *)disk->readers.buf;
+    lock_leave(lock);
+    if (!good)
+        return false;
+    for (Py_ssize_t i = 0; i < count && good; i++) {
+        uint64_t first = run_first_sector(run.words[i]), end = run_end_sector(run.words[i]);
+        struct extent *extent = shelf_find(&self->shelf, run.tier, first, end);
+        good = extent != NULL && run_unpack(disk, slot, &run, i, extent, &place,
+                                            out + ((size_t)i << PAGE_SHIFT));
+        if (good && i == count - 1 && shelf_follow(&self->shelf, extent, end))
+            *ahead = (struct ahead){slot + (uint64_t)count, extent->first, extent->end, run.tier};
+        if (extent != NULL)
+            shelf_leave(&self->shelf, extent);
+    }
+    lock_enter(lock);
+    --*(uint64_t *)disk->readers.buf;
+    if (good) { /* else another thread reads it all */
+        run_is_in_order(self, slot, (uint64_t)count);
+        account(self, slot, &run, true);
+        ((uint64_t *)self->reader->counters.buf)[self->reader->bytes_read] +=
+            (uint64_t)count << PAGE_SHIFT;
+    }
+    lock_leave(lock);
+    return good;
+}
+
+void disks_read_ahead(Disks *self, const struct ahead *ahead)
+{
+    Lock *lock = self->reader->lock;
+    struct disk *disk = &self->disks[ahead->tier];
+    struct traffic traffic = {0};
+    struct run run;
+    if (lock_enter(lock) != 0)
+        return;
+    bool planned = run_plan_ahead(self, ahead, &run);
+    if (planned)
+        ++*(uint64_t *)disk->readers.buf;
+    lock_leave(lock);
+    if (!planned)
+        return;
+    struct extent *extent = run_take(self, &run, &traffic);
+    if (extent != NULL)
+        shelf_leave(&self->shelf, extent);
+    lock_enter(lock);
+    --*(uint64_t *)disk->readers.buf;
+    note_traffic(self, disk, &traffic);
+    lock_leave(lock);
 }
 
 /* ---- disks that come and go; the layer's lock is held ---- */

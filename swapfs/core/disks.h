@@ -39,10 +39,22 @@ struct stream {
     uint64_t used;
 };
 
+/* What comes after an extent, for slots from *slot* on. */
+struct ahead {
+    uint64_t slot, first, end; /* sectors of the extent */
+    unsigned tier;
+};
+
+enum job_kind { JOB_CALL, JOB_READ, JOB_AHEAD };
+
 struct job {
     struct job *next;
-    struct swapfs_read read;
-    PyObject *call; /* NULL: it is a read */
+    enum job_kind kind;
+    union {
+        PyObject *call;
+        struct swapfs_read read;
+        struct ahead ahead;
+    };
 };
 
 typedef struct {
@@ -56,8 +68,10 @@ typedef struct {
     struct shelf shelf;
     struct stream streams[STREAMS];
     uint64_t reads; /* taken, for the age of streams */
+    struct decoder decoder; /* with payload, for who finds what was read already */
+    char payload[PAGE_BYTES];
     /* jobs.c */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock, one; /* of the queue; for load, which any thread may call */
     pthread_cond_t come;
     struct job *nodes, *free, *first, **last;
 } Disks;
@@ -75,6 +89,14 @@ struct place {
 /* Fills the pages of *count* slots, wherever they are; false: that is Python's to do, from the start,
  * because something is damaged, fails or is not on a disk here. Takes the layer's lock. */
 bool disks_read(Disks *self, uint64_t slot, Py_ssize_t count, const struct place *place);
+
+/* Likewise, if all of it was read already, into *out*; false: look elsewhere. *ahead*: what should be
+ * read next, if its *end* is not 0. For one thread at a time. */
+bool disks_read_there(Disks *self, uint64_t slot, Py_ssize_t count, char *out,
+                      struct ahead *ahead);
+
+/* Reads what comes after an extent. */
+void disks_read_ahead(Disks *self, const struct ahead *ahead);
 
 /* Methods of what is in disks.c. */
 PyObject *disks_attach(Disks *self, PyObject *args);

@@ -80,7 +80,7 @@ struct extent *shelf_take(struct shelf *shelf, unsigned tier, uint64_t first, ui
         *reads = true;
         extent->tier = tier, extent->first = first, extent->end = ahead > end ? ahead : end;
         extent->state = EXTENT_READING;
-        extent->ahead = ahead > end, extent->stale = false;
+        extent->ahead = ahead > end, extent->stale = extent->followed = false;
     }
     if (extent != NULL) {
         extent->users++;
@@ -88,6 +88,29 @@ struct extent *shelf_take(struct shelf *shelf, unsigned tier, uint64_t first, ui
     }
     pthread_mutex_unlock(&shelf->lock);
     return extent;
+}
+
+struct extent *shelf_find(struct shelf *shelf, unsigned tier, uint64_t first, uint64_t end)
+{
+    pthread_mutex_lock(&shelf->lock);
+    struct extent *extent = find(shelf, tier, first, end);
+    if (extent != NULL && extent->state != EXTENT_READY)
+        extent = NULL;
+    if (extent != NULL) {
+        extent->users++;
+        extent->used = ++shelf->now;
+    }
+    pthread_mutex_unlock(&shelf->lock);
+    return extent;
+}
+
+bool shelf_follow(struct shelf *shelf, struct extent *extent, uint64_t until)
+{
+    pthread_mutex_lock(&shelf->lock);
+    bool wanted = extent->ahead && !extent->followed && 2 * until > extent->first + extent->end;
+    extent->followed |= wanted;
+    pthread_mutex_unlock(&shelf->lock);
+    return wanted;
 }
 
 void shelf_landed(struct shelf *shelf, struct extent *extent, uint64_t end)

@@ -26,6 +26,7 @@ struct extent {
     enum extent_state state;
     bool stale; /* its sectors were written since: for those who have it, and nobody else */
     bool ahead; /* more was read than was asked for */
+    bool followed; /* somebody reads what comes after it */
 };
 
 struct shelf {
@@ -51,6 +52,13 @@ struct extent *shelf_take(struct shelf *shelf, unsigned tier, uint64_t first, ui
                           uint64_t ahead, bool *reads);
 void shelf_landed(struct shelf *shelf, struct extent *extent, uint64_t end);
 void shelf_leave(struct shelf *shelf, struct extent *extent);
+
+/* The extent that has those sectors, if one does already; NULL: none. shelf_leave must follow. */
+struct extent *shelf_find(struct shelf *shelf, unsigned tier, uint64_t first, uint64_t end);
+
+/* Whether what comes after *extent* should be read now, as all before sector *until* was asked for;
+ * says so once. */
+bool shelf_follow(struct shelf *shelf, struct extent *extent, uint64_t until);
 
 /* Forgets what is known of the sectors *first* to *end*. */
 void shelf_forget(struct shelf *shelf, unsigned tier, uint64_t first, uint64_t end);

@@ -20,19 +20,36 @@ static void append(Disks *self, struct job *job)
     pthread_cond_signal(&self->come);
 }
 
-/* For the session's thread: there are as many nodes as the kernel has requests under way. */
-static bool submit_read(void *context, const struct swapfs_read *read)
+/* There are as many nodes as the kernel has requests under way. */
+static bool submit(Disks *self, const struct job *what)
 {
-    Disks *self = context;
     pthread_mutex_lock(&self->lock);
     struct job *job = self->free;
     if (job != NULL) {
         self->free = job->next;
-        job->read = *read, job->call = NULL;
+        *job = *what;
         append(self, job);
     }
     pthread_mutex_unlock(&self->lock);
     return job != NULL;
+}
+
+static bool submit_read(void *context, const struct swapfs_read *read)
+{
+    const struct job job = {.kind = JOB_READ, .read = *read};
+    return submit(context, &job);
+}
+
+/* For the session's thread: what was read already need not wait for another one. */
+static bool read_there(void *context, const struct swapfs_read *read, char *out)
+{
+    struct job job = {.kind = JOB_AHEAD};
+    Py_ssize_t count = (Py_ssize_t)(read->size >> PAGE_SHIFT);
+    if (!disks_read_there(context, read->offset >> PAGE_SHIFT, count, out, &job.ahead))
+        return false;
+    if (job.ahead.end != 0)
+        submit(context, &job);
+    return true;
 }
 
 static PyObject *disks_submit(Disks *self, PyObject *call)
@@ -40,14 +57,14 @@ static PyObject *disks_submit(Disks *self, PyObject *call)
     struct job *job = PyMem_RawMalloc(sizeof(*job));
     if (job == NULL)
         return PyErr_NoMemory();
-    job->call = Py_NewRef(call);
+    job->kind = JOB_CALL, job->call = Py_NewRef(call);
     pthread_mutex_lock(&self->lock);
     append(self, job);
     pthread_mutex_unlock(&self->lock);
     Py_RETURN_NONE;
 }
 
-/* The next job; waits for one. Of a read *job* is a copy, else it has to be freed. */
+/* The next job; waits for one. It is a copy, or a call, which has to be freed. */
 static struct job *next_job(Disks *self, struct job *copy)
 {
     pthread_mutex_lock(&self->lock);
@@ -57,7 +74,7 @@ static struct job *next_job(Disks *self, struct job *copy)
     self->first = job->next;
     if (self->first == NULL)
         self->last = &self->first;
-    if (job->call == NULL) {
+    if (job->kind != JOB_CALL) {
         *copy = *job;
         job->next = self->free;
         self->free = job;
@@ -69,8 +86,13 @@ static struct job *next_job(Disks *self, struct job *copy)
 
 /* ---- a thread ---- */
 
-static bool serve(Disks *self, const struct swapfs_read *read, const struct place *place)
+static bool serve(Disks *self, const struct job *job, const struct place *place)
 {
+    const struct swapfs_read *read = &job->read;
+    if (job->kind == JOB_AHEAD) {
+        disks_read_ahead(self, &job->ahead);
+        return true;
+    }
     if (!disks_read(self, read->offset >> PAGE_SHIFT, (Py_ssize_t)(read->size >> PAGE_SHIFT), place))
         return false;
     self->entry.answer(read, (long)read->size, place->pages);
@@ -106,11 +128,12 @@ static PyObject *disks_get(Disks *self, PyObject *const *args, Py_ssize_t nargs)
     Py_BEGIN_ALLOW_THREADS
     do
         job = next_job(self, &copy);
-    while (job->call == NULL && serve(self, &job->read, &place));
+    while (job->kind != JOB_CALL && serve(self, job, &place));
     Py_END_ALLOW_THREADS
     buffers_release(b, 2);
-    PyObject *result = job->call;
-    if (result != NULL) {
+    PyObject *result = NULL;
+    if (job->kind == JOB_CALL) {
+        result = job->call;
         PyMem_RawFree(job);
     } else {
         PyObject *ticket = (PyObject *)self->entry.ticket(&copy.read);
@@ -135,7 +158,14 @@ static PyObject *disks_load(Disks *self, PyObject *const *args, Py_ssize_t nargs
         return NULL;
     if (slot >= 0 && count > 0 && count <= slots && slot <= slots - count) {
         Py_BEGIN_ALLOW_THREADS
-        done = disks_read(self, (uint64_t)slot, count, &place);
+        struct job job = {.kind = JOB_AHEAD};
+        pthread_mutex_lock(&self->one);
+        if (count <= place.slots)
+            done = disks_read_there(self, (uint64_t)slot, count, place.pages, &job.ahead);
+        pthread_mutex_unlock(&self->one);
+        if (done && job.ahead.end != 0)
+            disks_read_ahead(self, &job.ahead);
+        done = done || disks_read(self, (uint64_t)slot, count, &place);
         Py_END_ALLOW_THREADS
     }
     buffers_release(b, 2);
@@ -164,11 +194,14 @@ static PyObject *disks_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     self->last = &self->first;
     pthread_mutex_init(&self->lock, NULL);
     pthread_cond_init(&self->come, NULL);
+    pthread_mutex_init(&self->one, NULL);
     memcpy(self->counts, c, sizeof(c));
     self->recent = recent;
     self->reader = (Reader *)Py_NewRef(reader);
-    self->entry = (struct swapfs_disks){.submit = submit_read, .context = self};
-    bool good = PyObject_GetBuffer(newest, &self->newest, PyBUF_SIMPLE) == 0 &&
+    self->entry = (struct swapfs_disks){.read = read_there, .submit = submit_read,
+                                         .context = self};
+    bool good = decoder_begin(&self->decoder) &&
+                PyObject_GetBuffer(newest, &self->newest, PyBUF_SIMPLE) == 0 &&
                 has_words(&self->newest, 0, 1);
     for (int i = 0; i < DISK_COUNTS; i++)
         good = good && has_words(&self->reader->counters, c[i], 1);
@@ -196,12 +229,13 @@ static void disks_dealloc(Disks *self)
     disks_detach_all(self);
     for (struct job *job = self->first, *next; job != NULL; job = next) {
         next = job->next;
-        if (job->call != NULL) {
+        if (job->kind == JOB_CALL) {
             Py_DECREF(job->call);
             PyMem_RawFree(job);
         }
     }
     PyMem_RawFree(self->nodes);
+    decoder_end(&self->decoder);
     shelf_end(&self->shelf);
     PyBuffer_Release(&self->newest);
     Py_XDECREF(self->reader);

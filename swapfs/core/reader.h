@@ -30,6 +30,8 @@ struct swapfs_read {
 struct _object; /* a Python object */
 
 struct swapfs_disks {
+    /* Fills *out* from what was read already; false: not all of it was. For one thread. */
+    bool (*read)(void *context, const struct swapfs_read *read, char *out);
     /* Takes a read; false: there is no room for one more. */
     bool (*submit)(void *context, const struct swapfs_read *read);
     void *context;

@@ -139,6 +139,90 @@ static PyObject *sealer_put(Sealer *self, PyObject *args)
     return result;
 }
 
+/* ---- many blobs at once ---- */
+
+/* One of a batch: what Staged has of it, in its order (tiers/base.py); then its reference. */
+enum { SLOT, START, LENGTH, CODEC, SEQUENCE, PARTS };
+
+/* Notes *count* items, PARTS words for each; false with an exception. */
+static bool note_items(PyObject *items, Py_ssize_t count, uint64_t *words)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyList_GET_ITEM(items, i);
+        if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) < PARTS) {
+            PyErr_SetString(PyExc_TypeError, "not a list of Staged");
+            return false;
+        }
+        for (int part = 0; part < PARTS; part++)
+            *words++ = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(item, part));
+    }
+    return !PyErr_Occurred();
+}
+
+/* Seals what was noted, one after the other, and replaces each slot by the reference of its blob;
+ * NULL, or what is wrong. */
+static const char *seal_items(struct swapfs_seal *seal, uint64_t *words, Py_ssize_t count,
+                              const Py_buffer *source, const Py_buffer *view, uint64_t sector,
+                              size_t *sectors)
+{
+    for (; count > 0; count--, words += PARTS) {
+        uint64_t start = words[START], length = words[LENGTH], most = (uint64_t)source->len;
+        size_t at = *sectors * SECTOR_BYTES, bytes = blob_sectors(length) * SECTOR_BYTES;
+        uint32_t check;
+        if (length < 1 || length > PAGE_BYTES || start > most || length > most - start ||
+            words[CODEC] > UINT8_MAX || at + bytes > (size_t)view->len)
+            return "a blob is not inside its buffer";
+        if (!blob_put(seal, words[SLOT], (unsigned)words[CODEC], words[SEQUENCE],
+                      (const char *)source->buf + start, length, (char *)view->buf + at, &check))
+            return "the cipher failed";
+        words[SLOT] = blob_ref(sector + *sectors, length, check);
+        *sectors += bytes / SECTOR_BYTES;
+    }
+    return NULL;
+}
+
+static PyObject *list_refs(const uint64_t *words, Py_ssize_t count)
+{
+    PyObject *refs = PyList_New(count);
+    for (Py_ssize_t i = 0; refs != NULL && i < count; i++, words += PARTS) {
+        PyObject *ref = PyLong_FromUnsignedLongLong(words[SLOT]);
+        if (ref == NULL)
+            Py_CLEAR(refs);
+        else
+            PyList_SET_ITEM(refs, i, ref);
+    }
+    return refs;
+}
+
+static PyObject *sealer_put_all(Sealer *self, PyObject *args)
+{
+    enum { VIEW, SOURCE, NOTES, BUFFERS };
+    Py_buffer b[BUFFERS];
+    PyObject *items, *views[BUFFERS], *result = NULL;
+    unsigned long long sector;
+    size_t sectors = 0;
+    if (!PyArg_ParseTuple(args, "OOO!OK", &views[VIEW], &views[SOURCE], &PyList_Type, &items,
+                          &views[NOTES], &sector) ||
+        !buffers_get(views, BUFFERS, 1u << VIEW | 1u << NOTES, b))
+        return NULL;
+    Py_ssize_t count = PyList_GET_SIZE(items);
+    uint64_t *words = b[NOTES].buf;
+    if (!has_words(&b[NOTES], 0, count * PARTS)) {
+        PyErr_SetString(PyExc_ValueError, "more blobs than can be noted");
+    } else if (note_items(items, count, words)) {
+        const char *wrong;
+        Py_BEGIN_ALLOW_THREADS
+        wrong = seal_items(self->seal, words, count, &b[SOURCE], &b[VIEW], sector, &sectors);
+        Py_END_ALLOW_THREADS
+        if (wrong != NULL)
+            PyErr_SetString(PyExc_ValueError, wrong);
+        else
+            result = Py_BuildValue("(Nn)", list_refs(words, count), (Py_ssize_t)sectors);
+    }
+    buffers_release(b, BUFFERS);
+    return result;
+}
+
 static PyMethodDef sealer_methods[] = {
     {"seal", (PyCFunction)sealer_seal_bytes, METH_VARARGS,
      "seal(header, sequence, payload) -> body and tag."},
@@ -147,6 +231,10 @@ static PyMethodDef sealer_methods[] = {
     {"put", (PyCFunction)sealer_put, METH_VARARGS,
      "put(view, position, slot, codec, sequence, payload) -> the tag's first four bytes\n\n"
      "Put a blob, header and all, at byte position of view, and zeros up to the end of a sector."},
+    {"put_all", (PyCFunction)sealer_put_all, METH_VARARGS,
+     "put_all(view, source, items, notes, sector) -> references, sectors taken\n\n"
+     "Put a blob of each Staged in items, whose payloads are in source, one after the other into view,\n"
+     "which is to lie at sector; without the GIL. notes: room for five words a blob."},
     {NULL}};
 
 PyTypeObject SealerType = {

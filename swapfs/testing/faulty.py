@@ -73,7 +73,7 @@ class FaultyTier(TierWrapper):
     def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         fault = self._hit(*WRITE_FAULTS)
         if fault in ("lost_write", "flipped_write"):
-            self.damaged_slots |= {item.slot for item in batch.items}
+            self.damaged_slots.update(batch.slots)
         match fault:
             case "write_error":
                 raise TierIOError("made to fail: write")

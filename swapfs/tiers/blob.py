@@ -13,10 +13,12 @@ keeps the low bits of the tag, and no two blobs share a sequence number.
 from __future__ import annotations
 
 import struct
+from array import array
 from typing import Final, NamedTuple
 
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers import sector_ref
+from swapfs.tiers.base import Staging
 from swapfs.tiers.seal import Seal
 from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX as BLOB_SECTORS_MAX
 from swapfs.tiers.sector_ref import HEADER_BYTES, TAG_BYTES, blob_sectors
@@ -25,6 +27,7 @@ from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 HEADER: Final = struct.Struct("<4sBxHQQ")
 MAGIC: Final = b"SwBl"
 _CHECK_BYTES: Final = 4
+_NOTES: Final = 5  # words for each blob that is sealed (seal.c)
 
 assert HEADER.size == HEADER_BYTES
 
@@ -45,9 +48,11 @@ class Batch:
 
     :param view: writable, page aligned for direct I/O; its length bounds the batch
     :param seal: of the tier that the batch is for
+
+    ``slots``: whose blobs are in it; ``items``: what is known of those that ``add`` put there.
     """
 
-    __slots__ = ("items", "limit_sectors", "seal", "sectors", "view")
+    __slots__ = ("_notes", "items", "limit_sectors", "seal", "sectors", "slots", "view")
 
     def __init__(self, view: memoryview, seal: Seal) -> None:
         self.view = view
@@ -55,6 +60,8 @@ class Batch:
         self.limit_sectors = len(view) // SECTOR_SIZE
         self.sectors = 0
         self.items: list[BatchItem] = []
+        self.slots: list[int] = []
+        self._notes = array("Q", bytes(8 * _NOTES * self.limit_sectors))
 
     def reset(self, limit_sectors: int) -> None:
         """Empty the batch; it may then grow to *limit_sectors*."""
@@ -62,6 +69,7 @@ class Batch:
         self.limit_sectors = limit_sectors
         self.sectors = 0
         self.items.clear()
+        self.slots.clear()
 
     def fits(self, length: int) -> bool:
         """Whether a blob with *length* bytes of payload still fits."""
@@ -83,8 +91,21 @@ class Batch:
         checksum = put(self.view, start, slot, codec, sequence, payload)
         item = BatchItem(slot, self.sectors, sectors, length, codec, checksum)
         self.items.append(item)
+        self.slots.append(slot)
         self.sectors += sectors
         return item
+
+    def fill(self, staging: Staging, sector: int) -> list[int]:
+        """Put all of *staging* into the batch, which is empty; return their references.
+
+        :param sector: where the batch is to lie
+        """
+        view, items = self.view[: self.limit_sectors * SECTOR_SIZE], staging.items
+        self.slots += [item.slot for item in items]
+        refs, self.sectors = self.seal.sealer.put_all(
+            view, staging.view, items, self._notes, sector
+        )
+        return refs
 
 
 def check_blob(

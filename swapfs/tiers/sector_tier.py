@@ -109,17 +109,11 @@ class SectorTier(Tier):
 
     def _seal(self, extent: Extent, batch: Batch, staging: Staging) -> list[int]:
         batch.reset(extent.sectors)
-        refs = []
         try:
-            for item in staging.items:
-                payload = staging.payload(item)
-                sealed = batch.add(item.slot, payload, item.codec, item.sequence)
-                sector = extent.sector + sealed.start_sector
-                refs.append(sector_ref.encode(sector, item.length, sealed.checksum))
+            return batch.fill(staging, extent.sector)
         except BaseException:  # a bug, or no memory: nothing is written
             self.sectors.release(*extent)
             raise
-        return refs
 
     def _give_up(self, extent: Extent, sectors: int) -> None:
         """Keep the sectors of a failed write out of use, and only those."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -11,12 +12,25 @@ from swapfs.core._core import Sealer
 from swapfs.errors import BlobCorrupt
 from swapfs.tiers import sector_ref
 from swapfs.tiers.aead import AeadSeal
+from swapfs.tiers.base import Room, Staging
 from swapfs.tiers.blob import Batch, BatchItem, blob_ref, check_blob
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.tiers.sector_ref import BLOB_SECTORS_MAX, HEADER_BYTES, TAG_BYTES, blob_sectors
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 SEALS = [ChecksumSeal(), AeadSeal(bytes(range(32)))]
+
+
+class Space(Room):
+    """So many sectors."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def cost(self, length: int) -> int:
+        return blob_sectors(length)
+
+
 seals = pytest.mark.parametrize("seal", SEALS, ids=["checksum", "aead"])
 
 
@@ -144,6 +158,33 @@ def test_many_threads_seal_and_open_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@seals
+def test_many_blobs_are_sealed_as_one_by_one(seal: Seal) -> None:
+    staging = Staging(memoryview(bytearray(64 * 1024)))
+    staging.reset(Space(128))
+    one_by_one, at_once = _batch(130, seal), _batch(130, seal)
+    for number, length in enumerate((1, 472, 473, 1400, PAGE_SIZE, 30)):
+        payload = bytes([number + 1]) * length
+        staging.add(100 + number, payload, number % 2, 50 + number)
+        one_by_one.add(100 + number, payload, number % 2, 50 + number)
+    at_once.reset(128)
+    refs = at_once.fill(staging, 1 << 20)
+    assert at_once.view == one_by_one.view
+    assert at_once.sectors == one_by_one.sectors
+    assert at_once.slots == one_by_one.slots == list(range(100, 106))
+    assert refs == [
+        sector_ref.encode((1 << 20) + item.start_sector, item.length, item.checksum)
+        for item in one_by_one.items
+    ]
+    at_once.reset(5)
+    with pytest.raises(ValueError, match="not inside"):
+        at_once.fill(staging, 0)
+    with pytest.raises(TypeError, match="Staged"):
+        seal.sealer.put_all(at_once.view, staging.view, [1], array("Q", bytes(40)), 0)
+    with pytest.raises(ValueError, match="can be noted"):
+        seal.sealer.put_all(at_once.view, staging.view, staging.items, array("Q"), 0)
 
 
 @seals

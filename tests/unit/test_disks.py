@@ -15,11 +15,13 @@ from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import page
+from swapfs.tiers import sector_ref
 from swapfs.tiers.aead import AeadSeal
 from swapfs.tiers.file import FileTier
 from swapfs.tiers.seal import ChecksumSeal, Seal
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE, MiB
 from swapfs.vlayer.disks import make_disks
+from swapfs.vlayer.entry import blob_codec, is_raw, ref_of
 
 SLOTS = 1024
 SEALS: tuple[Seal, ...] = (AeadSeal(bytes(range(32))), ChecksumSeal())
@@ -119,6 +121,35 @@ def test_damage_in_what_was_read_ahead_costs_that_slot_only(setup: Setup) -> Non
         assert setup.load(slot) == (None if slot == 60 else expected(slot))
     with pytest.raises(BlobCorrupt, match="slot 60"):
         setup.harness.load(60)
+
+
+def _blob(setup: Setup, slot: int, *, of: int, same_tag: bool) -> tuple[bytes, int]:
+    """Return a good blob of slot *of*, as long as that of *slot*; with the tag bits of its word."""
+    ref = ref_of(setup.harness.layer.table.get(slot))
+    sectors, view = sector_ref.sectors(ref), memoryview(bytearray(9 * SECTOR_SIZE))
+    payload = bytes(sector_ref.longest(ref))
+    codec = blob_codec(setup.harness.layer.table.get(slot))
+    for sequence in range(1 << 20, 1 << 21):
+        tag = SEALS[0].sealer.put(view, 0, of, codec, sequence, payload)
+        if (tag & sector_ref.CHECK_MASK == sector_ref.check(ref)) == same_tag:
+            return bytes(view[: sectors * SECTOR_SIZE]), sector_ref.sector(ref) * SECTOR_SIZE
+    raise AssertionError("no tag like it")
+
+
+@pytest.mark.parametrize(("other", "same_tag"), [(1, True), (0, False)])
+def test_another_blob_in_its_place_is_pythons_to_judge(
+    setup: Setup, other: int, *, same_tag: bool
+) -> None:
+    """Of another slot, or an older one of the same: each is a good blob by itself."""
+    slot = 98  # its page is kept raw, so any payload is a page
+    assert is_raw(setup.harness.layer.table.get(slot))
+    data, at = _blob(setup, slot, of=slot + other, same_tag=same_tag)
+    fd = os.open(setup.path, os.O_RDWR)
+    os.pwrite(fd, data, at)
+    os.close(fd)
+    assert setup.load(slot) is None
+    with pytest.raises(BlobCorrupt, match="lies in its place"):
+        setup.harness.load(slot)
 
 
 def test_a_disk_that_ends_early_costs_what_lay_there(setup: Setup) -> None:

@@ -19,6 +19,7 @@ from swapfs.testing.pages import mixed_pages, page
 from swapfs.testing.slow import SlowTier
 from swapfs.testing.wrapper import TierWrapper
 from swapfs.tiers.blob import HEADER, Batch
+from swapfs.tiers.sector_ref import blob_sectors
 from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.tiers.segments import SEGMENT_SECTORS
 from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB
@@ -569,9 +570,11 @@ class Numbers(TierWrapper):
         self.seen: list[int] = []
 
     def write(self, extent: Extent, batch: Batch) -> None:
-        for item in batch.items:
-            *_, sequence, _ = HEADER.unpack_from(batch.view[item.start_sector * SECTOR_SIZE :])
+        at = 0
+        for _ in batch.slots:
+            _, _, length, sequence, _ = HEADER.unpack_from(batch.view, at)
             self.seen.append(sequence)
+            at += blob_sectors(length) * SECTOR_SIZE
         super().write(extent, batch)
 
 

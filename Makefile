@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 STAMP := .venv/.swapfs-stamp
 BENCH_STAMP := .venv/.swapfs-bench-stamp
 SOURCES := pyproject.toml $(wildcard swapfs/*/*.c swapfs/*/*.h)
-SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACHE,SWAPFS_VM_ACCEL,SWAPFS_TEST_ENDS,SWAPFS_TEST_KERNELS,SWAPFS_TEST_KILLS,SWAPFS_TEST_PRESSURE_RUNS)
 KERNEL ?= 6.12
 MINUTES ?= 10
 DEB_TESTS ?= tests/unit tests/property tests/fuse

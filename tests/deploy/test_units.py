@@ -169,11 +169,14 @@ def test_sleep_is_refused_where_swap_cannot_go_and_has_it_back_afterwards() -> N
 
 
 def test_survival_of_the_last_sweep_is_asked_of_a_systemd_that_knows_it() -> None:
-    new, old = (
-        settings(unit_files.packaged(Path("/usr/bin/swapfs"), version)[Path("swapfs.service")])
+    texts = [
+        unit_files.packaged(Path("/usr/bin/swapfs"), version)[Path("swapfs.service")]
         for version in (255, 254)
-    )
+    ]
+    new, old = map(settings, texts)
     assert new["SurviveFinalKillSignal"] == ["yes"]
+    in_unit = texts[0].partition("\n[Unit]\n")[2].partition("\n[Service]\n")[0]
+    assert "\nSurviveFinalKillSignal=yes\n" in in_unit, "systemd knows it in [Unit] alone"
     assert "SurviveFinalKillSignal" not in old
     assert new["ExecStop"] == ["/usr/bin/swapfs down swapfs"]
 

@@ -30,6 +30,11 @@ class Qmp:
 
     def events(self) -> list[dict[str, Any]] | None:
         """Return the events that have come, once the socket is readable; None at its end."""
+        messages = self.messages()
+        return messages and [message for message in messages if "event" in message]
+
+    def messages(self) -> list[dict[str, Any]] | None:
+        """Return all that has come, answers too, as `events` does."""
         try:
             data = self.socket.recv(65536)
         except OSError:
@@ -37,8 +42,7 @@ class Qmp:
         if not data:
             return None
         *lines, self._partial = (self._partial + data).split(b"\n")
-        messages = [json.loads(line) for line in lines if line.strip()]
-        return [message for message in messages if "event" in message]
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 @dataclass(frozen=True, slots=True)

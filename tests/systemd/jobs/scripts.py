@@ -37,6 +37,10 @@ def install(report: lab.Report) -> None:
     report.check("what was enabled still is", enabled == "enabled", enabled)
     waits = shown(OTHER, "RequiresMountsFor")
     report.check("and waits for what its file names", "/srv/b" in waits, waits)
+    verify = ("systemd-analyze", "verify", "--man=no")
+    complaints = lab.run(*verify, SERVICE, OTHER, "swapfs-sleep.service").stderr.splitlines()
+    ours = [line for line in complaints if "swapfs" in line]
+    report.check("systemd knows all that the units say", not ours, f"{ours}")
     report.check("nothing is started", state() == state(OTHER) == "inactive", state())
 
 

@@ -32,7 +32,7 @@ def main() -> int:
     """Run the job and return its exit status."""
     report = lab.Report()
     with report:
-        lab.up("--size", "512M", "--pool", "80M", "--file", f"{DISK}:448M", "--metrics", METRICS)
+        lab.up("--size", "384M", "--pool", "80M", "--file", f"{DISK}:448M", "--metrics", METRICS)
         hog = lab.Hog(DATA_MIB, lab.Cgroup("hog", LIMIT_MIB))
         hog.do("fill")
         hog.send(f"churn {CHURN_S}")

@@ -56,7 +56,7 @@ def fill_up(place: Path) -> None:
 def rewrite(instance: Instance) -> int:
     """Write all of the swap file with what does not compress, anywhere; return fio's exit code."""
     return run(
-        *("fio", "--name=w", f"--filename={instance.swap}", "--rw=randwrite", "--bs=4k"),
+        *("fio", "--name=w", f"--filename={instance.swap}", "--rw=randwrite", "--bs=32k"),
         *("--size=30M", "--runtime=20", "--direct=1", "--ioengine=libaio", "--iodepth=8"),
         *("--randrepeat=0", "--refill_buffers", "--buffer_compress_percentage=0", "--minimal"),
         timeout_s=120,
@@ -94,6 +94,7 @@ def test_a_file_of_an_earlier_instance_is_made_anew(instance: Instance, btrfs: P
     instance.down()
 
 
+@pytest.mark.timeout(400)  # much has to be written until no space is left
 def test_where_it_cannot_be_had_it_is_said_and_heals(
     instance: Instance, btrfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,8 +112,8 @@ def test_where_it_cannot_be_had_it_is_said_and_heals(
     assert caution in instance.cli("status").stdout
     assert caution in instance.log()
     fill_up(btrfs)
-    wait_until(lambda: rewrite(instance) != 0, "a write that finds no space", 90)
-    assert "No space left on device" in instance.log()
+    wait_until(lambda: rewrite(instance) != 0, "a write that finds no space", 240)
+    wait_until(lambda: "No space left on device" in instance.log(), "a word of it in the log")
     assert instance.status()["counters"]["bad_sectors"] == 0
     (btrfs / "other").unlink()
     os.sync()

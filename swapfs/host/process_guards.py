@@ -15,7 +15,7 @@ from swapfs.units import MiB, format_size
 
 OOM_SCORE: Final = -1000
 FIFO_PRIORITY: Final = 1
-HEAP_RESERVE_BYTES: Final = 6 * MiB
+HEAP_RESERVE_BYTES: Final = 4 * MiB
 """Free heap of a server that begins. Measured: 512 requests of 4 KiB to 1 MiB at a time, half of
 them deferred, with demotion, scrapes and a recovery, took 2.8 MiB at most."""
 HEAP_TOP_PAD_BYTES: Final = MiB

@@ -96,6 +96,11 @@ class Staging:
         assert self.room is not None
         return self.room.cost(length) <= self._left and self._used + length <= len(self.view)
 
+    def is_half_full(self) -> bool:
+        """Whether as much again as is in it would not fit."""
+        assert self.room is not None
+        return 2 * self._left < self.room.size or 2 * self._used > len(self.view)
+
     def add(
         self,
         slot: int,
@@ -180,6 +185,17 @@ class Traffic(NamedTuple):
     reads: int
     read_bytes: int
 
+
+class Swept(NamedTuple):
+    """What a look at one place found: verified blobs, as they lie, and where to go on."""
+
+    blobs: list[Wanted]
+    after: int
+    traffic: Traffic
+
+
+Named = Callable[[int, int, int], bool]
+"""Whether the table has a slot, the first, at a reference with a codec."""
 
 # ---- within ----
 
@@ -269,6 +285,19 @@ class Tier(ABC):
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Return how many of *refs*, from the first on, are best loaded at once; at least one."""
         return len(refs)
+
+    def sweep(self, place: int, named: Named, scratch: memoryview) -> Swept | None:
+        """Read on from *place*, 0 at first, as much as is best read at once, as it lies there.
+
+        For who wants all of it: one long read costs a disk less than one for each blob. What is
+        not *named* is left out, and so is what cannot be read or is damaged.
+        None: nothing lies there any more; or the tier has no order, and ``load`` is as good.
+        """
+        return None
+
+    def place_of(self, ref: int) -> int:
+        """Return the place where ``sweep`` finds the blob at *ref*."""
+        return 0
 
     @abstractmethod
     def release(self, slot: int, ref: int) -> None:

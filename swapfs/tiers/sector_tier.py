@@ -19,9 +19,11 @@ from swapfs.tiers.base import (
     Direct,
     Failure,
     Move,
+    Named,
     Room,
     Staging,
     Stored,
+    Swept,
     Tier,
     TierStats,
     Traffic,
@@ -180,6 +182,26 @@ class SectorTier(Tier):
         except BlobCorrupt as error:
             each.failure = Failure.of(error)
 
+    def sweep(self, place: int, named: Named, scratch: memoryview) -> Swept | None:
+        """Read what is taken of a segment: the headers name the slots, as for cleaning."""
+        found = self.sectors.next_taken(place)
+        if found is None:
+            return None
+        after, blobs = found.sector + found.sectors, []
+        try:
+            view = self.sectors.read(*found, scratch)
+        except TierIOError:  # reads of fewer blobs tell whose sector is bad
+            return Swept([], after, Traffic(1, 0))
+        for slot, ref, codec, blob in _live_blobs(found, view, named):
+            each = Wanted(slot, ref, codec)
+            self._check(blob, each)
+            if each.failure is None:
+                blobs.append(each)
+        return Swept(blobs, after, Traffic(1, found.sectors * SECTOR_SIZE))
+
+    def place_of(self, ref: int) -> int:  # noqa: D102
+        return sector_ref.sector(ref)
+
     # ---- the rest ----
 
     def begin_rebuild(self) -> None:  # noqa: D102
@@ -267,7 +289,7 @@ class SegmentCleaning(Cleaning):
             log.warning("cleaning: %s", error)
             self.unreadable = True
             return True
-        for slot, ref, codec, blob in _live_blobs(source, view, move):
+        for slot, ref, codec, blob in _live_blobs(source, view, move.wants):
             try:
                 payload, _ = check_blob(blob, slot, codec, ref, self._sectors.seal)
             except BlobCorrupt:
@@ -278,14 +300,14 @@ class SegmentCleaning(Cleaning):
 
 
 def _live_blobs(
-    segment: Extent, view: memoryview, move: Move
+    extent: Extent, view: memoryview, named: Named
 ) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield (slot, ref, codec, blob) of what the table still names in *segment*."""
+    """Yield (slot, ref, codec, blob) of what the table still names in *extent*."""
     position = 0
-    while position < segment.sectors:
-        found = blob_ref(view[position * SECTOR_SIZE :], segment.sector + position)
+    while position < extent.sectors:
+        found = blob_ref(view[position * SECTOR_SIZE :], extent.sector + position)
         step = 1
-        if found is not None and move.wants(*found):
+        if found is not None and named(*found):
             slot, ref, codec = found
             step = sector_ref.sectors(ref)
             yield slot, ref, codec, view[position * SECTOR_SIZE :][: step * SECTOR_SIZE]

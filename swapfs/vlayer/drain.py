@@ -1,9 +1,12 @@
-"""Emptying a tier into others: by a walk over the table, a load at a time, between other work.
+"""Emptying a tier into others, a load at a time, between other work.
 
-Draining takes all of it, and is done when no word names the tier; sinking takes what is cold, to
-make room in a tier for warmer pages: what was read since the last walk came by is cooled and stays
-(second chance, as in ``clock``). A blob that its tier cannot read stays and is counted; one
-that is damaged is lost for certain, so its slot says so and the tier can be given up.
+Draining takes all of it, and is done when no word names the tier. First as it lies there, in long
+reads, where the tier has an order (``Tier.sweep``): neighbours on a disk are no neighbours in the
+table, and a read for each cost 10 ms a page. Then by a walk over the table, which finds the rest
+and tells of what cannot be read. Sinking walks only, and takes what is cold, to make room in a tier
+for warmer pages: what was read since the last walk came by is cooled and stays (second chance, as
+in ``clock``). A blob that its tier cannot read stays and is counted; one that is damaged is lost
+for certain, so its slot says so and the tier can be given up.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.base import NOT_READ, Failure, Wanted
+from swapfs.tiers.base import NOT_READ, Failure, Traffic, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -80,6 +83,7 @@ class Drain:
         self._pages = pages
         self._cold = cold
         self._pending: _Found | None = None
+        self._place: int | None = 0
         self._steps = self._work()
 
     def step(self) -> bool:
@@ -96,6 +100,8 @@ class Drain:
 
     def _work(self) -> Iterator[bool]:
         """Yield after each load; nothing is under way then."""
+        if self._pages is None and not self._cold:
+            yield from self._sweep()
         progress, idle = self.progress, 0
         while self._left() and idle < _ROUNDS_MAX and not progress.problem:
             before = progress.moved + progress.lost
@@ -103,7 +109,7 @@ class Drain:
             walk = self._walk()
             while (found := self._pending or next(walk, None)) is not None and self._left():
                 self._pending = found
-                if not self._move(walk):
+                if not self._move(lambda: self._copy_from(walk)):  # noqa: B023 - called at once
                     break
                 yield True
             idle = 0 if progress.moved + progress.lost > before else idle + 1
@@ -152,19 +158,15 @@ class Drain:
             if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
                 table.mark(first + index, HEAT_MASK, on=False)
 
-    def _move(self, walk: Iterator[_Found]) -> bool:
-        """Move one load; False: there is no room for it. What did not fit is pending then."""
+    def _move(self, copy: Callable[[], None]) -> bool:
+        """Move one load, which is what *copy* copies; False: there is no room for it."""
         mover, progress = self._mover, self.progress
         targets = [level for level in self._targets() if level is not self.source]
         if not mover.begin(targets):
             progress.problem = "no other tier has room"
             return False
         try:
-            while (found := self._pending or next(walk, None)) is not None:
-                self._pending = found
-                if not self._copy(*found):
-                    break
-                self._pending = None
+            copy()
         except BaseException:
             mover.abort()
             raise
@@ -176,6 +178,51 @@ class Drain:
         with self._layer.lock:
             self._layer.counters.add(_COUNTERS[self.cause], len(taken))
         return True
+
+    # ---- as it lies ----
+
+    def _sweep(self) -> Iterator[bool]:
+        """Move what the tier can read in the order in which it lies; yield as ``_work``."""
+        while self._place is not None and self._left() and self._move(self._copy_as_it_lies):
+            yield True
+
+    def _copy_as_it_lies(self) -> None:
+        """Copy on from the place that this has come to, until the load is half full.
+
+        The next stretch might not fit any more then, and would be read twice.
+        """
+        tier, number = self.source.tier, self.source.number
+        while self._place is not None:
+            swept = tier.sweep(self._place, self._is_named, self._scratch)
+            if swept is None:
+                self._place = None
+                return
+            self._count(swept.traffic)
+            for blob in swept.blobs:
+                if not self._take(blob, encode_below(number, blob.codec, blob.ref)):
+                    self._place = tier.place_of(blob.ref)
+                    return
+            self._place = swept.after
+            if self._mover.is_half_full():
+                return
+
+    def _is_named(self, slot: int, ref: int, codec: int) -> bool:
+        table = self._layer.table
+        if slot >= table.slots:
+            return False
+        with self._layer.lock:
+            current = table.get(slot)
+        return not (current ^ encode_below(self.source.number, codec, ref)) & ~HEAT_MASK
+
+    # ---- as the table has it ----
+
+    def _copy_from(self, walk: Iterator[_Found]) -> None:
+        """Copy on from where the walk is; what did not fit is pending then."""
+        while (found := self._pending or next(walk, None)) is not None:
+            self._pending = found
+            if not self._copy(*found):
+                break
+            self._pending = None
 
     def _copy(self, slot: int, words: list[int]) -> bool:
         """Copy what can be read; False: the load is full."""
@@ -197,7 +244,9 @@ class Drain:
         return all(self._try_again(each, words[each.slot - slot]) for each in failed)
 
     def _load(self, wanted: list[Wanted]) -> None:
-        traffic = self.source.tier.load(wanted, self._scratch)
+        self._count(self.source.tier.load(wanted, self._scratch))
+
+    def _count(self, traffic: Traffic) -> None:
         with self._layer.lock:
             self._layer.counters.add("file_read_ops", traffic.reads)
             self._layer.counters.add("file_read_bytes", traffic.read_bytes)

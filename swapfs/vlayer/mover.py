@@ -68,6 +68,10 @@ class Mover:
         """Whether a blob of *length* bytes still fits."""
         return self._staging.fits(length)
 
+    def is_half_full(self) -> bool:
+        """Whether as much again as is copied would not fit."""
+        return self._staging.is_half_full()
+
     def copy(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
         """Copy the blob of *slot*, whose word is *word* now; the caller holds the layer's lock.
 

@@ -152,25 +152,26 @@ class Engine:
             with suppress(OSError):
                 socket.getaddrinfo(host, port)
 
-    def check(self, purge: str) -> None:
+    def check(self, purge: str, spare: str = "") -> None:
         """Look whether it is there and fit, and delete keys that begin with *purge*, if any.
 
         With a connection of its own, which another process does not inherit.
 
+        :param spare: keys that begin with it stay, unless it is ""
         :raises OperationError: it is not
         """
-        problem = self._problem(purge)
+        problem = self._problem(purge, spare)
         collect()  # a cluster's client is a cycle itself
         if problem:
             raise OperationError(f"{self.place}: {problem}")
 
-    def _problem(self, purge: str) -> str:
+    def _problem(self, purge: str, spare: str) -> str:
         try:
             client = _connect(self.place)
             try:
                 reason = _unfit(client)
                 if not reason and purge:
-                    _purge(client, purge)
+                    _purge(client, purge, spare)
                 return reason
             finally:
                 client.close()
@@ -230,10 +231,11 @@ class Engine:
             self._client.close()
 
 
-def _purge(client: Any, prefix: str) -> None:
+def _purge(client: Any, prefix: str, spare: str) -> None:
     keys = []
     for key in client.scan_iter(match=f"{prefix}*", count=_KEYS_AT_ONCE):
-        keys.append(key)
+        if not spare or not key.startswith(spare.encode()):
+            keys.append(key)
         if len(keys) == _KEYS_AT_ONCE:
             _unlink(client, keys)
             keys = []

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from valkey import exceptions
@@ -128,7 +129,7 @@ class ValkeyTier(Tier):
 
     def check(self, purge: str = "") -> None:
         """See ``Engine.check``; to be called once, before the first server."""
-        self._engine.check(purge)
+        self._engine.check(purge, self._prefix)
         self._refusal = ""
 
     def prepare(self) -> None:  # noqa: D102
@@ -140,6 +141,8 @@ class ValkeyTier(Tier):
         self._stop.set()
         if self._thread is not None:
             self._thread.join(ANSWER_S + CONNECT_S)
+            with suppress(TierIOError):
+                self.delete_released()  # of a tier that was removed nothing is left there
         self._engine.close()
         os.close(self.fd)
 

@@ -236,6 +236,8 @@ class Tiering:
             try:
                 self.tell(self._link.ask("forget", number=level.number))
             finally:
+                if not any(other.tier.kind == level.tier.kind for other in self._layer.stack):
+                    level.tier.leave()  # else what is left may be another's
                 level.tier.close()
             log.warning("tier %s is empty and was let go", level.name)
             return True

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from swapfs.core._core import Sealer
 from swapfs.errors import TierError, TierIOError
+from swapfs.units import PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +264,7 @@ class Tier(ABC):
         :raises TierNoSpace: likewise, but nothing is broken
         """
 
-    @abstractmethod
-    def settle(self, room: Room) -> None:
+    def settle(self, room: Room) -> None:  # noqa: B027 - some take nothing for garbage before
         """End what *room* was taken for: each blob in it is named by the table or released."""
 
     @abstractmethod
@@ -324,12 +324,12 @@ class Tier(ABC):
     def retry(self) -> None:  # noqa: B027 - likewise
         """Let cleaning look again at what could not be read."""
 
-    @abstractmethod
     def has_room(self) -> bool:
         """Whether room can be had: by ``reserve``, or by cleaning and then ``reserve``.
 
         Asked when ``reserve`` has failed and nothing is under way: then False is the last word.
         """
+        return self.free_bytes() >= PAGE_SIZE
 
     @abstractmethod
     def guaranteed_pages(self) -> int:
@@ -357,6 +357,8 @@ class Tier(ABC):
         """Return the open files that another process needs to go on with the tier."""
         return []
 
-    @abstractmethod
-    def close(self) -> None:
+    def leave(self) -> None:  # noqa: B027 - likewise
+        """Delete what is left there and nobody's, of servers that died; then ``close`` follows."""
+
+    def close(self) -> None:  # noqa: B027 - likewise
         """Release the medium; no call may follow."""

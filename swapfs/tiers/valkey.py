@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from valkey import exceptions
 
-from swapfs.errors import BlobCorrupt, TierFull, TierIOError, TierNoSpace
+from swapfs.errors import BlobCorrupt, OperationError, TierFull, TierIOError, TierNoSpace
 from swapfs.tiers import sector_ref
 from swapfs.tiers.base import (
     Cleaning,
@@ -137,12 +137,14 @@ class ValkeyTier(Tier):
             self._thread = threading.Thread(target=self._run, name="valkey", daemon=True)
             self._thread.start()
 
+    def leave(self) -> None:  # noqa: D102
+        with suppress(OperationError):
+            self._engine.check(self._prefix)
+
     def close(self) -> None:  # noqa: D102
         self._stop.set()
         if self._thread is not None:
             self._thread.join(ANSWER_S + CONNECT_S)
-            with suppress(TierIOError):
-                self.delete_released()  # of a tier that was removed nothing is left there
         self._engine.close()
         os.close(self.fd)
 

@@ -1,7 +1,7 @@
 """Whole-system pressure with far memory over TCP: more data than memory, and no cgroup limit.
 
-The engine is in a network namespace behind a veth pair, and kept out of swap, so each page that goes
-to it takes buffers of the network, for which memory must be found while it is what is missing.
+The engine is in a network namespace behind a veth pair, and kept out of swap. So each page that
+goes to it takes buffers of the network, for which memory must be found while it is what is missing.
 """
 
 from __future__ import annotations

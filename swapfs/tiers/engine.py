@@ -21,7 +21,7 @@ from valkey.cluster import ClusterNode, ValkeyCluster
 from valkey.retry import Retry
 
 from swapfs.errors import OperationError, TierIOError
-from swapfs.tiers.nodes import ERRORS, Fill, Nodes, refresh
+from swapfs.tiers.nodes import ERRORS, Fill, Nodes, NotAskedError, refresh
 
 CONNECT_S: Final = 1.0
 ANSWER_S: Final = 3.0
@@ -195,7 +195,8 @@ class Engine:
         answers = self._call(
             what, lambda client: self._nodes.ask(client, keys, fill, stores=stores)
         )
-        if any(isinstance(answer, Exception) for answer in answers):
+        failed = (each for each in answers if isinstance(each, Exception))
+        if any(not isinstance(each, NotAskedError) for each in failed):
             collect()
         return answers
 

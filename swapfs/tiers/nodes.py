@@ -27,6 +27,12 @@ _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.TryA
 """Answers that say that another node has the key now."""
 REPLICA_MS: Final = 1000
 """How long to wait until a replica has what was stored."""
+
+
+class NotAskedError(exceptions.TimeoutError):
+    """The node has not answered somebody else."""
+
+
 Fill = Callable[[Any, int], None]
 """(pipeline, which of the keys): adds the command for it."""
 
@@ -85,12 +91,12 @@ class Nodes:
         *,
         stores: bool,
     ) -> list[Any]:
-        failure = exceptions.TimeoutError(f"{name or 'it'} does not answer")
+        failure: Exception = NotAskedError(f"{name or 'it'} does not answer")
         if name not in self._silent:
             try:
                 return self._ask_primary(client, nodes, numbers, fill, stores=stores)
             except ERRORS as error:
-                failure = type(failure)(str(error))
+                failure = exceptions.ConnectionError(str(error))
                 if isinstance(error, exceptions.TimeoutError):  # others do not take long
                     with self._lock:
                         self._silent[name] = nodes[0]

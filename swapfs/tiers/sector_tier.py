@@ -96,18 +96,33 @@ class SectorTier(Tier):
         extent, batch = _extent(room), self._batches.get()
         try:
             refs = self._seal(extent, batch, staging)
-            try:
-                self.sectors.write(extent, batch)
-            except TierNoSpace:  # nothing is broken
-                self.sectors.release(*extent)
-                raise
-            except BaseException:  # who knows what it wrote
-                self._give_up(extent, batch.sectors)
-                raise
-            self._written(extent.sector, batch.sectors)
-            return Stored(refs, batch.sectors * SECTOR_SIZE)
+            return Stored(refs, self.store_sealed(room, batch).written_bytes)
         finally:
             self._batches.put(batch)
+
+    def take_batch(self, room: Room) -> Batch:
+        """Return an empty batch for *room*, of which there are BUFFERS; ``give_batch`` follows."""
+        batch = self._batches.get()
+        batch.reset(_extent(room).sectors)
+        return batch
+
+    def give_batch(self, batch: Batch) -> None:
+        """Take it back."""
+        self._batches.put(batch)
+
+    def store_sealed(self, room: Room, batch: Batch) -> Stored:
+        """Store *batch* in *room* as it is; of what it raises see ``store``."""
+        extent = _extent(room)
+        try:
+            self.sectors.write(extent, batch)
+        except TierNoSpace:  # nothing is broken
+            self.sectors.release(*extent)
+            raise
+        except BaseException:  # who knows what it wrote
+            self._give_up(extent, batch.sectors)
+            raise
+        self._written(extent.sector, batch.sectors)
+        return Stored([], batch.sectors * SECTOR_SIZE)
 
     def _seal(self, extent: Extent, batch: Batch, staging: Staging) -> list[int]:
         batch.reset(extent.sectors)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
-from swapfs.tiers.base import Room, Staged, Staging
+from swapfs.tiers.base import Room, Staged, Staging, Stored
 from swapfs.tiers.segments import SEGMENT_BYTES
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 from swapfs.vlayer.entry import FLAGS, HEAT_MASK, MOVING, encode_below, is_below, ref_of, tier_of
@@ -165,12 +165,17 @@ class BlobWriter:
 
     def store(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """Store what is in *staging*; None when the tier failed, which is then noted."""
+        stored = self.write(level, lambda: level.tier.store(room, staging))
+        return None if stored is None else stored.refs
+
+    def write(self, level: Level, store: Callable[[], Stored]) -> Stored | None:
+        """Have *store* write to *level*; None when that failed, which is then noted."""
         writer = threading.get_ident()
         began_s = self._clock_s()
         level.health.begin(writer, began_s)
         bad_bytes = level.tier.stats().bad_bytes
         try:
-            stored = level.tier.store(room, staging)
+            stored = store()
         except BaseException as error:
             with self._layer.lock:
                 bad = level.tier.stats().bad_bytes - bad_bytes
@@ -194,7 +199,7 @@ class BlobWriter:
             now_s = self._clock_s()
             level.budget.charge(stored.written_bytes, now_s)
             level.writing.note(now_s - began_s)
-        return stored.refs
+        return stored
 
     def store_copies(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """``store`` copies; if it fails, settle the room, and their slots go on as before."""

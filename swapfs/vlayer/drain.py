@@ -12,11 +12,12 @@ for certain, so its slot says so and the tier can be given up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.base import NOT_READ, Failure, Traffic, Wanted
+from swapfs.tiers.base import NOT_READ, Failure, Room, Traffic, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -29,6 +30,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.layer import VirtualSlotLayer, lose
 from swapfs.vlayer.mover import Mover
+from swapfs.vlayer.relocate import Relocation, may_relocate
 from swapfs.vlayer.stack import Level
 
 _READ_BYTES: Final = 256 * 1024
@@ -84,6 +86,7 @@ class Drain:
         self._cold = cold
         self._pending: _Found | None = None
         self._place: int | None = 0
+        self._relocation = Relocation(layer, mover.writer, source, scratch, self._count)
         self._steps = self._work()
 
     def step(self) -> bool:
@@ -109,7 +112,8 @@ class Drain:
             walk = self._walk()
             while (found := self._pending or next(walk, None)) is not None and self._left():
                 self._pending = found
-                if not self._move(lambda: self._copy_from(walk)):  # noqa: B023 - called at once
+                to = self._mover.reserve(self._others())
+                if not self._move(to, lambda: self._copy_from(walk)):  # noqa: B023 - called at once
                     break
                 yield True
             idle = 0 if progress.moved + progress.lost > before else idle + 1
@@ -158,33 +162,61 @@ class Drain:
             if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
                 table.mark(first + index, HEAT_MASK, on=False)
 
-    def _move(self, copy: Callable[[], None]) -> bool:
-        """Move one load, which is what *copy* copies; False: there is no room for it."""
-        mover, progress = self._mover, self.progress
-        targets = [level for level in self._targets() if level is not self.source]
-        if not mover.begin(targets):
-            progress.problem = "no other tier has room"
-            return False
-        try:
-            copy()
-        except BaseException:
-            mover.abort()
-            raise
-        taken = mover.finish(self.cause)
-        if taken is None:
-            progress.problem = f"writes to {targets[0].name} fail"
-            return False
-        progress.moved += len(taken)
+    def _others(self) -> list[Level]:
+        return [level for level in self._targets() if level is not self.source]
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the source from being let go for the time of the block."""
         with self._layer.lock:
-            self._layer.counters.add(_COUNTERS[self.cause], len(taken))
+            self.source.users += 1
+        try:
+            yield
+        finally:
+            with self._layer.lock:
+                self.source.users -= 1
+
+    def _move(self, to: tuple[Level, Room] | None, copy: Callable[[], None]) -> bool:
+        """Move one load, which is what *copy* copies; False: there is no room for it."""
+        if to is None:
+            self.progress.problem = "no other tier has room"
+            return False
+        mover = self._mover
+        mover.begin_in(to)
+        with self._in_use():
+            try:
+                copy()
+            except BaseException:
+                mover.abort()
+                raise
+        taken = mover.finish(self.cause)
+        return self._note(to[0], None if taken is None else len(taken))
+
+    def _note(self, target: Level, taken: int | None) -> bool:
+        """Note how many slots took a load, None if it could not be stored; whether it could."""
+        if taken is None:
+            self.progress.problem = f"writes to {target.name} fail"
+            return False
+        self.progress.moved += taken
+        with self._layer.lock:
+            self._layer.counters.add(_COUNTERS[self.cause], taken)
         return True
 
     # ---- as it lies ----
 
     def _sweep(self) -> Iterator[bool]:
         """Move what the tier can read in the order in which it lies; yield as ``_work``."""
-        while self._place is not None and self._left() and self._move(self._copy_as_it_lies):
+        while self._place is not None and self._left() and self._move_as_it_lies(self._place):
             yield True
+
+    def _move_as_it_lies(self, place: int) -> bool:
+        """Move one load; False: there is no room for it, or it could not be stored."""
+        to = self._mover.reserve(self._others())
+        if to is None or not may_relocate(self.source.tier, to[0].tier):
+            return self._move(to, self._copy_as_it_lies)
+        with self._in_use():
+            self._place, taken = self._relocation.load(to, place)
+        return self._note(to[0], taken)
 
     def _copy_as_it_lies(self) -> None:
         """Copy on from the place that this has come to, until the load is half full.

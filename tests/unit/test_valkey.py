@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import subprocess
 import time
@@ -29,6 +30,14 @@ pytestmark = pytest.mark.skipif(program() is None, reason="install redis-server 
 SLOTS = 2 * CLUSTER_SLOTS
 PAGES = [page(("heap", "text", "random")[seed % 3], seed) for seed in range(90)]
 PREFIX = "swapfs:test:1:"
+
+
+@pytest.fixture(autouse=True)
+def frozen() -> Iterator[None]:
+    """Have the heap frozen as a server's is: the client's leftovers are collected at each error."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

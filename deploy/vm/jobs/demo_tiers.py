@@ -22,11 +22,11 @@ from deploy.vm.guest.churn import Churn
 
 DISK_A: Final = "/dev/disk/by-id/virtio-data0"
 DISK_B: Final = "/dev/disk/by-id/virtio-data1"
-POOL: Final = "24M"
+POOL: Final = "12M"
 SOCKET: Final = Path("/run/engine.sock")
 CONFIG: Final = Path("/run/demo.toml")
 UP: Final = (
-    *("--size", "384M", "--pool", POOL, "--pool-max", "64M", "--recompress"),
+    *("--size", "384M", "--pool", POOL, "--pool-max", "32M", "--recompress"),
     *("--file", f"{DISK_A}:512M", "--config", str(CONFIG)),
 )
 TIERS: Final = f"""
@@ -38,10 +38,11 @@ size = "128M"
 """
 """Of the priority of the file: pages go to both, by turns."""
 ENGINE_MIB: Final = 192
-LIMIT_MIB: Final = 48
-DATA_MIB: Final = 128
+LIMIT_MIB: Final = 40
+DATA_MIB: Final = 96
 BOUND_S: Final = 600
 """Longest that a step takes: emulated, a disk read costs 7 ms, and draining makes many."""
+SAY_EVERY_S: Final = 15
 NEVER_COUNTED: Final = ("failed_", "lost_", "handler_errors")
 
 
@@ -75,7 +76,7 @@ class Stepper:
         before, started_s = self._churn.pages, time.monotonic()
         with _running("swapfs", *command, "--json") as process:
             killed = _kill_server(begun)
-            said, problem = process.communicate(timeout=BOUND_S)
+            said, problem = self._watch(process)
         answer: dict[str, Any] = json.loads(said) if process.returncode == 0 else {}
         ok = process.returncode == 0 and self._churn.wrong == 0 and self._churn.is_alive()
         self._report.check(
@@ -86,6 +87,20 @@ class Stepper:
             f"it; {self._churn.pages - before} pages verified meanwhile, {self._churn.wrong} wrong",
         )
         return answer
+
+    def _watch(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """Wait for the end of *process*, and say how far it is; return what it said."""
+        end_s = time.monotonic() + BOUND_S
+        while True:
+            try:
+                return process.communicate(timeout=min(SAY_EVERY_S, end_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= end_s:
+                    raise
+            found = lab.snapshot() or {"tiers": (), "pool": {}}
+            there = {tier["name"]: tier["slots"] for tier in found["tiers"]}
+            pool = {key: found["pool"].get(key) for key in ("limit_bytes", "used_bytes")}
+            lab.say(f"  pages {there}, pool {pool}, {self._churn.pages} pages verified")
 
 
 @contextlib.contextmanager
@@ -146,8 +161,8 @@ def wait_for_zstd() -> int:
 
 def resize(step: Stepper) -> None:
     """Let the pool grow and shrink."""
-    step.do("pool to 64 MiB", "resize", "--pool", "64M")
-    step.do("pool to 16 MiB", "resize", "--pool", "16M", "--force")
+    step.do("pool to 32 MiB", "resize", "--pool", "32M")
+    step.do("pool to 8 MiB", "resize", "--pool", "8M", "--force")
 
 
 def main() -> int:

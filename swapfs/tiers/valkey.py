@@ -100,12 +100,7 @@ class ValkeyTier(Tier):
     kind = "valkey"
 
     def __init__(
-        self,
-        place: Place,
-        size_bytes: int,
-        prefix: str,
-        seal: Seal,
-        engine: Engine | None = None,
+        self, place: Place, size_bytes: int, prefix: str, seal: Seal, engine: Engine | None = None
     ) -> None:
         self.place = place
         self._engine = engine or Engine(place)

@@ -40,10 +40,7 @@ class BlobWriter:
     """Writes to the tiers of *layer*; any thread, each with its own staging."""
 
     def __init__(
-        self,
-        layer: VirtualSlotLayer,
-        clock_s: Callable[[], float],
-        wait_s: float = WAIT_S,
+        self, layer: VirtualSlotLayer, clock_s: Callable[[], float], wait_s: float = WAIT_S
     ) -> None:
         self.progress = Progress(clock_s, wait_s)
         self.newest = array("Q", [0])  # one word: the sequence number of the newest blob
@@ -183,10 +180,7 @@ class BlobWriter:
                 level.figures.add("write_errors")
             if not isinstance(error, TierIOError):  # a bug, or no memory
                 raise
-            log.error("tier %s: %s", level.name, error)
-            full = isinstance(error, TierNoSpace)
-            pause_max_s = NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S
-            level.health.failed(str(error), self._clock_s(), pause_max_s)
+            _note_failure(level, error, self._clock_s())
             return None
         finally:
             level.health.end(writer)
@@ -291,6 +285,13 @@ class BlobWriter:
                 current = table.get(item.slot)
                 if current & MOVING and not (current ^ item.expected) & ~FLAGS:
                     table.mark(item.slot, MOVING, on=False)
+
+
+def _note_failure(level: Level, error: TierIOError, now_s: float) -> None:
+    """Have nothing go to *level* for a while."""
+    log.error("tier %s: %s", level.name, error)
+    full = isinstance(error, TierNoSpace)
+    level.health.failed(str(error), now_s, NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S)
 
 
 def _say_spent(level: Level, now_s: float) -> None:

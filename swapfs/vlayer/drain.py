@@ -11,6 +11,7 @@ for certain, so its slot says so and the tier can be given up.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,17 +166,6 @@ class Drain:
     def _others(self) -> list[Level]:
         return [level for level in self._targets() if level is not self.source]
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Keep the source from being let go for the time of the block."""
-        with self._layer.lock:
-            self.source.users += 1
-        try:
-            yield
-        finally:
-            with self._layer.lock:
-                self.source.users -= 1
-
     def _move(self, to: tuple[Level, Room] | None, copy: Callable[[], None]) -> bool:
         """Move one load, which is what *copy* copies; False: there is no room for it."""
         if to is None:
@@ -183,7 +173,7 @@ class Drain:
             return False
         mover = self._mover
         mover.begin_in(to)
-        with self._in_use():
+        with _in_use(self._layer, self.source):
             try:
                 copy()
             except BaseException:
@@ -214,7 +204,7 @@ class Drain:
         to = self._mover.reserve(self._others())
         if to is None or not may_relocate(self.source.tier, to[0].tier):
             return self._move(to, self._copy_as_it_lies)
-        with self._in_use():
+        with _in_use(self._layer, self.source):
             self._place, taken = self._relocation.load(to, place)
         return self._note(to[0], taken)
 
@@ -225,7 +215,9 @@ class Drain:
         """
         tier, number = self.source.tier, self.source.number
         while self._place is not None:
-            swept = tier.sweep(self._place, self._is_named, self._scratch)
+            swept = tier.sweep(
+                self._place, functools.partial(_is_named, self._layer, number), self._scratch
+            )
             if swept is None:
                 self._place = None
                 return
@@ -237,14 +229,6 @@ class Drain:
             self._place = swept.after
             if self._mover.is_half_full():
                 return
-
-    def _is_named(self, slot: int, ref: int, codec: int) -> bool:
-        table = self._layer.table
-        if slot >= table.slots:
-            return False
-        with self._layer.lock:
-            current = table.get(slot)
-        return not (current ^ encode_below(self.source.number, codec, ref)) & ~HEAT_MASK
 
     # ---- as the table has it ----
 
@@ -315,3 +299,24 @@ class Drain:
                 return
             lose(layer, slot)
             self.progress.lost += 1
+
+
+@contextmanager
+def _in_use(layer: VirtualSlotLayer, level: Level) -> Iterator[None]:
+    """Keep *level* from being let go for the time of the block."""
+    with layer.lock:
+        level.users += 1
+    try:
+        yield
+    finally:
+        with layer.lock:
+            level.users -= 1
+
+
+def _is_named(layer: VirtualSlotLayer, number: int, slot: int, ref: int, codec: int) -> bool:
+    """Whether *slot* is at *ref* in tier *number*, and nobody is moving it."""
+    if slot >= layer.table.slots:
+        return False
+    with layer.lock:
+        current = layer.table.get(slot)
+    return not (current ^ encode_below(number, codec, ref)) & ~HEAT_MASK

@@ -14,7 +14,7 @@ from swapfs.testing.pages import page
 from swapfs.units import CLUSTER_SLOTS, MiB
 
 SLOTS = 8 * CLUSTER_SLOTS
-PAGES = 3000
+PAGES = 1500
 
 
 def _scattered(*tiers: object) -> tuple[Harness, dict[int, int]]:

@@ -25,7 +25,8 @@ _ADD_S: Final = 600.0
 _COLUMNS: Final = ("NAME", "KIND", "PRIO", "PHASE", "STATE", "SLOTS", "USED", "SIZE", "PATH")
 _NO_TEXT: Final = re.compile(r"true|false|\d{1,30}")
 """Longer ones are wrong whatever the key; Python refuses to read 4300 digits."""
-_TEXT_KEYS: Final = frozenset({"name", "path"})
+_PATH_KEYS: Final = frozenset({"path", "ca-file", "password-file"})
+_TEXT_KEYS: Final = _PATH_KEYS | {"name", "nodes", "user"}
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="What came of it, as JSON.")
 
 
@@ -67,8 +68,8 @@ def add(kind: str, rest: Sequence[str], as_json: bool, runtime_dir: Path) -> Non
     """
     table, name = _split(rest)
     table["kind"] = kind
-    if "path" in table:
-        table["path"] = str(Path(table["path"]).absolute())
+    for key in _PATH_KEYS & set(table):
+        table[key] = str(Path(table[key]).absolute())
     sock = _socket(name, runtime_dir)
     added = _add(sock, table)
     found = waiting.find(sock, added) or {}
@@ -80,13 +81,14 @@ def add(kind: str, rest: Sequence[str], as_json: bool, runtime_dir: Path) -> Non
 
 def _add(sock: Path, table: dict[str, Any]) -> str:
     """Have it added, by the server that comes after if this one dies over it; return its name."""
+    before = {each["name"] for each in waiting.tiers(sock)}
     try:
         return str(control.request(sock, "add", _ADD_S, table=table)["tier"])
     except Refused:
         raise
     except OperationError:
         for each in waiting.tiers(sock):
-            if each["path"] == table.get("path"):
+            if each["name"] not in before:
                 return str(each["name"])
         return str(control.request(sock, "add", _ADD_S, table=table)["tier"])
 

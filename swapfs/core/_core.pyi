@@ -248,6 +248,19 @@ class Writer:
         blobs: memoryview,
         /,
     ) -> int: ...
+    def claim(
+        self,
+        view: Buffer,
+        at: int,
+        sector: int,
+        tier: int,
+        found: Buffer,
+        count: int,
+        room: int,
+        most: int,
+        /,
+    ) -> tuple[int, int]: ...
+    def settle(self, found: Buffer, first: int, end: int, store: bool, /) -> tuple[int, int]: ...
     def replace(
         self,
         slots: array[int],
@@ -260,6 +273,22 @@ class Writer:
         /,
     ) -> int: ...
 
+# relocate.c
+def carry(
+    sealer: Sealer,
+    view: Buffer,
+    found: Buffer,
+    first: int,
+    end: int,
+    out: Buffer,
+    position: int,
+    tier: int,
+    sector: int,
+    /,
+) -> int: ...
+def runs(
+    found: Buffer, first: int, end: int, segment: int, taken: bool, /
+) -> list[tuple[int, int]]: ...
 def count_states(
     arena: Buffer, state_counts: Buffer, state_of_word: Buffer, index: int, /
 ) -> int: ...

@@ -32,6 +32,6 @@ struct swapfs_seal;
 struct swapfs_seal *sealer_seal(PyObject *sealer);
 
 extern PyMethodDef check_functions[], store_functions[], rebuild_functions[], log_functions[],
-    policy_functions[];
+    policy_functions[], relocate_functions[];
 
 #endif

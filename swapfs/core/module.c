@@ -38,7 +38,7 @@ PyMODINIT_FUNC PyInit__core(void)
                                    &DecoderType, &RecoderType, &LogType,
                                    &SealerType, &TrackedType};
     PyMethodDef *const functions[] = {check_functions, store_functions, rebuild_functions,
-                                      log_functions, policy_functions};
+                                      log_functions, policy_functions, relocate_functions};
     PyObject *self = PyModule_Create(&module);
     check_begin();
     for (size_t i = 0; self != NULL && i < sizeof(types) / sizeof(types[0]); i++)

@@ -365,6 +365,15 @@ static PyMethodDef writer_methods[] = {
      "Have the slots of numbers first to end hold the blob of each draft, where their words are\n"
      "still words with MOVING; the caller holds the lock. smaller: only in a smaller place. Ends\n"
      "early at one that it does not do."},
+    {"claim", (PyCFunction)writer_claim, METH_VARARGS,
+     "claim(view, at, sector, tier, found, count, room, most) -> (count, at)\n\n"
+     "Mark as moving what the table names of the blobs in view, which is sector and on in tier, from\n"
+     "its sector at on, as long as they fit into room sectors, most of them at once; a record of\n"
+     "each goes to found, from number count on. The caller holds the lock."},
+    {"settle", (PyCFunction)writer_settle, METH_VARARGS,
+     "settle(found, first, end, store) -> (taken, payload)\n\n"
+     "Have the slots of records first to end, if their words have not changed, name what was carried,\n"
+     "else, or unless store, go on as before. The caller holds the lock."},
     {"play", FASTCALL(writer_play), METH_FASTCALL,
      "play(events, first, end, blank, pool_reads) -> where it ended\n\n"
      "Do again what the events of a trace say, numbers first to end, without their pages. Ends\n"

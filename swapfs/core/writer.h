@@ -69,4 +69,8 @@ PyObject *writer_play(Writer *self, PyObject *const *args, Py_ssize_t nargs);
 /* Writer.replace */
 PyObject *writer_replace(Writer *self, PyObject *const *args, Py_ssize_t nargs);
 
+/* Writer.claim and Writer.settle (relocate.c) */
+PyObject *writer_claim(Writer *self, PyObject *args);
+PyObject *writer_settle(Writer *self, PyObject *args);
+
 #endif

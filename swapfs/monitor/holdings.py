@@ -31,7 +31,7 @@ from swapfs.region.stack_rows import (
     write_row,
     write_rows,
 )
-from swapfs.server.open_tier import open_file, open_tier, tier_on
+from swapfs.server.open_tier import open_tier, take_over, tier_on
 from swapfs.tiers.file import Known
 from swapfs.vlayer.stack import Level, Phase, Stack
 from swapfs.wire import handover
@@ -94,10 +94,10 @@ class Holdings:
                 self.region.close_arena(**arguments)
         return self.handover()
 
-    def _add(self, number: int, tier: TierConfig, known: Known, fd: int) -> None:
+    def _add(self, number: int, tier: TierConfig, known: Known | None, fd: int) -> None:
         """Hold one more tier; with its row, words may name it from then on."""
         row = _row(number, tier)
-        file = open_file(tier.file, self.region, fd, known)
+        file = take_over(self.config, tier, self.region, fd, known)
         write_row(self.region.stack, row)
         self.tiers.append((row, file))
         self.tiers.sort(key=lambda held: held[0].number)

@@ -8,7 +8,6 @@ rest is done by `Guards` when it serves.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,9 +88,8 @@ class Parts:
     def make_room(self, pages: int) -> bool:
         """Have about *pages* pages leave the pool, or moved together in it; False: none is."""
         down = self.lower.writeback
-        moved: queue.SimpleQueue[int] = queue.SimpleQueue()
-        down.request(min(pages, DEMOTED_AT_ONCE), moved.put)
-        return moved.get() > 0 or self.stalled.make_room(1)
+        moved = down.demote_if_it_gets_on(min(pages, DEMOTED_AT_ONCE))
+        return moved > 0 or self.stalled.make_room(1)
 
     def grow(self, start_thread: StartThread) -> None:
         """Have what reads and writes below take, in a server that began without a tier there."""

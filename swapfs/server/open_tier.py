@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,21 @@ def open_tier(config: Config, tier: TierConfig, region: Region, fd: int | None =
     if tier.far is None:
         return open_file(tier.file, region, fd)
     return _open_far(config, tier.file, tier.far, region, new=fd is None)
+
+
+def take_over(
+    config: Config, tier: TierConfig, region: Region, fd: int, known: Known | None
+) -> Medium:
+    """Return what *tier* is kept on, which another process has just opened as *fd*: ours now.
+
+    :raises SwapfsError: it cannot be opened
+    """
+    if tier.far is None:
+        return open_file(tier.file, region, fd, known)
+    try:
+        return open_tier(config, tier, region, fd)
+    finally:
+        os.close(fd)  # far memory has one of its own
 
 
 def _open_far(

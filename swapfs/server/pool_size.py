@@ -160,7 +160,8 @@ class PoolSize:
             raise OperationError(
                 "it was stopped; the pool is as it was"
                 if self._stop
-                else "what is in the pool has no other room; it is as it was"
+                else "what is in the pool has no other room, or a tier does not answer; "
+                "it is as it was"
             )
         self._region.pool_bytes = target
         self._give_back(target)

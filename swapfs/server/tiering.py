@@ -10,11 +10,13 @@ of the moments between (``handover.exclusively``).
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,26 +25,31 @@ import trio
 
 from swapfs.config import values
 from swapfs.config.current import current
+from swapfs.config.far import FarConfig
 from swapfs.config.model import Config, check_room
 from swapfs.config.tiers import TierConfig, read_change, read_tiers
 from swapfs.errors import ConfigError, OperationError
 from swapfs.host import proc
+from swapfs.host.proc import meminfo_bytes
 from swapfs.region.layout import Region
 from swapfs.region.stack_rows import GONE, RowFigures, read_rows
-from swapfs.server.open_tier import open_file
+from swapfs.server.open_tier import open_tier, tier_on
 from swapfs.server.threads import in_thread
-from swapfs.tiers.sector_tier import SectorTier
-from swapfs.units import TIERS_MAX, format_size
+from swapfs.tiers.file import FileTier
+from swapfs.units import TIERS_MAX, MiB, format_size
 from swapfs.vlayer.capacity import guaranteed_bytes
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level, Phase
 from swapfs.vlayer.writeback import Writeback
 from swapfs.wire.handover import Handover, exclusively
-from swapfs.wire.link import Link
+from swapfs.wire.link import Link, NoAnswer
 
 log = logging.getLogger(__name__)
 
 LET_GO_EVERY_S: Final = 0.25
+CLIENT_BYTES: Final = 64 * MiB
+"""What must be available for the client of far memory: it takes some 10 MiB here, and in the
+monitor."""
 
 
 class Tiering:
@@ -106,26 +113,23 @@ class Tiering:
             if number is None:
                 raise OperationError(f"there are {TIERS_MAX - 1} tiers; remove one first")
             tier = self._describe(table, number)
-            if tier.far is not None:
-                raise OperationError(
-                    f"a tier of the kind {tier.kind} cannot be added while swap is on: its client "
-                    "is not loaded; describe it as [[tier]] before the start"
-                )
-            made = not tier.file.path.exists()
-            file = open_file(tier.file, self._region)
+            made = tier.far is None and not tier.file.path.exists()
+            medium = open_tier(self.config, tier, self._region)
+            known = medium.known if isinstance(medium, FileTier) else None
             # All that may fail comes before the monitor has it: then every server does.
-            level = Level(number, tier.name, SectorTier(file), tier.priority)
+            level = Level(number, tier.name, tier_on(medium), tier.priority)
             try:
                 level.tier.prepare()
                 self._grow()
-                handover = self._link.ask(
-                    "add", file.fd, number=number, tier=tier, known=file.known
-                )
-            except BaseException:
-                file.close()
-                if made:
+                handover = self._link.ask("add", medium.fd, number=number, tier=tier, known=known)
+            except BaseException as error:
+                medium.close()
+                if isinstance(error, NoAnswer):  # it may have it yet: then it lets it go again
+                    self._link.tell("forget", number=number)
+                elif made:
                     tier.file.path.unlink(missing_ok=True)
                 raise
+            gc.freeze()  # a client that was loaded is not looked at again (tiers/engine.py)
             with self._layer.lock:
                 stack.add(level)
             self.tell(handover, tier)
@@ -142,6 +146,8 @@ class Tiering:
                 raise ConfigError("tier add: name", f"another tier is called {tier.name} too")
             if other.file.path == tier.file.path:
                 raise ConfigError("tier add: path", f"another tier uses {tier.file.path} too")
+        if tier.far is not None:
+            _require_far(tier.far)
         return tier
 
     # ---- drain and remove ----
@@ -230,6 +236,8 @@ class Tiering:
             try:
                 self.tell(self._link.ask("forget", number=level.number))
             finally:
+                if not any(other.tier.kind == level.tier.kind for other in self._layer.stack):
+                    level.tier.leave()  # else what is left may be another's
                 level.tier.close()
             log.warning("tier %s is empty and was let go", level.name)
             return True
@@ -271,6 +279,32 @@ class Tiering:
         if handover is not None:
             assert handover.pid == os.getppid()
         self._changed(self.config, handover)
+
+
+def _require_far(far: FarConfig) -> None:
+    """Refuse far memory that could keep a monitor waiting: nobody would start a server then (I9).
+
+    :raises SwapfsError: a node has a name, or there is no memory to load its client
+    """
+    for host, _ in far.nodes:
+        if not _is_address(host):
+            raise ConfigError(
+                "tier add: nodes", f"{host} is a name; while swap is on it must be an address"
+            )
+    available = meminfo_bytes("MemAvailable")["MemAvailable"]
+    if available < CLIENT_BYTES:
+        raise OperationError(
+            f"tier add: to load its client {format_size(CLIENT_BYTES)} must be available, and "
+            f"{format_size(available)} are"
+        )
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            socket.inet_pton(family, host.partition("%")[0])
+            return True
+    return False
 
 
 async def tend(tiering: Tiering, trim: Callable[[], bool]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +76,16 @@ class TestEngine:
     def client(self, **options: Any) -> Any:
         """Return a client of it."""
         return valkey.Valkey(unix_socket_path=str(self.socket), **options)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it hang for the time of the block: it takes connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Let it die."""

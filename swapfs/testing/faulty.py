@@ -7,7 +7,7 @@ from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
 from swapfs.testing.wrapper import TierWrapper
-from swapfs.tiers.blob import Batch
+from swapfs.tiers.blob import Batch, blob_ref
 from swapfs.tiers.sectors import Extent, SectorStore
 from swapfs.units import SECTOR_SIZE, PSector
 
@@ -73,7 +73,7 @@ class FaultyTier(TierWrapper):
     def write(self, extent: Extent, batch: Batch) -> None:  # noqa: D102
         fault = self._hit(*WRITE_FAULTS)
         if fault in ("lost_write", "flipped_write"):
-            self.damaged_slots.update(batch.slots)
+            self.damaged_slots |= _slots(batch)
         match fault:
             case "write_error":
                 raise TierIOError("made to fail: write")
@@ -93,3 +93,10 @@ class FaultyTier(TierWrapper):
         rng = random.Random(self._calls)
         for start in range(0, len(view), SECTOR_SIZE):
             view[start + rng.randrange(32)] ^= 1 << rng.randrange(8)
+
+
+def _slots(batch: Batch) -> set[int]:
+    """Return whose blobs are in *batch*, by their headers."""
+    starts = range(0, batch.sectors * SECTOR_SIZE, SECTOR_SIZE)
+    found = (blob_ref(batch.view[start:], 0) for start in starts)
+    return {blob[0] for blob in found if blob is not None}

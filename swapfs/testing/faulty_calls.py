@@ -9,9 +9,11 @@ from swapfs.errors import TierFull, TierIOError, TierNoSpace
 from swapfs.tiers.base import (
     Cleaning,
     Failure,
+    Named,
     Room,
     Staging,
     Stored,
+    Swept,
     Tier,
     TierStats,
     Traffic,
@@ -84,6 +86,12 @@ class FaultyCalls(Tier):
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:  # noqa: D102
         return self.inner.span(refs, limit_bytes)
+
+    def sweep(self, place: int, named: Named, scratch: memoryview) -> Swept | None:  # noqa: D102
+        return self.inner.sweep(place, named, scratch)
+
+    def place_of(self, ref: int) -> int:  # noqa: D102
+        return self.inner.place_of(ref)
 
     def release(self, slot: int, ref: int) -> None:  # noqa: D102
         self.inner.release(slot, ref)

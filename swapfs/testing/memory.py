@@ -57,6 +57,9 @@ class MemoryTier(SectorStore):
     def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
         self.map.release(sector, sectors)
 
+    def next_taken(self, sector: int) -> Extent | None:  # noqa: D102
+        return self.map.next_taken(sector)
+
     def begin_rebuild(self) -> None:  # noqa: D102
         self.map.begin_rebuild()
 

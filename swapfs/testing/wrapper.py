@@ -33,6 +33,9 @@ class TierWrapper(SectorStore):
     def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
         self.inner.release(sector, sectors)
 
+    def next_taken(self, sector: int) -> Extent | None:  # noqa: D102
+        return self.inner.next_taken(sector)
+
     def begin_rebuild(self) -> None:  # noqa: D102
         self.inner.begin_rebuild()
 

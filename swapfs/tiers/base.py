@@ -15,34 +15,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from swapfs.core._core import Sealer
 from swapfs.errors import TierError, TierIOError
-
-
-@dataclass(frozen=True, slots=True)
-class TierStats:
-    """What a tier holds, in bytes; ``map_bytes`` is the memory that keeping track of it takes."""
-
-    name: str
-    path: str
-    size_bytes: int
-    used_bytes: int
-    bad_bytes: int
-    map_bytes: int
-    direct_io: bool
-    encrypted: bool
-    free_segments: int
-    segments: int
-    cautions: tuple[str, ...] = ()
-    """What may go wrong because of where it is, each in one line."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able dict."""
-        return asdict(self)
-
+from swapfs.tiers.stats import TierStats as TierStats
+from swapfs.units import PAGE_SIZE
 
 # ---- down ----
 
@@ -95,6 +74,11 @@ class Staging:
         """Whether a blob with *length* bytes of payload still fits."""
         assert self.room is not None
         return self.room.cost(length) <= self._left and self._used + length <= len(self.view)
+
+    def is_half_full(self) -> bool:
+        """Whether as much again as is in it would not fit."""
+        assert self.room is not None
+        return 2 * self._left < self.room.size or 2 * self._used > len(self.view)
 
     def add(
         self,
@@ -181,6 +165,17 @@ class Traffic(NamedTuple):
     read_bytes: int
 
 
+class Swept(NamedTuple):
+    """What a look at one place found: verified blobs, as they lie, and where to go on."""
+
+    blobs: list[Wanted]
+    after: int
+    traffic: Traffic
+
+
+Named = Callable[[int, int, int], bool]
+"""Whether the table has a slot, the first, at a reference with a codec."""
+
 # ---- within ----
 
 
@@ -247,8 +242,7 @@ class Tier(ABC):
         :raises TierNoSpace: likewise, but nothing is broken
         """
 
-    @abstractmethod
-    def settle(self, room: Room) -> None:
+    def settle(self, room: Room) -> None:  # noqa: B027 - some take nothing for garbage before
         """End what *room* was taken for: each blob in it is named by the table or released."""
 
     @abstractmethod
@@ -269,6 +263,19 @@ class Tier(ABC):
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Return how many of *refs*, from the first on, are best loaded at once; at least one."""
         return len(refs)
+
+    def sweep(self, place: int, named: Named, scratch: memoryview) -> Swept | None:
+        """Read on from *place*, 0 at first, as much as is best read at once, as it lies there.
+
+        For who wants all of it: one long read costs a disk less than one for each blob. What is
+        not *named* is left out, and so is what cannot be read or is damaged.
+        None: nothing lies there any more; or the tier has no order, and ``load`` is as good.
+        """
+        return None
+
+    def place_of(self, ref: int) -> int:
+        """Return the place where ``sweep`` finds the blob at *ref*."""
+        return 0
 
     @abstractmethod
     def release(self, slot: int, ref: int) -> None:
@@ -295,12 +302,12 @@ class Tier(ABC):
     def retry(self) -> None:  # noqa: B027 - likewise
         """Let cleaning look again at what could not be read."""
 
-    @abstractmethod
     def has_room(self) -> bool:
         """Whether room can be had: by ``reserve``, or by cleaning and then ``reserve``.
 
         Asked when ``reserve`` has failed and nothing is under way: then False is the last word.
         """
+        return self.free_bytes() >= PAGE_SIZE
 
     @abstractmethod
     def guaranteed_pages(self) -> int:
@@ -328,6 +335,8 @@ class Tier(ABC):
         """Return the open files that another process needs to go on with the tier."""
         return []
 
-    @abstractmethod
-    def close(self) -> None:
+    def leave(self) -> None:  # noqa: B027 - likewise
+        """Delete what is left there and nobody's, of servers that died; then ``close`` follows."""
+
+    def close(self) -> None:  # noqa: B027 - likewise
         """Release the medium; no call may follow."""

@@ -132,6 +132,24 @@ def check_blob(
     return payload, sequence
 
 
+def check_value(
+    value: bytes, slot: int, codec: int, ref: int, seal: Seal
+) -> tuple[bytes | memoryview, int]:
+    """Likewise of a value that is a blob and nothing else, without sectors.
+
+    :raises BlobCorrupt: it is not the one that the table names, or damaged
+    """
+    if len(value) <= HEADER_BYTES + TAG_BYTES:
+        raise BlobCorrupt(f"slot {slot}: its value is cut short")
+    magic, blob_codec, length, sequence, blob_slot = HEADER.unpack_from(value)
+    whole = HEADER_BYTES + length + TAG_BYTES == len(value)
+    if (blob_slot, blob_codec, magic) != (slot, codec, MAGIC) or not (
+        whole and sector_ref.may_be(ref, length)
+    ):
+        raise BlobCorrupt(f"slot {slot}: its key has another blob")
+    return seal.open(value[:HEADER_BYTES], sequence, memoryview(value)[HEADER_BYTES:]), sequence
+
+
 def blob_ref(view: memoryview, sector: int) -> tuple[int, int, int] | None:
     """Return (slot, reference, codec) of the blob that *view*, of *sector*, claims to start with.
 

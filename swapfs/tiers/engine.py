@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,11 @@ from valkey.cluster import ClusterNode, ValkeyCluster
 from valkey.retry import Retry
 
 from swapfs.errors import OperationError, TierIOError
+from swapfs.tiers.nodes import ERRORS, Fill, Nodes, NotAskedError, refresh
 
 CONNECT_S: Final = 1.0
 ANSWER_S: Final = 3.0
 _KEYS_AT_ONCE: Final = 1000
-_ERRORS: Final = (
-    exceptions.ValkeyError,
-    exceptions.ValkeyClusterException,
-    exceptions.ChildDeadlockedError,
-    OSError,
-)
-"""What the client raises when the engine is not as it should be; not all of it is a ValkeyError."""
 T = TypeVar("T")
 
 KEY_BYTES: Final = 128
@@ -92,7 +86,7 @@ class _Credentials(valkey.CredentialProvider):
 def _connect(place: Place) -> Any:
     """Return a client of *place*, which connects when it is used.
 
-    :raises Exception: one of ``_ERRORS``: a cluster does not answer
+    :raises Exception: one of ``ERRORS``: a cluster does not answer
     """
     options: dict[str, Any] = {
         "socket_timeout": ANSWER_S,
@@ -119,7 +113,7 @@ def _connect(place: Place) -> Any:
 def _unfit(client: Any) -> str:
     """Return why pages must not go to the engine of *client*; "": they may.
 
-    :raises Exception: one of ``_ERRORS``: it does not answer
+    :raises Exception: one of ``ERRORS``: it does not answer
     """
     if isinstance(client, ValkeyCluster):
         nodes: Any = client.info("memory", target_nodes=ValkeyCluster.PRIMARIES)
@@ -148,6 +142,7 @@ class Engine:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._client: Any = None
+        self._nodes = Nodes()
 
     def load(self) -> None:
         """Have in memory what connecting takes: a server reads no file when it serves (I9)."""
@@ -157,29 +152,30 @@ class Engine:
             with suppress(OSError):
                 socket.getaddrinfo(host, port)
 
-    def check(self, purge: str) -> None:
+    def check(self, purge: str, spare: str = "") -> None:
         """Look whether it is there and fit, and delete keys that begin with *purge*, if any.
 
         With a connection of its own, which another process does not inherit.
 
+        :param spare: keys that begin with it stay, unless it is ""
         :raises OperationError: it is not
         """
-        problem = self._problem(purge)
+        problem = self._problem(purge, spare)
         collect()  # a cluster's client is a cycle itself
         if problem:
             raise OperationError(f"{self.place}: {problem}")
 
-    def _problem(self, purge: str) -> str:
+    def _problem(self, purge: str, spare: str) -> str:
         try:
             client = _connect(self.place)
             try:
                 reason = _unfit(client)
                 if not reason and purge:
-                    _purge(client, purge)
+                    _purge(client, purge, spare)
                 return reason
             finally:
                 client.close()
-        except _ERRORS as error:
+        except ERRORS as error:
             return str(error)
 
     def why_unfit(self) -> str:
@@ -191,33 +187,33 @@ class Engine:
         collect()  # nodes that a cluster's client found dead while others answered
         return reason
 
-    def ask(self, what: str, fill: Callable[[Any], None]) -> list[Any]:
-        """Return the answers to the commands that *fill* puts into a pipeline; errors among them.
+    def ask(self, what: str, keys: Sequence[str], fill: Fill, *, stores: bool = False) -> list[Any]:
+        """Return an answer for each of *keys*, as ``Nodes.ask`` does; errors among them.
 
-        Once more on a new connection if it breaks: those that are kept are dead when the engine was
-        started anew. Each command may be given twice.
+        :raises TierIOError: there is none
+        """
+        answers = self._call(
+            what, lambda client: self._nodes.ask(client, keys, fill, stores=stores)
+        )
+        failed = (each for each in answers if isinstance(each, Exception))
+        if any(not isinstance(each, NotAskedError) for each in failed):
+            collect()
+        return answers
 
-        :raises TierIOError: there is none in time
+    def probe(self, *, renew: bool = False) -> None:
+        """Look whether nodes that did not answer do now.
+
+        :param renew: and which nodes a cluster has
+        :raises TierIOError: none does
         """
 
-        def execute(client: Any) -> list[Any]:
-            pipe = client.pipeline(transaction=False)
-            fill(pipe)
-            answers: list[Any] = pipe.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    answer.__traceback__ = None  # a frame of it has the list: a cycle
-            return answers
+        def look(client: Any) -> bool:
+            if renew:
+                refresh(client)
+            return self._nodes.probe(client)
 
-        def try_twice(client: Any) -> list[Any]:
-            try:
-                return execute(client)
-            except exceptions.TimeoutError:
-                raise
-            except (exceptions.ConnectionError, OSError):
-                return execute(client)
-
-        return self._call(what, try_twice)
+        if self._call("look", look):
+            collect()
 
     def _call(self, what: str, use: Callable[[Any], T]) -> T:
         """Return what *use* makes of the client; its errors become ours."""
@@ -225,7 +221,7 @@ class Engine:
             if self._client is None:
                 self._client = _connect(self.place)
             return use(self._client)
-        except _ERRORS as error:
+        except ERRORS as error:
             failed = f"{self.place}: cannot {what}: {error}"
         collect()
         raise TierIOError(failed)
@@ -236,10 +232,11 @@ class Engine:
             self._client.close()
 
 
-def _purge(client: Any, prefix: str) -> None:
+def _purge(client: Any, prefix: str, spare: str) -> None:
     keys = []
     for key in client.scan_iter(match=f"{prefix}*", count=_KEYS_AT_ONCE):
-        keys.append(key)
+        if not spare or not key.startswith(spare.encode()):
+            keys.append(key)
         if len(keys) == _KEYS_AT_ONCE:
             _unlink(client, keys)
             keys = []

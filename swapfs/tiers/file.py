@@ -123,6 +123,9 @@ class FileTier(SectorStore):
     def release(self, sector: PSector, sectors: int) -> None:  # noqa: D102
         self._map.release(sector, sectors)
 
+    def next_taken(self, sector: int) -> Extent | None:  # noqa: D102
+        return self._map.next_taken(sector)
+
     def begin_rebuild(self) -> None:  # noqa: D102
         self._map.begin_rebuild()
 

@@ -43,6 +43,18 @@ class SectorBits:
         end = len(self.data) if sectors is None else (sector + sectors) // 8
         return int.from_bytes(self.data[sector // 8 : end], "little").bit_count()
 
+    def span(self, sector: int, sectors: int) -> tuple[int, int]:
+        """Return (first sector, sectors) from the first to the last set bit of a range that ends
+        on a byte, to whole bytes but for its start; no sectors: none is set.
+        """
+        first = sector // 8
+        bits = self.data[first : (sector + sectors) // 8]
+        bits[0] &= 0xFF << sector % 8 & 0xFF
+        length = len(bits.rstrip(b"\0"))
+        start = length - len(bits[:length].lstrip(b"\0"))
+        begin = max(sector, (first + start) * 8)
+        return begin, (first + length) * 8 - begin if length else 0
+
     def longest_hole(self, sector: int, sectors: int) -> tuple[int, int]:
         """Return (first sector, sectors) of the longest run of clear whole bytes in a range.
 

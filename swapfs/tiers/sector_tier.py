@@ -19,9 +19,11 @@ from swapfs.tiers.base import (
     Direct,
     Failure,
     Move,
+    Named,
     Room,
     Staging,
     Stored,
+    Swept,
     Tier,
     TierStats,
     Traffic,
@@ -94,18 +96,33 @@ class SectorTier(Tier):
         extent, batch = _extent(room), self._batches.get()
         try:
             refs = self._seal(extent, batch, staging)
-            try:
-                self.sectors.write(extent, batch)
-            except TierNoSpace:  # nothing is broken
-                self.sectors.release(*extent)
-                raise
-            except BaseException:  # who knows what it wrote
-                self._give_up(extent, batch.sectors)
-                raise
-            self._written(extent.sector, batch.sectors)
-            return Stored(refs, batch.sectors * SECTOR_SIZE)
+            return Stored(refs, self.store_sealed(room, batch).written_bytes)
         finally:
             self._batches.put(batch)
+
+    def take_batch(self, room: Room) -> Batch:
+        """Return an empty batch for *room*, of which there are BUFFERS; ``give_batch`` follows."""
+        batch = self._batches.get()
+        batch.reset(_extent(room).sectors)
+        return batch
+
+    def give_batch(self, batch: Batch) -> None:
+        """Take it back."""
+        self._batches.put(batch)
+
+    def store_sealed(self, room: Room, batch: Batch) -> Stored:
+        """Store *batch* in *room* as it is; of what it raises see ``store``."""
+        extent = _extent(room)
+        try:
+            self.sectors.write(extent, batch)
+        except TierNoSpace:  # nothing is broken
+            self.sectors.release(*extent)
+            raise
+        except BaseException:  # who knows what it wrote
+            self._give_up(extent, batch.sectors)
+            raise
+        self._written(extent.sector, batch.sectors)
+        return Stored([], batch.sectors * SECTOR_SIZE)
 
     def _seal(self, extent: Extent, batch: Batch, staging: Staging) -> list[int]:
         batch.reset(extent.sectors)
@@ -179,6 +196,26 @@ class SectorTier(Tier):
             each.failure = None
         except BlobCorrupt as error:
             each.failure = Failure.of(error)
+
+    def sweep(self, place: int, named: Named, scratch: memoryview) -> Swept | None:
+        """Read what is taken of a segment: the headers name the slots, as for cleaning."""
+        found = self.sectors.next_taken(place)
+        if found is None:
+            return None
+        after, blobs = found.sector + found.sectors, []
+        try:
+            view = self.sectors.read(*found, scratch)
+        except TierIOError:  # reads of fewer blobs tell whose sector is bad
+            return Swept([], after, Traffic(1, 0))
+        for slot, ref, codec, blob in _live_blobs(found, view, named):
+            each = Wanted(slot, ref, codec)
+            self._check(blob, each)
+            if each.failure is None:
+                blobs.append(each)
+        return Swept(blobs, after, Traffic(1, found.sectors * SECTOR_SIZE))
+
+    def place_of(self, ref: int) -> int:  # noqa: D102
+        return sector_ref.sector(ref)
 
     # ---- the rest ----
 
@@ -267,7 +304,7 @@ class SegmentCleaning(Cleaning):
             log.warning("cleaning: %s", error)
             self.unreadable = True
             return True
-        for slot, ref, codec, blob in _live_blobs(source, view, move):
+        for slot, ref, codec, blob in _live_blobs(source, view, move.wants):
             try:
                 payload, _ = check_blob(blob, slot, codec, ref, self._sectors.seal)
             except BlobCorrupt:
@@ -278,14 +315,14 @@ class SegmentCleaning(Cleaning):
 
 
 def _live_blobs(
-    segment: Extent, view: memoryview, move: Move
+    extent: Extent, view: memoryview, named: Named
 ) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield (slot, ref, codec, blob) of what the table still names in *segment*."""
+    """Yield (slot, ref, codec, blob) of what the table still names in *extent*."""
     position = 0
-    while position < segment.sectors:
-        found = blob_ref(view[position * SECTOR_SIZE :], segment.sector + position)
+    while position < extent.sectors:
+        found = blob_ref(view[position * SECTOR_SIZE :], extent.sector + position)
         step = 1
-        if found is not None and move.wants(*found):
+        if found is not None and named(*found):
             slot, ref, codec = found
             step = sector_ref.sectors(ref)
             yield slot, ref, codec, view[position * SECTOR_SIZE :][: step * SECTOR_SIZE]

@@ -80,6 +80,13 @@ class SectorStore(ABC):
         """Take sectors back; they must be allocated."""
 
     @abstractmethod
+    def next_taken(self, sector: int) -> Extent | None:
+        """Return what is taken of the first segment that has something from *sector* on.
+
+        From its first such sector to its last, whatever lies between; None: there is none.
+        """
+
+    @abstractmethod
     def begin_rebuild(self) -> None:
         """Forget every allocation; each one in use must then be given to ``mark``."""
 

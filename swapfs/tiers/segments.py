@@ -13,6 +13,7 @@ an extent is *under way*, handed out and not settled, is not picked.
 
 from __future__ import annotations
 
+import re
 import threading
 from array import array
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ _CLEAN_MAX_SHORT: Final = 15  # unless there is hardly any room left
 _FULL: Final = 16
 _PASSED: Final = 17
 _CLOSED: Final = 18
+_NONZERO: Final = re.compile(rb"[^\0]")
 _PAGES_PER_SEGMENT: Final = (SEGMENT_SECTORS - _STEP) // BLOB_SECTORS_MAX
 """Raw pages in a segment for certain, 213: a sixteenth may be lost in holes that nobody cleans.
 
@@ -191,6 +193,19 @@ class SegmentMap:
         ring, current = (live + _STEP - 1) // _STEP, self._lists.where(segment)
         if current not in (ring, _CLOSED):
             self._lists.move(segment, ring)
+
+    def next_taken(self, sector: int) -> Extent | None:
+        """See ``SectorStore.next_taken``."""
+        found = _NONZERO.search(memoryview(self._live).cast("B"), 2 * (sector // SEGMENT_SECTORS))
+        while found is not None:  # without the lock: a terabyte has a million segments
+            segment = found.start() // 2
+            first = max(sector, segment * SEGMENT_SECTORS)
+            with self._lock:
+                start, sectors = self._taken.span(first, (segment + 1) * SEGMENT_SECTORS - first)
+            if sectors:
+                return Extent(PSector(start), sectors)
+            found = _NONZERO.search(memoryview(self._live).cast("B"), 2 * (segment + 1))
+        return None
 
     # ---- rebuilding ----
 

@@ -17,13 +17,13 @@ import logging
 import os
 import threading
 import time
-from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from valkey import exceptions
 
-from swapfs.errors import BlobCorrupt, TierFull, TierIOError, TierNoSpace
+from swapfs.errors import BlobCorrupt, OperationError, TierFull, TierIOError, TierNoSpace
 from swapfs.tiers import sector_ref
 from swapfs.tiers.base import (
     Cleaning,
@@ -37,8 +37,9 @@ from swapfs.tiers.base import (
     Traffic,
     Wanted,
 )
-from swapfs.tiers.blob import HEADER, MAGIC
+from swapfs.tiers.blob import HEADER, MAGIC, check_value
 from swapfs.tiers.engine import ANSWER_S, CONNECT_S, Engine, Place, bytes_for
+from swapfs.tiers.released import Released
 from swapfs.tiers.seal import Seal
 from swapfs.units import PAGE_SIZE
 
@@ -93,13 +94,16 @@ class ValkeyTier(Tier):
     """At most *size_bytes* of the memory of an engine.
 
     :param prefix: of every key; no other instance has it
+    :param engine: what is at *place*, if not what it says
     """
 
     kind = "valkey"
 
-    def __init__(self, place: Place, size_bytes: int, prefix: str, seal: Seal) -> None:
+    def __init__(
+        self, place: Place, size_bytes: int, prefix: str, seal: Seal, engine: Engine | None = None
+    ) -> None:
         self.place = place
-        self._engine = Engine(place)
+        self._engine = engine or Engine(place)
         self._engine.load()
         self._size_bytes = size_bytes
         self._prefix = prefix
@@ -108,8 +112,7 @@ class ValkeyTier(Tier):
         self._deleting = threading.Lock()
         self._taken_bytes = 0
         self._servers: set[int] = set()  # those that have blobs here
-        self._released = array("Q", bytes(16 * max(1024, size_bytes // _PAGE_COST)))
-        self._first = self._count = 0
+        self._released = Released(max(1024, size_bytes // _PAGE_COST))
         self._left_bytes = 0  # of blobs that were released and could not be noted
         self._refusal = "the engine has not been asked yet whether it may evict"
         # A hand-over between monitors gives a descriptor for each tier, and this one needs none.
@@ -121,13 +124,17 @@ class ValkeyTier(Tier):
 
     def check(self, purge: str = "") -> None:
         """See ``Engine.check``; to be called once, before the first server."""
-        self._engine.check(purge)
+        self._engine.check(purge, self._prefix)
         self._refusal = ""
 
     def prepare(self) -> None:  # noqa: D102
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="valkey", daemon=True)
             self._thread.start()
+
+    def leave(self) -> None:  # noqa: D102
+        with suppress(OperationError):
+            self._engine.check(self._prefix)
 
     def close(self) -> None:  # noqa: D102
         self._stop.set()
@@ -142,6 +149,7 @@ class ValkeyTier(Tier):
         look_at_s = 0.0
         while not self._stop.wait(TEND_EVERY_S):
             try:
+                self._engine.probe()
                 if time.monotonic() >= look_at_s:
                     look_at_s = time.monotonic() + LOOK_EVERY_S
                     self.look()
@@ -156,6 +164,7 @@ class ValkeyTier(Tier):
 
         :raises TierIOError: it does not answer
         """
+        self._engine.probe(renew=True)
         reason = self._engine.why_unfit()
         if reason != self._refusal and reason:
             log.error("%s: %s", self.place, reason)
@@ -168,33 +177,30 @@ class ValkeyTier(Tier):
         """
         deleted = 0
         with self._deleting:  # by one at a time
-            while self._count:
+            while self._released:
                 deleted += self._delete_some()
         return deleted
 
     def _delete_some(self) -> int:
         with self._lock:
-            count = min(self._count, _DELETED_AT_ONCE)
-            at = [(self._first + n) * 2 % len(self._released) for n in range(count)]
-            gone = [(self._released[i], self._released[i + 1]) for i in at]
+            gone = self._released.oldest(_DELETED_AT_ONCE)
         keys = [self._key(slot, ref) for slot, ref in gone]
 
-        def fill(pipe: Any) -> None:
-            for key in keys:
-                pipe.unlink(key)
+        def fill(pipe: Any, number: int) -> None:
+            pipe.unlink(keys[number])
 
-        if failed := [a for a in self._engine.ask("delete", fill) if isinstance(a, Exception)]:
+        answers = self._engine.ask("delete", keys, fill)
+        if failed := [each for each in answers if isinstance(each, Exception)]:
             raise TierIOError(f"{self.place}: {failed[0]}")
         with self._lock:
-            self._first += count
-            self._count -= count
+            self._released.forget(len(gone))
             self._taken_bytes -= sum(_cost(ref) for _, ref in gone)
-        return count
+        return len(gone)
 
     def cleaning(self) -> Cleaning | None:
         """Delete what was released, if room is short: a write may wait for it."""
         short = self._taken_bytes + _SHORT_PAGES * _PAGE_COST > self._size_bytes
-        return _Deleting(self) if self._count and short else None
+        return _Deleting(self) if self._released and short else None
 
     def _key(self, slot: int, ref: int) -> str:
         return f"{self._prefix}{slot:x}.{ref:x}"
@@ -227,12 +233,11 @@ class ValkeyTier(Tier):
             self._taken_bytes -= room.size - sum(map(_cost, refs))
         keys = [self._key(item.slot, ref) for item, ref in zip(staging.items, refs, strict=True)]
 
-        def fill(pipe: Any) -> None:
-            for key, value in zip(keys, values, strict=True):
-                pipe.set(key, value)
+        def fill(pipe: Any, number: int) -> None:
+            pipe.set(keys[number], values[number])
 
         try:
-            for answer in self._engine.ask("write", fill):
+            for answer in self._engine.ask("write", keys, fill, stores=True):
                 if isinstance(answer, Exception):
                     full = isinstance(answer, exceptions.OutOfMemoryError)
                     raise (TierNoSpace if full else TierIOError)(f"{self.place}: {answer}")
@@ -255,12 +260,8 @@ class ValkeyTier(Tier):
 
     def release(self, slot: int, ref: int) -> None:  # noqa: D102
         with self._lock:
-            if 2 * self._count == len(self._released):
+            if not self._released.note(slot, ref):
                 self._left_bytes += _cost(ref)  # it stays there, and counted
-                return
-            at = (self._first + self._count) * 2 % len(self._released)
-            self._released[at], self._released[at + 1] = slot, ref
-            self._count += 1
 
     # ---- up ----
 
@@ -269,12 +270,13 @@ class ValkeyTier(Tier):
         return max(1, min(len(refs), limit_bytes // PAGE_SIZE))
 
     def load(self, wanted: Sequence[Wanted], scratch: memoryview) -> Traffic:  # noqa: D102
-        def fill(pipe: Any) -> None:
-            for each in wanted:
-                pipe.get(self._key(each.slot, each.ref))
+        keys = [self._key(each.slot, each.ref) for each in wanted]
+
+        def fill(pipe: Any, number: int) -> None:
+            pipe.get(keys[number])
 
         try:
-            answers = self._engine.ask("read", fill)
+            answers = self._engine.ask("read", keys, fill)
         except TierIOError as error:
             for each in wanted:
                 each.failure = Failure.of(error)
@@ -292,7 +294,8 @@ class ValkeyTier(Tier):
             return
         try:
             assert isinstance(value, bytes)
-            blob.payload, blob.sequence = _opened(self._seal, blob, value)
+            found = check_value(value, blob.slot, blob.codec, blob.ref, self._seal)
+            blob.payload, blob.sequence = found
             blob.failure = None
         except BlobCorrupt as error:
             blob.failure = Failure.of(error)
@@ -301,7 +304,8 @@ class ValkeyTier(Tier):
 
     def begin_rebuild(self) -> None:  # noqa: D102
         with self._lock:
-            self._taken_bytes = self._first = self._count = 0
+            self._taken_bytes = 0
+            self._released.clear()
             self._refusal = ""  # pages are there already: a write is not refused for a look (I6)
             self._servers.clear()
 
@@ -313,7 +317,7 @@ class ValkeyTier(Tier):
 
     def has_room(self) -> bool:  # noqa: D102
         room = self._taken_bytes + _PAGE_COST <= self._size_bytes
-        return not self._refusal and (room or self._count > 0)
+        return not self._refusal and (room or len(self._released) > 0)
 
     def guaranteed_pages(self) -> int:  # noqa: D102
         return self._size_bytes // _PAGE_COST
@@ -328,23 +332,10 @@ class ValkeyTier(Tier):
             size_bytes=self._size_bytes,
             used_bytes=self._taken_bytes,
             bad_bytes=self._left_bytes,
-            map_bytes=8 * len(self._released),
+            map_bytes=self._released.map_bytes,
             direct_io=False,
             encrypted=self._seal.encrypted,
             free_segments=0,
             segments=0,
             cautions=(f"{self.place}: {self._refusal}",) if self._refusal else (),
         )
-
-
-def _opened(seal: Seal, blob: Wanted, value: bytes) -> tuple[bytes | memoryview, int]:
-    least = sector_ref.HEADER_BYTES + sector_ref.TAG_BYTES
-    if len(value) <= least:
-        raise BlobCorrupt(f"slot {blob.slot}: its value is cut short")
-    magic, codec, length, sequence, slot = HEADER.unpack_from(value)
-    if (magic, slot, codec, least + length) != (MAGIC, blob.slot, blob.codec, len(value)) or (
-        not sector_ref.may_be(blob.ref, length)
-    ):
-        raise BlobCorrupt(f"slot {blob.slot}: its key has another blob")
-    header = value[: HEADER.size]
-    return seal.open(header, sequence, memoryview(value)[HEADER.size :]), sequence

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from swapfs.errors import TierFull, TierIOError, TierNoSpace
-from swapfs.tiers.base import Room, Staged, Staging
+from swapfs.tiers.base import Room, Staged, Staging, Stored
 from swapfs.tiers.segments import SEGMENT_BYTES
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 from swapfs.vlayer.entry import FLAGS, HEAT_MASK, MOVING, encode_below, is_below, ref_of, tier_of
@@ -40,10 +40,7 @@ class BlobWriter:
     """Writes to the tiers of *layer*; any thread, each with its own staging."""
 
     def __init__(
-        self,
-        layer: VirtualSlotLayer,
-        clock_s: Callable[[], float],
-        wait_s: float = WAIT_S,
+        self, layer: VirtualSlotLayer, clock_s: Callable[[], float], wait_s: float = WAIT_S
     ) -> None:
         self.progress = Progress(clock_s, wait_s)
         self.newest = array("Q", [0])  # one word: the sequence number of the newest blob
@@ -165,12 +162,17 @@ class BlobWriter:
 
     def store(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """Store what is in *staging*; None when the tier failed, which is then noted."""
+        stored = self.write(level, lambda: level.tier.store(room, staging))
+        return None if stored is None else stored.refs
+
+    def write(self, level: Level, store: Callable[[], Stored]) -> Stored | None:
+        """Have *store* write to *level*; None when that failed, which is then noted."""
         writer = threading.get_ident()
         began_s = self._clock_s()
         level.health.begin(writer, began_s)
         bad_bytes = level.tier.stats().bad_bytes
         try:
-            stored = level.tier.store(room, staging)
+            stored = store()
         except BaseException as error:
             with self._layer.lock:
                 bad = level.tier.stats().bad_bytes - bad_bytes
@@ -178,10 +180,7 @@ class BlobWriter:
                 level.figures.add("write_errors")
             if not isinstance(error, TierIOError):  # a bug, or no memory
                 raise
-            log.error("tier %s: %s", level.name, error)
-            full = isinstance(error, TierNoSpace)
-            pause_max_s = NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S
-            level.health.failed(str(error), self._clock_s(), pause_max_s)
+            _note_failure(level, error, self._clock_s())
             return None
         finally:
             level.health.end(writer)
@@ -194,7 +193,7 @@ class BlobWriter:
             now_s = self._clock_s()
             level.budget.charge(stored.written_bytes, now_s)
             level.writing.note(now_s - began_s)
-        return stored.refs
+        return stored
 
     def store_copies(self, level: Level, room: Room, staging: Staging) -> list[int] | None:
         """``store`` copies; if it fails, settle the room, and their slots go on as before."""
@@ -286,6 +285,13 @@ class BlobWriter:
                 current = table.get(item.slot)
                 if current & MOVING and not (current ^ item.expected) & ~FLAGS:
                     table.mark(item.slot, MOVING, on=False)
+
+
+def _note_failure(level: Level, error: TierIOError, now_s: float) -> None:
+    """Have nothing go to *level* for a while."""
+    log.error("tier %s: %s", level.name, error)
+    full = isinstance(error, TierNoSpace)
+    level.health.failed(str(error), now_s, NO_SPACE_PAUSE_MAX_S if full else BACKOFF_MAX_S)
 
 
 def _say_spent(level: Level, now_s: float) -> None:

@@ -1,19 +1,24 @@
-"""Emptying a tier into others: by a walk over the table, a load at a time, between other work.
+"""Emptying a tier into others, a load at a time, between other work.
 
-Draining takes all of it, and is done when no word names the tier; sinking takes what is cold, to
-make room in a tier for warmer pages: what was read since the last walk came by is cooled and stays
-(second chance, as in ``clock``). A blob that its tier cannot read stays and is counted; one
-that is damaged is lost for certain, so its slot says so and the tier can be given up.
+Draining takes all of it, and is done when no word names the tier. First as it lies there, in long
+reads, where the tier has an order (``Tier.sweep``): neighbours on a disk are no neighbours in the
+table, and a read for each cost 10 ms a page. Then by a walk over the table, which finds the rest
+and tells of what cannot be read. Sinking walks only, and takes what is cold, to make room in a tier
+for warmer pages: what was read since the last walk came by is cooled and stays (second chance, as
+in ``clock``). A blob that its tier cannot read stays and is counted; one that is damaged is lost
+for certain, so its slot says so and the tier can be given up.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from swapfs.errors import BlobCorrupt
-from swapfs.tiers.base import NOT_READ, Failure, Wanted
+from swapfs.tiers.base import NOT_READ, Failure, Room, Traffic, Wanted
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS
 from swapfs.vlayer.entry import (
     BACKING_MASK,
@@ -26,6 +31,7 @@ from swapfs.vlayer.entry import (
 )
 from swapfs.vlayer.layer import VirtualSlotLayer, lose
 from swapfs.vlayer.mover import Mover
+from swapfs.vlayer.relocate import Relocation, may_relocate
 from swapfs.vlayer.stack import Level
 
 _READ_BYTES: Final = 256 * 1024
@@ -80,6 +86,8 @@ class Drain:
         self._pages = pages
         self._cold = cold
         self._pending: _Found | None = None
+        self._place: int | None = 0
+        self._relocation = Relocation(layer, mover.writer, source, scratch, self._count)
         self._steps = self._work()
 
     def step(self) -> bool:
@@ -96,6 +104,8 @@ class Drain:
 
     def _work(self) -> Iterator[bool]:
         """Yield after each load; nothing is under way then."""
+        if self._pages is None and not self._cold:
+            yield from self._sweep()
         progress, idle = self.progress, 0
         while self._left() and idle < _ROUNDS_MAX and not progress.problem:
             before = progress.moved + progress.lost
@@ -103,7 +113,8 @@ class Drain:
             walk = self._walk()
             while (found := self._pending or next(walk, None)) is not None and self._left():
                 self._pending = found
-                if not self._move(walk):
+                to = self._mover.reserve(self._others())
+                if not self._move(to, lambda: self._copy_from(walk)):  # noqa: B023 - called at once
                     break
                 yield True
             idle = 0 if progress.moved + progress.lost > before else idle + 1
@@ -152,30 +163,82 @@ class Drain:
             if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
                 table.mark(first + index, HEAT_MASK, on=False)
 
-    def _move(self, walk: Iterator[_Found]) -> bool:
-        """Move one load; False: there is no room for it. What did not fit is pending then."""
-        mover, progress = self._mover, self.progress
-        targets = [level for level in self._targets() if level is not self.source]
-        if not mover.begin(targets):
-            progress.problem = "no other tier has room"
+    def _others(self) -> list[Level]:
+        return [level for level in self._targets() if level is not self.source]
+
+    def _move(self, to: tuple[Level, Room] | None, copy: Callable[[], None]) -> bool:
+        """Move one load, which is what *copy* copies; False: there is no room for it."""
+        if to is None:
+            self.progress.problem = "no other tier has room"
             return False
-        try:
-            while (found := self._pending or next(walk, None)) is not None:
-                self._pending = found
-                if not self._copy(*found):
-                    break
-                self._pending = None
-        except BaseException:
-            mover.abort()
-            raise
+        mover = self._mover
+        mover.begin_in(to)
+        with _in_use(self._layer, self.source):
+            try:
+                copy()
+            except BaseException:
+                mover.abort()
+                raise
         taken = mover.finish(self.cause)
+        return self._note(to[0], None if taken is None else len(taken))
+
+    def _note(self, target: Level, taken: int | None) -> bool:
+        """Note how many slots took a load, None if it could not be stored; whether it could."""
         if taken is None:
-            progress.problem = f"writes to {targets[0].name} fail"
+            self.progress.problem = f"writes to {target.name} fail"
             return False
-        progress.moved += len(taken)
+        self.progress.moved += taken
         with self._layer.lock:
-            self._layer.counters.add(_COUNTERS[self.cause], len(taken))
+            self._layer.counters.add(_COUNTERS[self.cause], taken)
         return True
+
+    # ---- as it lies ----
+
+    def _sweep(self) -> Iterator[bool]:
+        """Move what the tier can read in the order in which it lies; yield as ``_work``."""
+        while self._place is not None and self._left() and self._move_as_it_lies(self._place):
+            yield True
+
+    def _move_as_it_lies(self, place: int) -> bool:
+        """Move one load; False: there is no room for it, or it could not be stored."""
+        to = self._mover.reserve(self._others())
+        if to is None or not may_relocate(self.source.tier, to[0].tier):
+            return self._move(to, self._copy_as_it_lies)
+        with _in_use(self._layer, self.source):
+            self._place, taken = self._relocation.load(to, place)
+        return self._note(to[0], taken)
+
+    def _copy_as_it_lies(self) -> None:
+        """Copy on from the place that this has come to, until the load is half full.
+
+        The next stretch might not fit any more then, and would be read twice.
+        """
+        tier, number = self.source.tier, self.source.number
+        while self._place is not None:
+            swept = tier.sweep(
+                self._place, functools.partial(_is_named, self._layer, number), self._scratch
+            )
+            if swept is None:
+                self._place = None
+                return
+            self._count(swept.traffic)
+            for blob in swept.blobs:
+                if not self._take(blob, encode_below(number, blob.codec, blob.ref)):
+                    self._place = tier.place_of(blob.ref)
+                    return
+            self._place = swept.after
+            if self._mover.is_half_full():
+                return
+
+    # ---- as the table has it ----
+
+    def _copy_from(self, walk: Iterator[_Found]) -> None:
+        """Copy on from where the walk is; what did not fit is pending then."""
+        while (found := self._pending or next(walk, None)) is not None:
+            self._pending = found
+            if not self._copy(*found):
+                break
+            self._pending = None
 
     def _copy(self, slot: int, words: list[int]) -> bool:
         """Copy what can be read; False: the load is full."""
@@ -197,7 +260,9 @@ class Drain:
         return all(self._try_again(each, words[each.slot - slot]) for each in failed)
 
     def _load(self, wanted: list[Wanted]) -> None:
-        traffic = self.source.tier.load(wanted, self._scratch)
+        self._count(self.source.tier.load(wanted, self._scratch))
+
+    def _count(self, traffic: Traffic) -> None:
         with self._layer.lock:
             self._layer.counters.add("file_read_ops", traffic.reads)
             self._layer.counters.add("file_read_bytes", traffic.read_bytes)
@@ -234,3 +299,24 @@ class Drain:
                 return
             lose(layer, slot)
             self.progress.lost += 1
+
+
+@contextmanager
+def _in_use(layer: VirtualSlotLayer, level: Level) -> Iterator[None]:
+    """Keep *level* from being let go for the time of the block."""
+    with layer.lock:
+        level.users += 1
+    try:
+        yield
+    finally:
+        with layer.lock:
+            level.users -= 1
+
+
+def _is_named(layer: VirtualSlotLayer, number: int, slot: int, ref: int, codec: int) -> bool:
+    """Whether *slot* is at *ref* in tier *number*, and nobody is moving it."""
+    if slot >= layer.table.slots:
+        return False
+    with layer.lock:
+        current = layer.table.get(slot)
+    return not (current ^ encode_below(number, codec, ref)) & ~HEAT_MASK

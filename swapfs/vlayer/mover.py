@@ -13,7 +13,7 @@ is ``recompress``, in a thread of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Room, Staged, Staging
@@ -23,15 +23,13 @@ from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.recode_staged import take_out_damaged
 from swapfs.vlayer.stack import Level
 
-_Reserve = Callable[[], tuple[Level, Room]]
-
 
 class Mover:
     """Moves one load after the other, for the thread that owns *staging*."""
 
     def __init__(self, layer: VirtualSlotLayer, writer: BlobWriter, staging: Staging) -> None:
+        self.writer = writer
         self._layer = layer
-        self._writer = writer
         self._staging = staging
         self._to: tuple[Level, Room] | None = None
         self._slots: list[int] = []
@@ -49,24 +47,40 @@ class Mover:
 
     def begin(self, levels: Iterable[Level], pages: int = BATCH_PAGES) -> bool:
         """Begin a load, to the first of *levels* that may take one and has room; False: none."""
-        return self._begin(lambda: self._writer.reserve_first(pages, levels))
+        to = self.reserve(levels, pages)
+        if to is not None:
+            self.begin_in(to)
+        return to is not None
+
+    def reserve(
+        self, levels: Iterable[Level], pages: int = BATCH_PAGES
+    ) -> tuple[Level, Room] | None:
+        """Return room for a load in the first of *levels* that may take one; None: none has."""
+        try:
+            return self.writer.reserve_first(pages, levels)
+        except TierFull:
+            return None
+
+    def begin_in(self, to: tuple[Level, Room]) -> None:
+        """Begin a load that goes there."""
+        self._to = to
+        self._staging.reset(to[1])
 
     def begin_within(self, level: Level) -> bool:
         """Begin a load from *level* to itself, for cleaning."""
-        reserve = self._writer.reserve
-        return self._begin(lambda: (level, reserve(level, BATCH_PAGES, moving=True)))
-
-    def _begin(self, reserve: _Reserve) -> bool:
         try:
-            self._to = reserve()
+            self.begin_in((level, self.writer.reserve(level, BATCH_PAGES, moving=True)))
         except TierFull:
             return False
-        self._staging.reset(self._to[1])
         return True
 
     def fits(self, length: int) -> bool:
         """Whether a blob of *length* bytes still fits."""
         return self._staging.fits(length)
+
+    def is_half_full(self) -> bool:
+        """Whether as much again as is copied would not fit."""
+        return self._staging.is_half_full()
 
     def copy(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
         """Copy the blob of *slot*, whose word is *word* now; the caller holds the layer's lock.
@@ -77,7 +91,7 @@ class Mover:
             return
         self._layer.copied.add(slot)
         self._slots.append(slot)
-        self._writer.add(self._staging, slot, payload, codec, expected=word)
+        self.writer.add(self._staging, slot, payload, codec, expected=word)
         self._layer.table.mark(slot, MOVING, on=True)
 
     def copy_if_still(self, slot: int, word: int, codec: int, payload: bytes | memoryview) -> None:
@@ -103,7 +117,7 @@ class Mover:
             self._let_go()
 
     def _finish(self, level: Level, room: Room, cause: str) -> list[Staged] | None:
-        writer, staging = self._writer, self._staging
+        writer, staging = self.writer, self._staging
         if cause == "demote":
             try:
                 writer.lose(take_out_damaged(staging))
@@ -130,7 +144,7 @@ class Mover:
         assert self._to is not None
         (level, room), self._to = self._to, None
         try:
-            self._writer.drop(level, room, self._staging)
+            self.writer.drop(level, room, self._staging)
         finally:
             self._let_go()
 

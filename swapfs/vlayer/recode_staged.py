@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from array import array
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from swapfs.core._core import Recoder, is_intact, sign
 from swapfs.tiers.base import Staged, Staging
 from swapfs.vlayer.entry import Kind, blob_codec, blob_length, encode_pool
 
-_CHUNK: Final = 64
+_CHUNK: Final = 8
+"""Blobs between two looks whether others want the processor: 0.1 ms. 64 took 0.8, and a request on
+the same processor waited so long: both are real-time, and neither comes before the other."""
 
 
 class _Chunk:
@@ -45,6 +48,7 @@ class StagedRecoder:
                     draft = encode_pool(0, item.length, item.codec)
                     chunk.drafts[index] = sign(draft, staging.payload(item))
                 chunk.recoder.recode(staging.view, chunk.starts, chunk.drafts, len(part), True, 0)
+                os.sched_yield()
                 for index, item in enumerate(part):
                     draft = chunk.drafts[index]
                     if draft == Kind.LOST:

@@ -167,6 +167,22 @@ class Writeback:
         finally:
             self._tell = None
 
+    def demote_if_it_gets_on(self, pages: int) -> int:
+        """Have the thread demote about *pages* pages, and wait for that; return how many it did.
+
+        0 also if nothing gets on any more, as on a disk that hangs.
+        """
+        moved: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.request(pages, moved.put)
+        progress = self.writer.progress
+        while True:
+            mark = progress.mark()
+            try:
+                return moved.get(timeout=progress.wait_s)
+            except queue.Empty:
+                if progress.mark().ended == mark.ended:
+                    return 0
+
     def wake(self) -> None:
         """Have the thread look at once whether there is anything to do."""
         self._wake.set()

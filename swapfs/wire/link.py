@@ -34,6 +34,10 @@ Handle = Callable[[str, dict[str, Any], int | None], Any]
 """(operation, its arguments, a descriptor or None, which is the handler's) -> answer."""
 
 
+class NoAnswer(OperationError):
+    """The monitor has not answered in time, and may yet do what it was asked."""
+
+
 class Link:
     """Both ends, made by the monitor; a server has its own by fork."""
 
@@ -56,15 +60,26 @@ class Link:
 
         :raises OperationError: it is gone, or cannot
         """
+        with self._asking:
+            return self._answer(self._send(operation, fd, arguments), operation)
+
+    def tell(self, operation: str, **arguments: Any) -> None:
+        """Have the monitor do *operation* after all that it was asked before; wait for nothing.
+
+        :raises OperationError: it is gone
+        """
+        with self._asking:
+            self._send(operation, None, arguments)
+
+    def _send(self, operation: str, fd: int | None, arguments: dict[str, Any]) -> tuple[int, int]:
         if os.getppid() != self._monitor_pid:
             raise OperationError("the monitor is gone: 'swapfs upgrade' brings another")
-        with self._asking:
-            key = (os.getpid(), next(self._numbers))
-            message = pickle.dumps((key, operation, arguments))
-            rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fd))]
-            self.server_end.sendmsg([message], rights)
-            os.kill(self._monitor_pid, LOOK_SIGNAL)
-            return self._answer(key, operation)
+        key = (os.getpid(), next(self._numbers))
+        message = pickle.dumps((key, operation, arguments))
+        rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fd))]
+        self.server_end.sendmsg([message], rights)
+        os.kill(self._monitor_pid, LOOK_SIGNAL)
+        return key
 
     def _answer(self, key: tuple[int, int], operation: str) -> Any:
         deadline_s = time.monotonic() + ANSWER_S
@@ -77,7 +92,7 @@ class Link:
                 if not ok:
                     raise OperationError(str(answer))
                 return answer
-        raise OperationError(f"the monitor does not answer ({operation})")
+        raise NoAnswer(f"the monitor does not answer ({operation})")
 
     # ---- the monitor ----
 

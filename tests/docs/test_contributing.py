@@ -33,6 +33,11 @@ def _folder_tier(folder: Path, pages: int) -> Any:
     return names["FolderTier"](folder, pages)
 
 
+def test_it_is_as_short_as_it_says() -> None:
+    (lines, code) = re.findall(r"(?s)a whole one in (\d+) lines.*?```python\n(.*?)```", TEXT)[0]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= int(lines) <= 60
+
+
 def _history(harness: Harness, model: SwapModel, rng: random.Random) -> None:
     for _ in range(60):
         slot = rng.randrange(SLOTS - 40)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 import struct
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from swapfs.testing.pages import mixed_pages
-from tests.fuse.instance import Instance, punch
+from tests.fuse.instance import Instance, is_alive, punch, wait_until
 
 PAGE = 4096
 ZERO = bytes(16)
@@ -152,3 +153,18 @@ def fill(instance: Instance, first: int, pages: int) -> None:
             assert os.pwrite(fd, blob, slot * PAGE) == len(blob)
     finally:
         os.close(fd)
+
+
+def outlive_servers(instance: Instance, load: Load) -> None:
+    """Have a server killed and the instance upgraded, with *load* in between; verify all of it."""
+    server = instance.status()["server_pid"]
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not is_alive(server), "the server to die")
+    load.run(60, seed=2)
+    done = instance.cli("upgrade")
+    assert done.returncode == 0, done.stderr
+    load.run(60, seed=3)
+    load.verify()
+    counters = instance.counters()
+    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
+    assert counters["server_starts"] == 3

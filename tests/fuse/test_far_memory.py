@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from swapfs.testing.engine import TestEngine, program
 from tests.fuse.instance import Instance, Start, run, wait_until
-from tests.fuse.load import Load, fill
+from tests.fuse.load import Load, fill, outlive_servers
 from tests.fuse.test_recovery import kill_server, recovered
 
 pytestmark = [
@@ -53,16 +54,75 @@ def test_far_memory_outlives_servers_and_monitors(
     assert (far["kind"], far["path"], far["encrypted"]) == ("valkey", f"unix:{engine.socket}", True)
     assert far["slots"]
     assert engine.client().dbsize() >= int(str(far["slots"])) // 2
+    outlive_servers(instance, load)
+
+
+def _tier(instance: Instance, *arguments: object) -> subprocess.CompletedProcess[str]:
+    where = ("--runtime-dir", instance.runtime_dir)
+    return run(*instance.command, "tier", *arguments, instance.name, *where)
+
+
+def test_far_memory_comes_and_goes_while_pages_do(
+    tmp_path: Path, engine: TestEngine, start: Start
+) -> None:
+    """Added to an instance whose processes have not loaded its client; a server is killed then."""
+    instance = start("32M", "4M", "48M")
+    fill(instance, 2048, 4096)
+    load = Load(instance, 2048)
+    load.run(40, seed=1)
+    keys = ("name=far", f"path={engine.socket}", "size=64M", "priority=5")
+    done = _tier(instance, "add", "valkey", *keys)
+    assert done.stdout == "far: added, 64M\n", done.stderr
+    fill(instance, 6144, 2048)
+    load.run(60, seed=2)
     dead = kill_server(instance)
     wait_until(lambda: recovered(instance, dead), "another server")
-    load.run(60, seed=2)
-    done = instance.cli("upgrade")
-    assert done.returncode == 0, done.stderr
     load.run(60, seed=3)
+    tiers = {tier["name"]: tier for tier in instance.status()["tiers"]}
+    assert (tiers["far"]["kind"], tiers["far"]["phase"]) == ("valkey", "active")
+    assert tiers["far"]["slots"] > 0
+    there = engine.client().dbsize()
+    assert instance.cli("upgrade").returncode == 0
+    assert engine.client().dbsize() >= there // 2, "an upgrade deletes nothing"
+    load.run(40, seed=4)
+    done = _tier(instance, "drain", "far")
+    assert done.returncode == 0, done.stderr
+    assert _tier(instance, "drain", "far", "--stop").returncode == 0
+    load.run(40, seed=5)
+    done = _tier(instance, "remove", "far")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: engine.client().dbsize() == 0, "nothing of it to be left there")
     load.verify()
+    assert [tier["name"] for tier in instance.status()["tiers"]] == ["file"]
     counters = instance.counters()
-    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
-    assert counters["server_starts"] == 3
+    for counter in ("failed_read_io", "failed_read_checksum", "lost_pages", "handler_errors"):
+        assert counters[counter] == 0, instance.log()
+
+
+def test_far_memory_that_cannot_be_added_has_one_line_and_changes_nothing(
+    tmp_path: Path, engine: TestEngine, start: Start
+) -> None:
+    instance = start("16M", "4M", "32M")
+    other = TestEngine(tmp_path / "other", "--maxmemory-policy", "allkeys-lru")
+    other.client().config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        for keys, expected in (
+            ((f"path={tmp_path}/none", "size=8M"), "No such file"),
+            ((f"path={engine.socket}",), "size is missing"),
+            (("size=8M",), "give path"),
+            (("nodes=127.0.0.1:6379", "size=8M"), "network = true"),
+            (("nodes=h:1", "size=8M", "network=true"), "is a name"),
+            ((f"path={other.socket}", "size=8M"), "noeviction"),
+            ((f"path={engine.socket}", "size=8M", "name=file"), "another tier is called file"),
+            ((f"path={engine.socket}", "size=8M", "direct-io=on"), "has none"),
+        ):
+            done = _tier(instance, "add", "valkey", *keys)
+            assert done.returncode != 0, keys
+            assert expected in done.stderr
+            assert done.stderr.count("\n") == 1
+            assert len(instance.status()["tiers"]) == 1
+    finally:
+        other.kill()
 
 
 def test_the_death_of_the_engine_costs_its_slots_until_it_is_back(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from swapfs.testing.pages import page as make_page
-from tests.fuse.instance import Instance, Start, wait_until
+from tests.fuse.instance import Instance, Start, run, wait_until
 
 PAGE = 4096
 ON_DISK = 256
@@ -105,3 +105,27 @@ def test_pages_in_memory_are_read_while_many_wait_for_the_disk(
     assert [g["ok"] for g in instance.status()["guards"] if g["name"] == "max_background"] == [True]
     assert from_memory == [ON_DISK]
     assert sorted(from_disk) == list(slots)
+
+
+def test_a_smaller_pool_is_given_up_while_the_disk_hangs(instance: Instance, disk: Disk) -> None:
+    """Else it would wait for ever, and with it every upgrade and every change of a tier."""
+    slots = range(2 * ON_DISK, 2 * ON_DISK + 1200)
+    with open(instance.open(), "r+b", buffering=0) as swap:
+        for slot in slots:
+            os.pwrite(swap.fileno(), page(slot), slot * PAGE)
+    disk.hang()
+    try:
+        done = instance.cli("resize", "--pool", "4M", "--force")
+        assert done.returncode == 1
+        assert "a tier does not answer; it is as it was" in done.stderr
+        assert done.stderr.count("\n") == 1
+        where = ("--runtime-dir", str(instance.runtime_dir))
+        done = run(*instance.command, "tier", "set", "file", "priority=3", instance.name, *where)
+        assert done.returncode == 0, done.stderr
+    finally:
+        disk.go_on()
+    done = instance.cli("resize", "--pool", "4M", "--force")
+    assert done.returncode == 0, done.stderr
+    with open(instance.open(), "rb", buffering=0) as swap:
+        for slot in slots:
+            assert os.pread(swap.fileno(), PAGE, slot * PAGE) == page(slot)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.fuse.instance import Instance, Start, check, is_alive, run, wait_until
-from tests.fuse.load import Load, fill
+from tests.fuse.instance import Instance, Start, check, run, wait_until
+from tests.fuse.load import Load, fill, outlive_servers
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -43,21 +43,10 @@ def test_tiers_are_filled_by_priority_and_outlive_servers(tmp_path: Path, start:
     assert all(tier["slots"] > 0 for tier in tiers.values())
     assert sum(tier["slots"] for tier in tiers.values()) == status["slots"]["file"]
 
-    server = instance.status()["server_pid"]
-    os.kill(server, signal.SIGKILL)
-    wait_until(lambda: not is_alive(server), "the server to die")
-    load.run(60, seed=2)
+    outlive_servers(instance, load)
     assert {name: tier["kind"] for name, tier in _tiers(instance).items()} == dict.fromkeys(
         ("first", "file", "last"), "file"
     )
-
-    done = instance.cli("upgrade")
-    assert done.returncode == 0, done.stderr
-    load.run(60, seed=3)
-    load.verify()
-    counters = instance.counters()
-    assert counters["failed_read_io"] == counters["failed_read_checksum"] == 0
-    assert counters["server_starts"] == 3
 
 
 def test_tiers_count_as_room_and_nothing_is_left_when_one_is_refused(

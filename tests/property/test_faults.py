@@ -10,6 +10,8 @@ import pytest
 
 from swapfs.errors import BlobCorrupt, TierIOError
 from swapfs.policy import BUILT_IN, DEFAULT, find
+from swapfs.testing import far_engine
+from swapfs.testing.far_engine import FaultyFar
 from swapfs.testing.faulty import FAULTS, FaultyTier
 from swapfs.testing.faulty_calls import CALLS, FaultyCalls
 from swapfs.testing.harness import AnyTier, Harness
@@ -17,7 +19,7 @@ from swapfs.testing.media import TIERS, open_stack
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.model import SwapModel
 from swapfs.testing.pages import mixed_pages
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer.layer import SlotDamaged
 from swapfs.vlayer.stack import Phase
 
@@ -33,7 +35,7 @@ class History:
 
     def __init__(
         self,
-        tier: FaultyTier | FaultyCalls,
+        tier: FaultyTier | FaultyCalls | FaultyFar,
         *,
         promote: bool = False,
         tiers: Sequence[AnyTier] = (),
@@ -215,6 +217,47 @@ def test_a_write_that_lied_is_found_at_the_read(fault: str, tier: str, tmp_path:
     assert len(lost) == history.harness.layer.table.state_counts()["file"]
     assert history.harness.counter("failed_read_checksum") == len(lost)
     history.harness.region.close()
+
+
+@pytest.mark.parametrize("stands", ["alone", "first", "last"])
+@pytest.mark.parametrize("fault", far_engine.FAULTS)
+def test_one_failing_call_of_far_memory_never_falsifies_a_page(fault: str, stands: str) -> None:
+    """Of several keys in one call, some may be done and some not."""
+    hits = 0
+    for number in (1, 2, 3, 5, 8):
+        far = FaultyFar(2 * MiB, fault, number)
+        tiers: list[AnyTier] = [far]
+        if stands != "alone":
+            tiers.insert(0 if stands == "last" else 1, MemoryTier(4))
+        history = History(far, promote=stands == "alone", tiers=tiers)
+        history.run()
+        hits += far.failures
+        far.heal()
+        assert history.lost_slots() <= far.damaged_slots
+        if fault not in ("lost_write", "flipped_write"):
+            assert not far.damaged_slots
+        history.harness.region.close()
+        far.close()
+    assert hits >= 3, "the history has too few such calls to be a test"
+
+
+@pytest.mark.parametrize("fault", far_engine.FAULTS)
+def test_far_memory_that_goes_on_failing_passes_when_it_is_well_again(fault: str) -> None:
+    far = FaultyFar(2 * MiB, fault, 2, LASTING)
+    history = History(far)
+    history.run()
+    assert far.failures
+    far.heal()
+    assert history.lost_slots() <= far.damaged_slots
+    history.harness.now_s += 1000
+    states = history.harness.layer.table.state_counts()
+    assert history.harness.down.demote(5) or not states["compressed"]
+    history.harness.layer.discard_run(0, SLOTS)
+    far.delete_released()
+    assert not far.engine.values, "what a failed call left behind is deleted"
+    assert far.stats().used_bytes == 0
+    history.harness.region.close()
+    far.close()
 
 
 @pytest.mark.parametrize("call", CALLS)

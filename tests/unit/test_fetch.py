@@ -22,6 +22,7 @@ from swapfs.vlayer import single_flight
 from swapfs.vlayer.entry import Backing
 from swapfs.vlayer.layer import SlotDamaged
 from swapfs.vlayer.single_flight import Flight
+from tests.unit import events
 
 TEXT = [page("text", seed) for seed in range(40)]
 
@@ -139,22 +140,12 @@ def test_a_run_ends_where_another_read_is_under_way(
     assert memory.reads == 3 or memory.reads == 4
 
 
-def _rewrite(harness: Harness) -> bytes:
-    harness.store(5, TEXT[20])
-    return TEXT[20]
-
-
 def _rewrite_below(harness: Harness) -> bytes:
     harness.write_direct(5, TEXT[21])
     return TEXT[21]
 
 
-def _discard(harness: Harness) -> bytes:
-    harness.layer.discard_run(5, 1)
-    return bytes(PAGE_SIZE)
-
-
-EVENTS = [_rewrite, _rewrite_below, _discard]
+EVENTS = [events.rewrite, _rewrite_below, events.discard]
 
 
 @pytest.mark.parametrize("event", EVENTS)

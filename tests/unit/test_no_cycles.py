@@ -528,7 +528,7 @@ def test_engines_that_are_not_there(make: Callable[[], Place]) -> None:
 
     def fail() -> None:
         with suppress(TierIOError):
-            engine.ask("read", lambda pipe: pipe.get("key"))
+            engine.ask("read", ["key"], lambda pipe, _: pipe.get("key"))
         with suppress(OperationError):
             engine.check("")
 
@@ -558,7 +558,7 @@ def test_engines_that_break_off_or_lie(answer: bytes, tmp_path: Path) -> None:
 
     def fail() -> None:
         with suppress(TierIOError):
-            engine.ask("read", lambda pipe: pipe.get("key"))
+            engine.ask("read", ["key"], lambda pipe, _: pipe.get("key"))
 
     assert_nothing_stays(fail, TIMES // 10)
     listening.shutdown(socket.SHUT_RDWR)

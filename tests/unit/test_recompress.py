@@ -36,6 +36,7 @@ from swapfs.vlayer.entry import (
 from swapfs.vlayer.layer import SlotDamaged
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.recompress import WALK_EVERY_S
+from tests.unit import events
 
 SLOTS = 2 * CLUSTER_SLOTS
 HEAP = [page("heap", seed) for seed in range(80)]
@@ -138,19 +139,8 @@ def _other_blob(word: int, blob: bytes) -> tuple[bytes, bytes]:
     raise AssertionError
 
 
-def _rewrite(harness: Harness) -> bytes:
-    harness.store(5, TEXT[40])
-    return TEXT[40]
-
-
 def _rewrite_raw(harness: Harness) -> bytes:
-    harness.store(5, RAW[40])
-    return RAW[40]
-
-
-def _discard(harness: Harness) -> bytes:
-    harness.layer.discard_run(5, 1)
-    return bytes(PAGE_SIZE)
+    return events.rewrite(harness, RAW[40])
 
 
 def _read(harness: Harness) -> bytes:
@@ -169,7 +159,10 @@ def _crash(harness: Harness) -> bytes:
 
 @pytest.mark.parametrize(
     "meanwhile",
-    [_rewrite, _rewrite_raw, _rewrite_alike, _discard, _read, _squeeze, _crash],
+    [
+        *(events.rewrite, _rewrite_raw, _rewrite_alike, events.discard),
+        *(_read, _squeeze, _crash),
+    ],
     ids=lambda meanwhile: meanwhile.__name__.lstrip("_"),
 )
 def test_a_slot_that_changes_meanwhile_keeps_what_it_has(

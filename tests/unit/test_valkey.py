@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import shutil
 import subprocess
 import time
@@ -28,6 +30,14 @@ pytestmark = pytest.mark.skipif(program() is None, reason="install redis-server 
 SLOTS = 2 * CLUSTER_SLOTS
 PAGES = [page(("heap", "text", "random")[seed % 3], seed) for seed in range(90)]
 PREFIX = "swapfs:test:1:"
+
+
+@pytest.fixture(autouse=True)
+def frozen() -> Iterator[None]:
+    """Have the heap frozen as a server's is: the client's leftovers are collected at each error."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -397,33 +407,46 @@ def test_its_thread_looks_and_deletes(engine: TestEngine) -> None:
 # ---- a cluster ----
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[list[TestEngine]]:
+@contextlib.contextmanager
+def cluster_of(tmp_path: Path, count: int, replicas: int = 0) -> Iterator[list[TestEngine]]:
     cli = shutil.which("valkey-cli") or shutil.which("redis-cli")
     if cli is None:
         pytest.skip("install redis-tools or valkey-tools")
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(count)]
     nodes = [
         TestEngine(
             *(tmp_path / str(port), "--port", str(port), "--cluster-enabled", "yes"),
             *("--cluster-require-full-coverage", "no", "--cluster-node-timeout", "2000"),
-            *("--cluster-port", str(free_port())),
+            *("--cluster-port", str(free_port()), "--repl-diskless-sync-delay", "0"),
         )
         for port in ports
     ]
     addresses = [f"127.0.0.1:{port}" for port in ports]
     try:
-        subprocess.run(
-            [cli, "--cluster", "create", *addresses, "--cluster-yes"],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+        command = [cli, "--cluster", "create", *addresses, "--cluster-yes"]
+        command += ["--cluster-replicas", str(replicas)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
         wait_until(lambda: all(map(_is_whole, nodes)), "the cluster")
+        if replicas:
+            wait_until(lambda: all(map(_is_linked, nodes)), "the replicas")
         yield nodes
     finally:
         for node in nodes:
             node.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[TestEngine]]:
+    with cluster_of(tmp_path, 3) as nodes:
+        yield nodes
+
+
+def _is_linked(node: TestEngine) -> bool:
+    """Whether it is, and knows who has which replica."""
+    client = node.client()
+    ranges = client.execute_command("CLUSTER SLOTS")
+    knows = len(ranges) == 3 and all(len(each) > 3 for each in ranges)
+    return bool(knows and client.info("replication").get("master_link_status", "up") == "up")
 
 
 def _is_whole(node: TestEngine) -> bool:
@@ -456,3 +479,112 @@ def test_a_node_of_a_cluster_costs_its_slots(cluster: list[TestEngine]) -> None:
 def _keys(node: TestEngine) -> list[bytes]:
     keys: list[bytes] = node.client().keys("*")
     return keys
+
+
+# ---- a node that hangs ----
+
+
+def test_an_engine_that_hangs_is_asked_once_until_it_answers_again(
+    make_engine: Callable[..., TestEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each read would hold a worker, which disks need too, for seconds."""
+    engine = make_engine()
+    harness = harness_of(tier_of(engine.place))
+    slot, *others = below(harness)
+    asked = 0
+    read: Callable[..., object] = Pipeline.execute
+
+    def count(self: Pipeline, raise_on_error: bool = True) -> object:
+        nonlocal asked
+        asked += 1
+        return read(self, raise_on_error)
+
+    with engine.stopped(), monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "execute", count)
+        for number in (slot, *others):
+            with pytest.raises(TierIOError, match=r"(?i)timeout|does not answer"):
+                harness.load(number)
+        assert asked == 1
+        kept = next(number for number in range(90) if number not in (slot, *others))
+        assert harness.load(kept) == PAGES[kept]
+    wait_until(lambda: _reads(harness, slot) == PAGES[slot], "its pages")
+    assert harness.load(0, 90) == b"".join(PAGES)
+    assert harness.counter("lost_pages") == harness.counter("failed_read_checksum") == 0
+
+
+def _reads(harness: Harness, slot: int) -> bytes | None:
+    try:
+        return harness.load(slot)
+    except TierIOError:
+        return None
+
+
+def test_what_a_node_costs_is_not_what_is_read_with_it(cluster: list[TestEngine]) -> None:
+    """A read of several pages ends where the first is missing, not before."""
+    ports = [int(node.folder.name) for node in cluster]
+    place = Place(nodes=tuple(("127.0.0.1", port) for port in ports), cluster=True)
+    harness = harness_of(tier_of(place))
+    there = {int(key.decode().removeprefix(PREFIX).split(".")[0], 16) for key in _keys(cluster[0])}
+    cluster[0].kill()
+    first = 0
+    while first < 90:
+        if first in there:
+            assert _reads(harness, first) is None
+            first += 1
+            continue
+        got = len(harness.load(first, 90 - first)) // PAGE_SIZE
+        assert got
+        assert not there & set(range(first, first + got))
+        first += got
+
+
+# ---- replicas ----
+
+
+@pytest.mark.timeout(120)
+def test_with_replicas_the_death_of_a_node_costs_nothing(tmp_path: Path) -> None:
+    """While nobody has taken its place yet, and after; what is stored is on two nodes."""
+    with cluster_of(tmp_path, 6, replicas=1) as nodes:
+        ports = [int(node.folder.name) for node in nodes]
+        place = Place(nodes=tuple(("127.0.0.1", port) for port in ports), cluster=True)
+        ValkeyTier(place, MiB, PREFIX, AeadSeal(bytes(KEY_BYTES))).check("swapfs:test:")
+        tier = tier_of(place)
+        harness = harness_of(tier)
+        assert sum(node.client().dbsize() for node in nodes) == 2 * 60
+        victim = next(node for node in nodes if _role(node) == "master" and node.client().dbsize())
+        victim.kill()
+        assert harness.load(0, 90) == b"".join(PAGES), "from its replica"
+        others = [node for node in nodes if node is not victim]
+        wait_until(lambda: sum(_role(node) == "master" for node in others) == 3, "a new primary")
+        assert harness.load(0, 90) == b"".join(PAGES)
+
+        def moved() -> bool:
+            harness.now_s += 100
+            return harness.down.demote(20) > 0
+
+        wait_until(moved, "writes to go on")
+        assert harness.load(0, 90) == b"".join(PAGES)
+        for counter in ("lost_pages", "failed_read_io", "failed_read_checksum"):
+            assert harness.counter(counter) == 0
+        harness.check()
+
+
+def test_what_no_replica_has_is_not_stored(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 6, replicas=1) as nodes:
+        place = Place(nodes=(("127.0.0.1", int(nodes[0].folder.name)),), cluster=True)
+        tier = tier_of(place)
+        harness = Harness(SLOTS, 2 * MiB, tier)
+        assert harness.store(0, *PAGES) == len(PAGES)
+        replicas = [node for node in nodes if _role(node) == "slave"]
+        with contextlib.ExitStack() as stack:
+            for node in replicas:
+                stack.enter_context(node.stopped())
+            assert harness.down.demote(60) == 0
+            assert not below(harness)
+        harness.now_s += 100
+        wait_until(lambda: harness.down.demote(60) > 0, "the replicas to go on")
+        assert harness.load(0, 90) == b"".join(PAGES)
+
+
+def _role(node: TestEngine) -> str:
+    return str(node.client().info("replication")["role"])

@@ -33,6 +33,7 @@ class RunVm(Protocol):
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
         params: Mapping[str, float] = MappingProxyType({}),
+        packages: Sequence[str] = (),
     ) -> JobRun: ...
 
 
@@ -60,6 +61,7 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
         params: Mapping[str, float] = MappingProxyType({}),
+        packages: Sequence[str] = (),
     ) -> JobRun:
         done = run_module(
             f"tests.vm.jobs.{name}",
@@ -70,6 +72,7 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
             disks_mib=disks_mib,
             timeout_s=timeout_s,
             quiet_s=quiet_s,
+            packages=packages,
         )
         record_property("summary", done.figures.get("summary", ""))
         return done

@@ -91,3 +91,21 @@ def test_bad_disks(run_vm: RunVm) -> None:
     assert run.failed == ()
     # The faults are reported by the disk, and by the swap device for the slots that had them.
     assert run.problems(expected=r"I/O error|Read-error on swap-device") == []
+
+
+def test_a_disk_of_another_machine(run_vm: RunVm) -> None:
+    run = run_vm("network_disk", timeout_s=TIMEOUT_S, packages=("nbdkit", "nbd-client"))
+    assert run.failed == ()
+    assert run.problems(expected=r"I/O error|Read-error on swap-device|nbd0") == []
+
+
+def test_far_memory_over_a_network_under_whole_system_pressure(run_vm: RunVm) -> None:
+    run = run_vm(
+        "far_pressure",
+        timeout_s=LONG_S,
+        memory_mib=640,
+        disks_mib=[1024],
+        packages=("redis-server",),
+    )
+    assert run.failed == ()
+    assert run.problems() == []

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
-_RECIPE = "2"  # goes into the key: bump it when the code below makes something else
+EXTRAS = ("valkey",)
+"""What the guest has beyond what swapfs always needs, for a tier in far memory."""
+_RECIPE = "3"  # goes into the key: bump it when the code below makes something else
 OURS = ("deploy/__init__.py", "deploy/vm/__init__.py", "deploy/vm/guest", "deploy/vm/jobs")
 """What the guest has of this package, under the same names as here."""
 _SKIP = ("__pycache__", ".egg-info", ".mypy_cache", ".ruff_cache")
@@ -50,8 +52,9 @@ def make_app(project: Path, guest_python: str, cache: Cache) -> Path:
         built = _project_wheel(project, python, wheels, into / "work", cache)
         tree = into / "tree"
         pip_install = ["install", "--no-index", "--find-links", str(wheels)]
+        with_extras = f"{built}[{','.join(EXTRAS)}]"
         run(
-            [python, *_PIP, *pip_install, "--target", str(tree / "site"), str(built)],
+            [python, *_PIP, *pip_install, "--target", str(tree / "site"), with_extras],
             f"installing {built.name}",
             cache.logs / "app-install.log",
         )
@@ -100,7 +103,10 @@ def _dependency_wheels(project: Path, python: str, version: str, cache: Cache) -
     path = project / "pyproject.toml"
     try:
         content = tomllib.loads(path.read_text())
-        runtime = [str(item) for item in content["project"].get("dependencies", [])]
+        project_table = content["project"]
+        runtime = [str(item) for item in project_table.get("dependencies", [])]
+        extras = project_table.get("optional-dependencies", {})
+        runtime += [str(item) for extra in EXTRAS for item in extras.get(extra, [])]
         wanted = runtime + [str(item) for item in content["build-system"]["requires"]]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise VmError(f"cannot read the dependencies in {path}: {error!r}") from error

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,8 +22,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MEMORY_MIB = 1024
-DEMOS: Final[dict[str, tuple[int, ...]]] = {"demo": (1280,), "demo_tiers": (640, 640)}
-"""The jobs that are shown, and the MiB of the disks that each has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What the machine of a demo has: MiB of each disk, and Debian packages."""
+
+    disks_mib: tuple[int, ...]
+    packages: tuple[str, ...] = ()
+
+
+ENGINE: Final = ("redis-server",)
+"""Far memory: Debian 12 has no other engine, and 13 has this one too."""
+DEMOS: Final = {
+    "demo": Demo((1280,)),
+    "demo_tiers": Demo((640, 640), ENGINE),
+}
+"""The jobs that are shown."""
 _TIMEOUT_S = 3600
 _QUIET_S = 300
 """It says every 5 s how far it is; a busy machine took more than 900 s for all of it."""
@@ -41,7 +57,8 @@ def run_demo(kernel: str, name: str = "demo") -> int:
                 results_dir=Path(folder) / "results",
                 kernel=kernel,
                 memory_mib=_MEMORY_MIB,
-                disks_mib=list(DEMOS[name]),
+                disks_mib=DEMOS[name].disks_mib,
+                packages=DEMOS[name].packages,
                 timeout_s=_TIMEOUT_S,
                 quiet_s=_QUIET_S,
             )

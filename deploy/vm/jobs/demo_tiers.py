@@ -1,6 +1,7 @@
 """The disk below a running swap is replaced and the pool resized, a server killed over each step.
 
-A hog swaps under a limit on a pool, zstd and file A all the while, and verifies what it reads.
+A hog swaps under a limit on a pool, zstd, file A and far memory all the while, and verifies what it
+reads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from deploy.vm.guest import lab
@@ -20,16 +22,43 @@ from deploy.vm.guest.churn import Churn
 
 DISK_A: Final = "/dev/disk/by-id/virtio-data0"
 DISK_B: Final = "/dev/disk/by-id/virtio-data1"
-POOL: Final = "24M"
+POOL: Final = "12M"
+SOCKET: Final = Path("/run/engine.sock")
+CONFIG: Final = Path("/run/demo.toml")
 UP: Final = (
-    *("--size", "384M", "--pool", POOL, "--pool-max", "64M", "--recompress"),
-    *("--file", f"{DISK_A}:512M"),
+    *("--size", "384M", "--pool", POOL, "--pool-max", "32M", "--recompress"),
+    *("--file", f"{DISK_A}:512M", "--config", str(CONFIG)),
 )
-LIMIT_MIB: Final = 48
-DATA_MIB: Final = 128
+TIERS: Final = f"""
+[[tier]]
+kind = "valkey"
+name = "far"
+path = "{SOCKET}"
+size = "128M"
+"""
+"""Of the priority of the file: pages go to both, by turns."""
+ENGINE_MIB: Final = 192
+LIMIT_MIB: Final = 40
+DATA_MIB: Final = 96
 BOUND_S: Final = 600
 """Longest that a step takes: emulated, a disk read costs 7 ms, and draining makes many."""
+SAY_EVERY_S: Final = 15
 NEVER_COUNTED: Final = ("failed_", "lost_", "handler_errors")
+
+
+def start_engine() -> subprocess.Popen[bytes]:
+    """Start a Redis that is kept out of swap, as swapfs demands, and wait until it answers."""
+    group = lab.Cgroup("engine", ENGINE_MIB)
+    (group.path / "memory.swap.max").write_text("0")
+
+    def enter() -> None:
+        (group.path / "cgroup.procs").write_text("0")
+
+    command = ["redis-server", "--port", "0", "--unixsocket", str(SOCKET), "--save", ""]
+    command += ["--maxmemory-policy", "noeviction", "--maxmemory", "160mb", "--dir", "/run"]
+    engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=enter)
+    lab.wait_for("the engine", lambda: SOCKET.exists() or engine.poll() is not None, BOUND_S)
+    return engine
 
 
 class Stepper:
@@ -47,7 +76,7 @@ class Stepper:
         before, started_s = self._churn.pages, time.monotonic()
         with _running("swapfs", *command, "--json") as process:
             killed = _kill_server(begun)
-            said, problem = process.communicate(timeout=BOUND_S)
+            said, problem = self._watch(process)
         answer: dict[str, Any] = json.loads(said) if process.returncode == 0 else {}
         ok = process.returncode == 0 and self._churn.wrong == 0 and self._churn.is_alive()
         self._report.check(
@@ -58,6 +87,20 @@ class Stepper:
             f"it; {self._churn.pages - before} pages verified meanwhile, {self._churn.wrong} wrong",
         )
         return answer
+
+    def _watch(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """Wait for the end of *process*, and say how far it is; return what it said."""
+        end_s = time.monotonic() + BOUND_S
+        while True:
+            try:
+                return process.communicate(timeout=min(SAY_EVERY_S, end_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= end_s:
+                    raise
+            found = lab.snapshot() or {"tiers": (), "pool": {}}
+            there = {tier["name"]: tier["slots"] for tier in found["tiers"]}
+            pool = {key: found["pool"].get(key) for key in ("limit_bytes", "used_bytes")}
+            lab.say(f"  pages {there}, pool {pool}, {self._churn.pages} pages verified")
 
 
 @contextlib.contextmanager
@@ -97,24 +140,37 @@ def replace_disk(report: lab.Report, step: Stepper) -> None:
     with contextlib.suppress(OSError):
         os.close(os.open(DISK_A, os.O_RDWR | os.O_EXCL))  # refused while anybody uses it
         free = True
+    there = {tier["name"]: tier["slots"] for tier in found["tiers"]}
     report.check(
         "disk A is free",
-        _names(found) == ["b"] and free,
-        f"tiers: {_names(found)}; {found['tiers'][0]['slots']} pages in b, "
-        f"{found['counters']['drained_pages']} were moved",
+        set(there) == {"b", "far"} and free,
+        f"pages in tiers: {there}; {found['counters']['drained_pages']} were moved",
     )
+
+
+def wait_for_zstd() -> int:
+    """Return how many pages have been put into zstd, in the pool or on their way down."""
+
+    def count() -> int:
+        counters = lab.status()["counters"]
+        return int(counters["recompressed_pages"] + counters["recompressed_down_pages"])
+
+    lab.wait_for("recompression", lambda: count() > 0, BOUND_S)
+    return count()
 
 
 def resize(step: Stepper) -> None:
     """Let the pool grow and shrink."""
-    step.do("pool to 64 MiB", "resize", "--pool", "64M")
-    step.do("pool to 16 MiB", "resize", "--pool", "16M", "--force")
+    step.do("pool to 32 MiB", "resize", "--pool", "32M")
+    step.do("pool to 8 MiB", "resize", "--pool", "8M", "--force")
 
 
 def main() -> int:
     """Run the demo and return its exit status."""
     report = lab.Report()
     with report:
+        engine = start_engine()
+        CONFIG.write_text(TIERS)
         report.check("swapfs up", True, lab.up(*UP))
         group = lab.Cgroup("hog", LIMIT_MIB)
         hog = lab.Hog(DATA_MIB, group)
@@ -122,6 +178,13 @@ def main() -> int:
         churn = Churn(hog)
         churn.start()
         step = Stepper(report, churn)
+        below = {tier["name"]: tier["slots"] for tier in lab.status()["tiers"]}
+        zstd = wait_for_zstd()
+        report.check(
+            "pages in every place",
+            all(below.values()) and zstd > 0,
+            f"tiers: {below}; {zstd} were recompressed",
+        )
         replace_disk(report, step)
         resize(step)
         before = lab.status()
@@ -129,7 +192,7 @@ def main() -> int:
         now = lab.status()
         report.check(
             "upgrade",
-            now["pid"] != before["pid"] and _names(now) == ["b"],
+            now["pid"] != before["pid"] and set(_names(now)) == {"b", "far"},
             f"monitor {before['pid']} -> {now['pid']}; pool {now['pool']['limit_bytes'] >> 20} MiB",
         )
         churn.stop()
@@ -149,6 +212,7 @@ def main() -> int:
         hog.verify(report, "verify after swapoff")
         hog.quit()
         report.check("nothing left", not lab.leftovers(), f"{lab.leftovers()}")
+        engine.kill()
     return report.status
 
 

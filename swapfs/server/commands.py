@@ -20,7 +20,7 @@ from swapfs.server.verify import Verifying
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level
 from swapfs.vlayer.writeback import Writeback
-from swapfs.wire import control
+from swapfs.wire import control_server
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Commands:
         self._verifying = snapshots.verifying = Verifying(layer)
         self._fuse = fuse
 
-    def handlers(self) -> dict[str, control.Handler]:
+    def handlers(self) -> dict[str, control_server.Handler]:
         """Return them by name."""
         return {
             "status": self._on_status,

@@ -42,6 +42,7 @@ from swapfs.server.tiering import Tiering, tend
 from swapfs.session import fuse_init, pyfuse3
 from swapfs.vlayer.stack import Stack
 from swapfs.wire import control
+from swapfs.wire.control_server import listen, serve
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, lock_path
 from swapfs.wire.link import Link
 
@@ -185,8 +186,8 @@ class Server:
         nursery.start_soon(tend, self._tiering, self._pool_size.trim)
 
     async def _serve_control(self, nursery: trio.Nursery) -> None:
-        listener = control.listen(control.socket_path(self._config.runtime_dir, self._config.name))
-        nursery.start_soon(control.serve, listener, self._commands.handlers())
+        listener = listen(control.socket_path(self._config.runtime_dir, self._config.name))
+        nursery.start_soon(serve, listener, self._commands.handlers())
 
     async def _serve_metrics(self) -> None:
         if self._config.metrics is None:

@@ -34,7 +34,7 @@ ALONE_EVERY = 9
 END_S = 600
 LEAST_MIB = 270
 USED = re.compile(r"swapon\[[0-9]+\]: ([0-9]+)$", re.MULTILINE)
-WORSE = re.compile(r"Failed |timed out|Killing|ordering cycle|swapfs: ")
+WORSE = re.compile(r"FAILED|Failed|timed out|Killing|ordering cycle|error")
 
 pytestmark = [
     *(pytest.mark.vm, pytest.mark.vm_full),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from swapfs.errors import OperationError, TierError
 from swapfs.host import proc
-from swapfs.wire import control, state_file
+from swapfs.wire import control, control_server, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,8 +57,8 @@ HANDLERS: dict[str, Callable[[dict[str, object]], Awaitable[object]]] = {
 async def start(nursery: trio.Nursery, path: Path, **options: float) -> None:
     uid = int(options.get("allowed_uid", UID))
     timeout_s = options.get("peer_timeout_s", 10.0)
-    serve = partial(control.serve, allowed_uid=uid, peer_timeout_s=timeout_s)
-    nursery.start_soon(serve, control.listen(path), HANDLERS)
+    serve = partial(control_server.serve, allowed_uid=uid, peer_timeout_s=timeout_s)
+    nursery.start_soon(serve, control_server.listen(path), HANDLERS)
 
 
 async def ask(path: Path, command: str, **args: object) -> dict[str, object]:
@@ -126,8 +126,8 @@ async def test_a_handlers_bug_is_logged_and_answered(
         (b'{"command": 1}\n', "names no command"),
         (b'{"command": "halt"}\n', "unknown command 'halt' (known: bug, refuse, status"),
         (b'{"command": "status"}', "without a newline"),
-        (b" " * (control.REQUEST_BYTES_MAX + 1), "longer than 65536 bytes"),
-        (b" " * (control.REQUEST_BYTES_MAX + 1) + b"\n", "longer than 65536 bytes"),
+        (b" " * (control_server.REQUEST_BYTES_MAX + 1), "longer than 65536 bytes"),
+        (b" " * (control_server.REQUEST_BYTES_MAX + 1) + b"\n", "longer than 65536 bytes"),
     ],
 )
 async def test_garbage_gets_an_answer_and_is_cut_off(
@@ -145,7 +145,7 @@ async def test_the_longest_line_is_served(nursery: trio.Nursery, tmp_path: Path)
     path = tmp_path / "one.sock"
     await start(nursery, path)
     line = b'{"command":"status"}'
-    (answer,) = await send(path, line.ljust(control.REQUEST_BYTES_MAX) + b"\n")
+    (answer,) = await send(path, line.ljust(control_server.REQUEST_BYTES_MAX) + b"\n")
     assert answer["ok"] is True
 
 
@@ -170,7 +170,7 @@ async def test_a_silent_peer_is_dropped(
 async def test_connections_are_bounded(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(control_server, "CONNECTIONS_MAX", 2)
     path = tmp_path / "one.sock"
     await start(nursery, path)
     idle = [await trio.open_unix_socket(str(path)) for _ in range(2)]
@@ -201,7 +201,7 @@ async def test_socket_goes_with_the_server_and_stale_ones_are_replaced(tmp_path:
         await start(nursery, path)
         assert await ask(path, "status")
         with pytest.raises(OperationError, match="another server listens"):
-            control.listen(path)
+            control_server.listen(path)
         assert await ask(path, "status")
         nursery.cancel_scope.cancel()
     assert not path.exists()
@@ -211,7 +211,7 @@ def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "one.sock"
     path.write_text("mine")
     with pytest.raises(OperationError, match="no socket is in its place"):
-        control.listen(path)
+        control_server.listen(path)
     assert path.read_text() == "mine"
 
 

@@ -44,7 +44,7 @@ from swapfs.units import MiB, PSector
 from swapfs.vlayer.deferred import Answerable
 from swapfs.vlayer.disks import make_disks
 from swapfs.vlayer.layer import SlotDamaged
-from swapfs.wire import control
+from swapfs.wire import control_server
 from tests.unit.driven_file import PAGE, File
 
 TIMES = 1000
@@ -343,7 +343,7 @@ def _talk(make: Callable[[], socket.socket], said: bytes, *, listen: bool = True
         (b'{"command":"nobody"}\n', True),
         (b"no JSON\n", True),
         (b"no newline", True),
-        (b"x" * (control.REQUEST_BYTES_MAX + 9000), True),
+        (b"x" * (control_server.REQUEST_BYTES_MAX + 9000), True),
         (b'{"command":"fail"}\n' * 50, False),  # leaves in mid answer
         (b"", True),  # says nothing, and is cut off
     ],
@@ -362,8 +362,8 @@ async def test_peers_of_the_control_socket(said: bytes, listen: bool, tmp_path: 
         assert_nothing_stays(lambda: _talk(connect, said, listen=listen), TIMES // 10)
 
     async with trio.open_nursery() as nursery:
-        serve = partial(control.serve, allowed_uid=os.geteuid(), peer_timeout_s=timeout_s)
-        nursery.start_soon(serve, control.listen(path), handlers)
+        serve = partial(control_server.serve, allowed_uid=os.geteuid(), peer_timeout_s=timeout_s)
+        nursery.start_soon(serve, control_server.listen(path), handlers)
         await trio.to_thread.run_sync(measure)
         nursery.cancel_scope.cancel()
 
@@ -385,8 +385,8 @@ async def test_peers_that_take_no_answer(tmp_path: Path) -> None:
 
     async with trio.open_nursery() as nursery:
         serve = partial(
-            control.serve,
-            *(control.listen(path), {"talk": talkative}),
+            control_server.serve,
+            *(control_server.listen(path), {"talk": talkative}),
             allowed_uid=os.geteuid(),
             peer_timeout_s=0.01,
         )
@@ -405,11 +405,11 @@ def _file_is_in_its_place(path: Path) -> Path:
 
 
 def _other_server_listens(path: Path) -> Path:
-    other.append(control.listen(path / "sock"))
+    other.append(control_server.listen(path / "sock"))
     return path / "sock"
 
 
-other: list[control.Listener] = []
+other: list[control_server.Listener] = []
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ async def test_a_control_socket_that_cannot_be_made(
     async with trio.open_nursery() as nursery:
 
         async def serve() -> None:
-            nursery.start_soon(control.serve, control.listen(path), {})
+            nursery.start_soon(control_server.serve, control_server.listen(path), {})
 
         async def fail() -> None:
             nonlocal failures

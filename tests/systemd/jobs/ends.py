@@ -36,8 +36,7 @@ def main() -> int:
         power.show_swaps_at_stop(console=True)
         enabled, said = systemctl("enable", "--now", SERVICE)
         report.check("enable --now", enabled and len(areas()) == 1, said)
-        # Of both times that are compared it is the shorter that gets shorter by easy pages.
-        unit.outlive_the_job(*power.fill(report, "the end", "--easy"))
+        unit.outlive_the_job(*power.fill(report, "the end"))
         if report.status:
             return report.status
         expect_a_jump()

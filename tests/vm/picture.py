@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE: Final = CHECKOUT / "swapfs/server/page.html"
-SIZE: Final = (1100, 960)
+SIZE: Final = (1100, 830)
 TIMEOUT_S: Final = 900
 SEEN: Final = 5
 """Answers that the page has had when its picture is taken: rates need two."""

@@ -36,10 +36,15 @@ _TAG: Final = "full"
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What was typed, how long it took until the machine was off (or done), and what it said."""
+    """What was typed, how long it took until the machine was off (or done), and what it said.
+
+    :param cpu_s: what QEMU worked for it. Where that is as ever, and the time is not, the host had
+        much else to do.
+    """
 
     typed: str
     took_s: float
+    cpu_s: float
     said: str
 
 
@@ -190,10 +195,15 @@ class Running:
         """Type *line* and wait until the machine is off, or says that it is done."""
         assert self._process.stdin is not None
         self._seen.clear()
-        began_s = time.monotonic()
+        began_s, worked_s = time.monotonic(), self._worked_s()
         os.write(self._process.stdin.fileno(), f"{line}\n".encode())
         self.wait_for(f"end of {line}", self._has_ended, timeout_s)
-        return End(line, time.monotonic() - began_s, self._console.text)
+        took_s, cpu_s = time.monotonic() - began_s, self._worked_s() - worked_s
+        return End(line, took_s, cpu_s, self._console.text)
+
+    def _worked_s(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_ends(

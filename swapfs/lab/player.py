@@ -19,7 +19,7 @@ from typing import Final
 from swapfs.core._core import HEAT_ONE, sign
 from swapfs.errors import ConfigError, RegionError
 from swapfs.lab.length_tier import LengthTier, length_of, sequence_of
-from swapfs.lab.trace import GAP, Trace
+from swapfs.lab.trace import GAP, Meta, Trace
 from swapfs.policy import Policy
 from swapfs.region.access_log import SLOT_MASK, EventKind
 from swapfs.region.counters import COUNTER_INDEX
@@ -40,6 +40,7 @@ from swapfs.vlayer.writeback import Writeback
 STEP_EVENTS: Final = 64
 """Events between two looks at the watermark: a swap-out request has some 100 pages."""
 HEAR_EVENTS: Final = 8192
+HEAR_EVENTS_MIN: Final = 512
 SAMPLES: Final = 200
 LOG_BYTES: Final = 4 * MiB
 _POOL_READS: Final = COUNTER_INDEX["read_pool_pages"]
@@ -57,6 +58,29 @@ class Setup:
     promote: bool = False
     raw_first: bool = False
 
+    @classmethod
+    def recorded(cls, meta: Meta) -> Setup:
+        """Return what the trace that says *meta* of itself was recorded on.
+
+        A trace that does not say how large the tiers were gets one of twice the swap file, which
+        has room for all.
+
+        :raises ConfigError: its configuration is none
+        """
+        config = meta.config
+        found = cls(
+            pool_bytes=meta.pool_bytes,
+            tier_bytes=meta.tier_bytes or [2 * meta.size_bytes],
+            high_percent=config.get("high-watermark", 90),
+            low_percent=config.get("low-watermark", 80),
+            promote=bool(config.get("promote", False)),
+            raw_first=bool(config.get("raw-first", False)),
+        )
+        marks = (found.low_percent, found.high_percent)
+        if not all(type(mark) is int for mark in marks) or not 0 < marks[0] < marks[1] <= 100:
+            raise ConfigError("trace", "the watermarks in its header are damaged")
+        return found
+
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
@@ -68,6 +92,7 @@ class Outcome:
     :param refused: stores that found no room
     :param peak_pages: blobs in the pool, at most
     :param ram: seconds since the beginning, and bytes of the pool in use then
+    :param below: pages below the pool, at the same times
     """
 
     policy: str
@@ -85,6 +110,7 @@ class Outcome:
     seconds: float = 0.0
     tiers: list[int] = field(default_factory=list)
     ram: list[tuple[float, int]] = field(default_factory=list)
+    below: list[int] = field(default_factory=list)
 
 
 class _Drafted(Packer):
@@ -113,6 +139,7 @@ class Player:
         self.layer = layer = VirtualSlotLayer(region, stack)
         layer.counters.add("server_starts")
         self.chooser = Chooser(layer, kind, raw_first=setup.raw_first)
+        self._compactor = Compactor(layer)
         self._down = Writeback(
             layer,
             memoryview(mmap.mmap(-1, writeback.BATCH_BYTES)),
@@ -120,8 +147,8 @@ class Player:
             high_bytes=pool_bytes * setup.high_percent // 100,
             low_bytes=pool_bytes * setup.low_percent // 100,
             chooser=self.chooser,
+            compactor=self._compactor,
         )
-        self._compactor = Compactor(layer)
         self._promote = setup.promote
         self._fetcher = Fetcher(
             layer, promote=self._brings_back, newest_sequence=lambda: self._down.newest_sequence
@@ -150,7 +177,7 @@ class Player:
         began_s, every = time.perf_counter(), max(1, self._trace.count // SAMPLES)
         gc.disable()  # as in a server, and for the same reason: the layer makes no cycles
         try:
-            for words in self._trace.chunks(HEAR_EVENTS):
+            for words in self._trace.chunks(max(HEAR_EVENTS_MIN, min(every, HEAR_EVENTS))):
                 self._play(words)
                 outcome.events += len(words) // 2
                 self.chooser.hear()
@@ -182,6 +209,10 @@ class Player:
         if outcome.events >= every * len(outcome.ram) and len(words):
             passed_ns = max(0, words[-1] - self._trace.meta.monotonic_ns)
             outcome.ram.append((round(passed_ns / 1e9, 3), self.layer.pool.used_bytes))
+            outcome.below.append(self._pages_below())
+
+    def _pages_below(self) -> int:
+        return sum(self.layer.table.slots_in(n) for n in range(1, len(self._tiers) + 1))
 
     def _play(self, words: array[int]) -> None:
         layer, pool, high = self.layer, self.layer.pool, self._down.high_bytes

@@ -170,6 +170,7 @@ def _lower(
         high_bytes=limit * config.high_watermark_percent // 100,
         low_bytes=limit * config.low_watermark_percent // 100,
         chooser=chooser,
+        compactor=stalled.compactor,
     )
     batches = DIRECT_BATCHES if layer.stack else DIRECT_BATCHES_WITHOUT
     views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(batches)]

@@ -136,6 +136,7 @@ class Harness:
             wait_s=wait_s,
             clock_s=self._clock_s,
             chooser=Chooser(self.layer, policy, raw_first=raw_first),
+            compactor=self.stalled.compactor,
         )
         if recompress:
             self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, False)])

@@ -1,0 +1,82 @@
+"""A replay beside the run that was recorded: does the one come to what the other counted?
+
+The replay has the configuration of the run. What it has not is the time that things take: it
+demotes at once where the server's thread did so a few milliseconds later, so the two are never
+quite the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Final
+
+from swapfs.lab.player import Outcome, Player, Setup
+from swapfs.lab.trace import Trace
+from swapfs.policy import find
+
+SHARE: Final = 0.05
+FEW_PAGES: Final = 64
+"""So many pages are no difference: where there are hardly any, 5 % of them are none."""
+
+Sample = tuple[float, int, int]
+"""CLOCK_MONOTONIC in s, bytes of the pool in use, pages below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What was played, and what the live run said of the same."""
+
+    played: float
+    live: float
+
+    def near(self, share: float, slack: float) -> bool:
+        """Whether they differ by *share* of the live one at most, or by no more than *slack*."""
+        return abs(self.played - self.live) <= max(share * self.live, slack)
+
+
+def play(trace: Trace, policy: str) -> Outcome:
+    """Play *trace* under *policy* over what it was recorded on.
+
+    :raises ConfigError: there is no such policy, or the trace cannot be played
+    """
+    player = Player(trace, Setup.recorded(trace.meta), find(policy))
+    try:
+        return player.run()
+    finally:
+        player.close()
+
+
+def beside(
+    trace: Trace, policy: str, counters: Mapping[str, int], samples: Sequence[Sample]
+) -> dict[str, Pair]:
+    """Return what a replay of *trace* comes to, beside the *counters* of the run at its end.
+
+    :param policy: that of the run
+    :param samples: of the run, taken while it was recorded; their means are compared
+    """
+    outcome = play(trace, policy)
+    found = {
+        "demoted": Pair(outcome.demoted, counters["demoted_pages"]),
+        "refaults": Pair(outcome.refaults, counters["refaulted_pages"]),
+        "misses": Pair(outcome.misses, counters["read_file_pages"]),
+    }
+    began_s = trace.meta.monotonic_ns / 1e9
+    times = [at_s for at_s, _ in outcome.ram]
+    rows = []
+    for at_s, pool_bytes, below in samples:
+        index = bisect_right(times, at_s - began_s) - 1
+        if index >= 0:
+            rows.append((outcome.ram[index][1], pool_bytes, outcome.below[index], below))
+    if rows:
+        means = [fmean(column) for column in zip(*rows, strict=True)]
+        found["pool bytes"] = Pair(means[0], means[1])
+        found["pages below"] = Pair(means[2], means[3])
+    return found
+
+
+def far(found: Mapping[str, Pair], share: float = SHARE) -> dict[str, Pair]:
+    """Return the pairs that differ by more than *share*."""
+    return {name: pair for name, pair in found.items() if not pair.near(share, FEW_PAGES)}

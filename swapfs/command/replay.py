@@ -36,6 +36,7 @@ def _sizes(where: str, text: str) -> list[int]:
 @click.option("--high-watermark", type=click.IntRange(1, 100), help="In percent of the pool.")
 @click.option("--low-watermark", type=click.IntRange(1, 100), help="In percent of the pool.")
 @click.option("--promote/--no-promote", default=None, help="What is read from below comes back.")
+@click.option("--prefetch", type=click.IntRange(0, 64), metavar="PAGES", help="Most beside a read.")
 @click.option("--no-optimum", is_flag=True, help="Without Belady's floor, which takes time.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw it: PNG or SVG.")
@@ -47,6 +48,7 @@ def replay(
     high_watermark: int | None,
     low_watermark: int | None,
     promote: bool | None,
+    prefetch: int | None,
     no_optimum: bool,
     as_json: bool,
     picture: Path | None,
@@ -72,6 +74,7 @@ def replay(
         high_percent=recorded.high_percent if high_watermark is None else high_watermark,
         low_percent=recorded.low_percent if low_watermark is None else low_watermark,
         promote=recorded.promote if promote is None else promote,
+        prefetch=recorded.prefetch if prefetch is None else prefetch,
     )
     if setup.low_percent >= setup.high_percent:
         raise ConfigError("--low-watermark", "it must be below --high-watermark")

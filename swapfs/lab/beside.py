@@ -62,6 +62,7 @@ def beside(
         "demoted": Pair(outcome.demoted, counters["demoted_pages"]),
         "refaults": Pair(outcome.refaults, counters["refaulted_pages"]),
         "misses": Pair(outcome.misses, counters["read_file_pages"]),
+        "prefetched": Pair(outcome.prefetched, counters["prefetched_pages"]),
     }
     began_s = trace.meta.monotonic_ns / 1e9
     times = [at_s for at_s, _ in outcome.ram]

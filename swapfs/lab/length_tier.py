@@ -7,6 +7,7 @@ sectors of 512 bytes, with header and tag.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from swapfs.errors import TierFull
@@ -85,6 +86,16 @@ class LengthTier(Tier):
         :raises NotImplementedError: always
         """
         raise NotImplementedError("a replay has no pages")
+
+    def span(self, refs: Sequence[int], limit_bytes: int) -> int:
+        """Count those that were stored one after the other, as in a file, where they lie so."""
+        count, left = 1, limit_bytes - _taken_bytes(length_of(refs[0]))
+        for before, ref in pairwise(refs):
+            left -= _taken_bytes(length_of(ref))
+            if sequence_of(ref) != sequence_of(before) + 1 or left < 0:
+                break
+            count += 1
+        return count
 
     def payload_bytes(self, ref: int) -> int:  # noqa: D102
         return length_of(ref)

@@ -24,15 +24,26 @@ from swapfs.policy import Policy
 from swapfs.region.access_log import SLOT_MASK, EventKind
 from swapfs.region.counters import COUNTER_INDEX
 from swapfs.region.layout import ZSPAGE_BYTES, Region
-from swapfs.units import PAGE_SIZE, MiB
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
 from swapfs.vlayer import writeback
 from swapfs.vlayer.capacity import geometry_for
 from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.compaction import Compactor
-from swapfs.vlayer.entry import Codec, Kind, blob_codec, encode_pool, is_below, ref_of
-from swapfs.vlayer.fetch import Fetcher
+from swapfs.vlayer.entry import (
+    BACKING_MASK,
+    REF_SHIFT,
+    Codec,
+    Kind,
+    blob_codec,
+    encode_pool,
+    is_below,
+    ref_of,
+    tier_of,
+)
+from swapfs.vlayer.fetch import WINDOW_BYTES, Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.prefetch import PAGES_MAX, Prefetcher
 from swapfs.vlayer.single_flight import Flight, Run
 from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.writeback import Writeback
@@ -45,6 +56,8 @@ SAMPLES: Final = 200
 LOG_BYTES: Final = 4 * MiB
 _POOL_READS: Final = COUNTER_INDEX["read_pool_pages"]
 _PAGES_AT_ONCE: Final = 256
+_REQUEST_GAP_NS: Final = 50_000
+"""Between two pages of one request in the log less, and more to the next that waits for a disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +70,7 @@ class Setup:
     low_percent: int = 80
     promote: bool = False
     raw_first: bool = False
+    prefetch: int = 0
 
     @classmethod
     def recorded(cls, meta: Meta) -> Setup:
@@ -75,10 +89,13 @@ class Setup:
             low_percent=config.get("low-watermark", 80),
             promote=bool(config.get("promote", False)),
             raw_first=bool(config.get("raw-first", False)),
+            prefetch=config.get("prefetch", 0),
         )
         marks = (found.low_percent, found.high_percent)
         if not all(type(mark) is int for mark in marks) or not 0 < marks[0] < marks[1] <= 100:
             raise ConfigError("trace", "the watermarks in its header are damaged")
+        if type(found.prefetch) is not int or not 0 <= found.prefetch <= PAGES_MAX:
+            raise ConfigError("trace", "prefetch in its header is damaged")
         return found
 
 
@@ -89,6 +106,7 @@ class Outcome:
     :param loads: of pages that were stored since the trace began
     :param misses: loads that found their page below the pool
     :param refaults: those of them that followed soon on the demotion
+    :param prefetched: came up along with others, and ``prefetch_used`` of them were seen to be read
     :param refused: stores that found no room
     :param peak_pages: blobs in the pool, at most
     :param ram: seconds since the beginning, and bytes of the pool in use then
@@ -103,6 +121,8 @@ class Outcome:
     refaults: int = 0
     demoted: int = 0
     promoted: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
     refused: int = 0
     written_bytes: int = 0
     peak_pages: int = 0
@@ -153,6 +173,11 @@ class Player:
         self._fetcher = Fetcher(
             layer, promote=self._brings_back, newest_sequence=lambda: self._down.newest_sequence
         )
+        self._prefetcher: Prefetcher | None = None
+        if setup.prefetch:
+            self._prefetcher = Prefetcher(
+                layer, self.chooser.prefetch, setup.prefetch, self._has_room
+            )
         self._packer = _Drafted(1)
         self._blank = memoryview(bytes(PAGE_SIZE))
         self.outcome = Outcome(policy=self.chooser.name, pool_bytes=pool_bytes)
@@ -161,8 +186,11 @@ class Player:
         """Let go of the memory."""
         self._region.close()
 
+    def _has_room(self) -> bool:
+        return self.layer.pool.used_bytes < self._down.high_bytes
+
     def _brings_back(self, slot: int, refaulted: bool) -> bool:
-        if self.layer.pool.used_bytes >= self._down.high_bytes:
+        if not self._has_room():
             return False
         return self.chooser.brings_back(slot, refaulted=refaulted, otherwise=self._promote)
 
@@ -198,6 +226,8 @@ class Player:
         outcome.refaults = get("refaulted_pages")
         outcome.demoted = get("demoted_pages")
         outcome.promoted = get("promoted_pages")
+        outcome.prefetched = get("prefetched_pages")
+        outcome.prefetch_used = get("prefetch_used_pages")
         outcome.written_bytes = get("file_written_bytes")
         outcome.policy_failures = get("policy_failures")
         outcome.tiers = [self.layer.table.slots_in(n) for n in range(1, len(self._tiers) + 1)]
@@ -223,7 +253,7 @@ class Player:
             with layer.lock:
                 at = play(words, at, end, blank, _POOL_READS)
             if at < end:
-                self._decide(words[2 * at], words[2 * at + 1])
+                self._decide(words, at)
                 at += 1
             resident = counts[2] + counts[3]
             if resident > outcome.peak_pages:
@@ -233,14 +263,17 @@ class Player:
 
     # ---- what C leaves ----
 
-    def _decide(self, word: int, time_ns: int) -> None:
+    def _decide(self, words: array[int], at: int) -> None:
+        word = words[2 * at]
         kind, slot = word >> 40 & 15, word & SLOT_MASK
         assert self.layer.log is not None
-        self.layer.log.set_clock(time_ns)
+        self.layer.log.set_clock(words[2 * at + 1])
         if kind == EventKind.STORE:
             self._store(slot, word >> 44 & 0xFF)
         elif kind == EventKind.LOAD:
             self._load(slot)
+            if self._prefetcher is not None and not _goes_on(words, at, slot):
+                self._prefetch(self._prefetcher, slot)
         elif kind == EventKind.DISCARD:
             self.layer.discard_run(slot, 1)
         else:
@@ -276,6 +309,38 @@ class Player:
         with self.layer.lock:
             word = self.layer.table.get(slot)
         assert is_below(word)
+        flight = self._flight(slot, word)
+        self._fetcher.account(Run(slot, [flight]), [flight.payload])
+
+    def _flight(self, slot: int, word: int) -> Flight:
         ref = ref_of(word)
-        flight = Flight(slot, ref, blob_codec(word), b"", sequence_of(ref), None, word)
-        self._fetcher.account(Run(slot, [flight]), [self._blank[: length_of(ref)]])
+        blob = self._blank[: length_of(ref)]
+        return Flight(slot, ref, blob_codec(word), blob, sequence_of(ref), None, word)
+
+    def _prefetch(self, prefetcher: Prefetcher, slot: int) -> None:
+        """Bring up what follows *slot*, the last of a request that was read from below."""
+        table = self.layer.table
+        with self.layer.lock:
+            first = table.get(slot)
+            count = min(prefetcher.wanted(slot, 1), -(slot + 1) % CLUSTER_SLOTS)
+            if not is_below(first) or not count:
+                return
+            words = [first]
+            for word in table.run(slot + 1, count):
+                if (word ^ first) & BACKING_MASK:
+                    break
+                words.append(word)
+            tier = self.layer.stack[tier_of(first)].tier
+            words = words[: tier.span([word >> REF_SHIFT for word in words], WINDOW_BYTES)]
+            flights = [self._flight(slot + n, word) for n, word in enumerate(words)]
+            prefetcher.take(slot + 1, flights[1:])
+
+
+def _goes_on(words: array[int], at: int, slot: int) -> bool:
+    """Whether the request that read *slot* goes on: its pages stand side by side in a trace."""
+    for following in range(2 * at + 2, len(words), 2):
+        word = words[following]
+        if word >> 40 & 15 != EventKind.REFAULT:
+            near = words[following + 1] - words[2 * at + 1] < _REQUEST_GAP_NS
+            return near and word >> 40 & 15 == EventKind.LOAD and word & SLOT_MASK == slot + 1
+    return False

@@ -277,6 +277,8 @@ METRICS: Final = (
     _counter("demoted_payload_bytes", "Payload of those."),
     _counter("demoted_batches", "Writes that carried them."),
     _counter("promoted_pages", "Pages brought back to the pool."),
+    _counter("prefetched_pages", "Pages brought up along with others that were read."),
+    _counter("prefetch_used_pages", "Pages of those that were read then; others may still be."),
     _counter("refaulted_pages", "Pages read soon after their demotion."),
     _counter("cleaned_pages", "Pages moved within a tier to free space."),
     _counter("drained_pages", "Pages moved out of a tier that is being drained."),

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import index
 from typing import Final, TypeVar
 
 from swapfs.core._core import cool
@@ -241,6 +242,14 @@ class Chooser:
     def leaves_below(self) -> bool:
         """Whether the policy brings no page back but as configured."""
         return type(self.policy).brings_back is Policy.brings_back
+
+    def prefetch(self, slot: int, count: int, most: int) -> int:
+        """Return how many of the pages after those that are read shall come up with them."""
+
+        def choose(policy: Policy) -> int:
+            return max(0, min(index(policy.prefetch(slot, count, most)), most))
+
+        return self._ask(choose, 0)
 
     def place(self, slot: int, count: int) -> Place:
         """Return where pages go that are written; no lock is held."""

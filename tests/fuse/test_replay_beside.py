@@ -58,9 +58,16 @@ def _use(instance: Instance) -> list[Sample]:
     return samples
 
 
-@pytest.mark.parametrize("policy", ["second-chance", "lru"])
-def test_a_replay_comes_to_what_was_counted(policy: str, tmp_path: Path, start: Start) -> None:
-    instance = start("64M", "8M", "256M", "--policy", policy, "--access-log", "16M")
+@pytest.mark.parametrize(
+    "options",
+    [("--policy", "second-chance"), ("--policy", "lru"), ("--policy", "clock", "--prefetch", "16")],
+    ids="-".join,
+)
+def test_a_replay_comes_to_what_was_counted(
+    options: tuple[str, ...], tmp_path: Path, start: Start
+) -> None:
+    policy = options[1]
+    instance = start("64M", "8M", "256M", "--access-log", "16M", *options)
     out = tmp_path / "trace"
     command = [*instance.command, "trace", "record", str(out), "--name", instance.name]
     recorder = subprocess.Popen([*command, "--runtime-dir", str(instance.runtime_dir)])
@@ -72,6 +79,8 @@ def test_a_replay_comes_to_what_was_counted(policy: str, tmp_path: Path, start: 
     trace = Trace(out)
     assert trace.meta.config["policy"] == policy
     pairs = beside(trace, policy, counters, samples)
+    along = pairs.pop("prefetched")  # how far it goes is learned, and never twice the same
+    assert bool(along.played) == bool(along.live) == ("--prefetch" in options)
     assert counters["demoted_pages"] > SLOTS
     assert pairs.keys() == {"demoted", "refaults", "misses", "pool bytes", "pages below"}
     assert far(pairs, SHARE) == {}, pairs

@@ -62,6 +62,7 @@ def run(experiment: Experiment, work: Path, *, echo: bool = True) -> Found:
         results_dir=work / "results",
         kernel=experiment.kernel,
         memory_mib=experiment.memory_mib,
+        cpus=in_vm.CPUS[accel],
         disks_mib=experiment.disks_mib,
         timeout_s=experiment.minutes * 60 * times,
         packages=packages,

@@ -81,7 +81,9 @@ class Run:
 
     def _record(self, program: programs.Program, group: memcg.Group) -> None:
         command = ["swapfs", "trace", "record", str(self._trace)]
-        recorder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        recorder = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )  # its progress is for people
         samples = Samples()
         try:
             if not lab.wait_for("the recorder", self._trace.exists, START_BOUND_S):

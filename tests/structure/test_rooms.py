@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.vm.picture": ("tests.vm", "tests.fuse.browser", "deploy.vm.host"),
     "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.deb", "deploy.vm.host"),
     "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),
+    "tests.vm.test_swap": ("tests.vm", "swapfs.policy"),
     "tests.vm.test_lab": ("tests.lab", "swapfs.lab"),
     "tests.vm.jobs": ("tests.vm.jobs", *GUEST),
     "tests.bench": ("tests.bench", "deploy.vm.host", "swapfs"),

@@ -14,7 +14,7 @@ from tests.lab import experiment, running
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WORKLOADS: Final = ("skewed", "sqlite", "sort")
+WORKLOADS: Final = ("skewed", "usemem-random", "sort")
 POLICY: Final = "second-chance"
 QUICK: Final = Path(__file__).parents[1] / "lab/quick.toml"
 TIMEOUT_S: Final = 3900

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.tiers.base import Staging
 from swapfs.tiers.sector_tier import CLEANING_SCRATCH_BYTES
 from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
@@ -222,7 +223,8 @@ class Writeback:
         """
         if self._compactor is None or self._layer.pool.object_bytes > self.low_bytes:
             return False
-        return self._compactor.pack_if_worth() > 0
+        above = self._layer.pool.used_bytes - self.low_bytes
+        return self._compactor.pack_if_worth(max(1, -(-above // ZSPAGE_BYTES))) > 0
 
     def demote(self, pages: int) -> int:
         """Demote about *pages* pages now, whatever the watermarks say; return how many."""

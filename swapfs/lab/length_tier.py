@@ -1,7 +1,7 @@
 """A tier for replays: it knows how long each blob was and when it was stored, and has no bytes.
 
 All of that is in the reference, so it takes no memory by blob. Room is counted as a file's:
-sectors of 512 bytes, with header and tag.
+sectors of 512 bytes, with header and tag, and no more than a segment at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Room, Staging, Stored, Tier, TierStats, Traffic, Wanted
+from swapfs.tiers.segments import SEGMENT_BYTES
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 _LENGTH_BITS: Final = 12
@@ -61,7 +62,7 @@ class LengthTier(Tier):
         there = (self.size_bytes - self.used_bytes - self._under_way) // _PAGE_BYTES
         if there <= 0:
             raise TierFull("it is full")
-        room = _Bytes(min(pages, there) * _PAGE_BYTES)
+        room = _Bytes(min(min(pages, there) * _PAGE_BYTES, SEGMENT_BYTES))
         self._under_way += room.size
         return room
 

@@ -22,6 +22,9 @@ SOURCES: Final = ("tests/lab/jobs", "tests/bench/jobs", "tests/bench/names.py")
 EMULATED_TIMES: Final = 6
 """How much longer an emulated VM may take; it takes some twenty times as long to compute."""
 
+BEGIN_SHARE: Final = 0.75
+"""Of the time, after which no run begins: what was recorded is to come back."""
+
 
 class RunningError(Exception):
     """The VM did not get to the end of its job."""
@@ -53,10 +56,10 @@ def run(experiment: Experiment, work: Path, *, echo: bool = True) -> Found:
     :raises RunningError: the VM hung or died before it could report
     :raises VmError: there is none to be had here
     """
-    job = make_job(work / "job", experiment)
     packages = packages_for(experiment)
     accel = vm_job.prepare(experiment.kernel, packages=packages).accel
-    times = 1 if accel == "kvm" else EMULATED_TIMES
+    timeout_s = experiment.minutes * 60 * (1 if accel == "kvm" else EMULATED_TIMES)
+    job = make_job(work / "job", experiment, timeout_s * BEGIN_SHARE)
     result = vm_job.run_job(
         job,
         results_dir=work / "results",
@@ -64,7 +67,7 @@ def run(experiment: Experiment, work: Path, *, echo: bool = True) -> Found:
         memory_mib=experiment.memory_mib,
         cpus=in_vm.CPUS[accel],
         disks_mib=experiment.disks_mib,
-        timeout_s=experiment.minutes * 60 * times,
+        timeout_s=timeout_s,
         packages=packages,
         echo=echo,
     )
@@ -87,10 +90,13 @@ def packages_for(experiment: Experiment) -> tuple[str, ...]:
     return in_vm.PACKAGES if wanted else ()
 
 
-def make_job(folder: Path, experiment: Experiment) -> Path:
-    """Make the job folder, with what the workloads read."""
+def make_job(folder: Path, experiment: Experiment, begin_s: float) -> Path:
+    """Make the job folder, with what the workloads read.
+
+    :param begin_s: after so many seconds no run begins
+    """
     named = {workload.name for workload in experiment.workloads}
-    params: dict[str, Any] = dict(experiment.params)
+    params: dict[str, Any] = dict(experiment.params) | {"begin_s": begin_s}
     params["runs"] = [
         {
             "name": each.name,

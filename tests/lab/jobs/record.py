@@ -134,6 +134,9 @@ def main() -> int:
         programs.WORK.mkdir(parents=True)
         for wanted in params["runs"]:
             run = Run(report, wanted)
+            if time.monotonic() > params["begin_s"]:  # since the VM was booted
+                report.check(run.name, False, "no time was left to begin it")
+                continue
             try:
                 name = wanted["workload"]
                 if name not in made:

@@ -90,7 +90,7 @@ def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_a_job_has_what_its_workloads_read(tmp_path: Path) -> None:
     wanted = read(HERE / "quick.toml").only(["sort", "redis-skewed"])
-    job = running.make_job(tmp_path / "job", wanted)
+    job = running.make_job(tmp_path / "job", wanted, 100)
     params = json.loads((job / "params.json").read_text())
     assert len(params["runs"]) == 2 * len(wanted.policies)
     assert 0 < (job / "lines").stat().st_size <= params["sort_mib"] << 20

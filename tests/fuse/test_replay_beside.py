@@ -63,7 +63,7 @@ class Use:
             nonlocal seen
             found = self._instance.status()
             used, demoted = found["pool"]["used_bytes"], found["counters"]["demoted_pages"]
-            still = used <= HIGH_BYTES and demoted == seen
+            still = bool(used <= HIGH_BYTES and demoted == seen)
             seen = demoted
             if still:
                 self.samples.append((time.monotonic(), used, found["slots"]["file"]))

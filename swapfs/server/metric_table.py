@@ -287,7 +287,6 @@ METRICS: Final = (
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
     _counter("oom_calls", "Times swap stood still for memory and the OOM killer was called."),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
-    # recompression
     _counter("recompressed_pages", "Pages of the pool put from lz4 into zstd."),
     _counter("recompressed_down_pages", "Pages put into zstd on their way down."),
     _counter("recompress_refused_pages", "Pages tried, but not smaller in zstd."),

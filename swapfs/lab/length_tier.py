@@ -21,11 +21,12 @@ _AROUND_BYTES: Final = 40
 """Header and tag of a blob on sectors."""
 
 
-def _taken_bytes(length: int) -> int:
+def taken_bytes(length: int) -> int:
+    """Return what a blob of *length* bytes takes of a file."""
     return -(-(length + _AROUND_BYTES) // SECTOR_SIZE) * SECTOR_SIZE
 
 
-_PAGE_BYTES: Final = _taken_bytes(PAGE_SIZE)
+_PAGE_BYTES: Final = taken_bytes(PAGE_SIZE)
 
 
 def sequence_of(ref: int) -> int:
@@ -45,7 +46,7 @@ class _Bytes(Room):
         self.size = size
 
     def cost(self, length: int) -> int:
-        return _taken_bytes(length)
+        return taken_bytes(length)
 
 
 class LengthTier(Tier):
@@ -77,7 +78,7 @@ class LengthTier(Tier):
             (item.sequence & _SEQUENCE_MASK) << _LENGTH_BITS | item.length - 1
             for item in staging.items
         ]
-        written = sum(_taken_bytes(item.length) for item in staging.items)
+        written = sum(taken_bytes(item.length) for item in staging.items)
         self.used_bytes += written
         return Stored(refs, written)
 
@@ -90,9 +91,9 @@ class LengthTier(Tier):
 
     def span(self, refs: Sequence[int], limit_bytes: int) -> int:
         """Count those that were stored one after the other, as in a file, where they lie so."""
-        count, left = 1, limit_bytes - _taken_bytes(length_of(refs[0]))
+        count, left = 1, limit_bytes - taken_bytes(length_of(refs[0]))
         for before, ref in pairwise(refs):
-            left -= _taken_bytes(length_of(ref))
+            left -= taken_bytes(length_of(ref))
             if sequence_of(ref) != sequence_of(before) + 1 or left < 0:
                 break
             count += 1
@@ -102,13 +103,13 @@ class LengthTier(Tier):
         return length_of(ref)
 
     def release(self, slot: int, ref: int) -> None:  # noqa: D102
-        self.used_bytes -= _taken_bytes(length_of(ref))
+        self.used_bytes -= taken_bytes(length_of(ref))
 
     def begin_rebuild(self) -> None:  # noqa: D102
         self.used_bytes = 0
 
     def mark(self, slot: int, ref: int) -> None:  # noqa: D102
-        self.used_bytes += _taken_bytes(length_of(ref))
+        self.used_bytes += taken_bytes(length_of(ref))
 
     def has_room(self) -> bool:  # noqa: D102
         return self.size_bytes - self.used_bytes - self._under_way >= _PAGE_BYTES

@@ -51,8 +51,8 @@ from swapfs.vlayer.writeback import Writeback
 STEP_EVENTS: Final = 64
 """Events between two looks at the watermark: a swap-out request has some 100 pages."""
 HEAR_EVENTS: Final = 8192
-HEAR_EVENTS_MIN: Final = 512
-SAMPLES: Final = 200
+HEAR_EVENTS_MIN: Final = 64
+SAMPLES: Final = 500
 LOG_BYTES: Final = 4 * MiB
 _POOL_READS: Final = COUNTER_INDEX["read_pool_pages"]
 _PAGES_AT_ONCE: Final = 256
@@ -71,6 +71,8 @@ class Setup:
     promote: bool = False
     raw_first: bool = False
     prefetch: int = 0
+    batch_ns: int = 0
+    """How long a batch is under way on its way down, in the time of the trace; 0: none is."""
 
     @classmethod
     def recorded(cls, meta: Meta) -> Setup:
@@ -170,6 +172,9 @@ class Player:
             compactor=self._compactor,
         )
         self._promote = setup.promote
+        self._batch_ns = setup.batch_ns
+        self._due_ns = 0
+        """When the batch that is under way has gone down; 0: none is."""
         self._fetcher = Fetcher(
             layer, promote=self._brings_back, newest_sequence=lambda: self._down.newest_sequence
         )
@@ -216,6 +221,7 @@ class Player:
         finally:
             if collects:
                 gc.enable()
+        self._end_batch()
         outcome.seconds = time.perf_counter() - began_s
         return self._finish()
 
@@ -258,8 +264,34 @@ class Player:
             resident = counts[2] + counts[3]
             if resident > outcome.peak_pages:
                 outcome.peak_pages = resident
-            if pool.used_bytes > high and self._tiers:
+            if self._batch_ns:
+                self._demote_until(words[2 * at - 1])
+            elif pool.used_bytes > high and self._tiers:
                 self._down.balance()
+
+    def _demote_until(self, now_ns: int) -> None:
+        """Do what a thread would have done until *now_ns*, of which each batch takes a while."""
+        down, pool = self._down, self.layer.pool
+        while self._tiers:
+            begin_ns, limit = now_ns, down.high_bytes
+            if self._due_ns:
+                if now_ns < self._due_ns:
+                    return
+                begin_ns, limit = self._due_ns, down.low_bytes
+                self._end_batch()
+            if pool.used_bytes <= limit or (down.pack() and pool.used_bytes <= down.low_bytes):
+                return
+            if not down.begin_batch():
+                return
+            self._due_ns = begin_ns + self._batch_ns
+
+    def _end_batch(self) -> bool:
+        """Let the batch that is under way go down now; False: none is."""
+        if not self._due_ns:
+            return False
+        self._due_ns = 0
+        self._down.end_batch()
+        return True
 
     # ---- what C leaves ----
 
@@ -281,7 +313,7 @@ class Player:
 
     def _store(self, slot: int, size_class: int) -> None:
         self._packer.drafts[0] = self._draft(size_class)
-        for make_room in (self._balance, self._demote, self._compact, None):
+        for make_room in (self._end_batch, self._balance, self._demote, self._compact, None):
             if self.layer.store_run(slot, self._blank, 0, 1, self._packer):
                 return
             if make_room is None or (not make_room() and make_room is self._compact):

@@ -205,7 +205,7 @@ class Writeback:
         if self._layer.pool.used_bytes <= self.high_bytes:
             return 0
         while self._layer.pool.used_bytes > self.low_bytes and not self._stop:
-            packed = not packed and self._pack()  # in turns, so that something goes down too
+            packed = not packed and self.pack()  # in turns, so that something goes down too
             if packed:
                 continue
             demoted = self.demote_batch()
@@ -214,7 +214,7 @@ class Writeback:
             moved += demoted
         return moved
 
-    def _pack(self) -> bool:
+    def pack(self) -> bool:
         """Move blobs together if they would then be below the low watermark; were any?
 
         What goes down in an order that is not that of the slots leaves holes in every zspage and
@@ -241,15 +241,24 @@ class Writeback:
 
         0 when nothing is cold, there is no room, or writes fail and it is too early to try.
         """
-        mover, counters = self._mover, self._layer.counters
+        return self.end_batch() if self.begin_batch(pages_max) else 0
+
+    def begin_batch(self, pages_max: int = _NO_LIMIT) -> bool:
+        """Copy one batch of cold blobs; False: none can go down now. Else ``end_batch`` follows."""
+        mover = self._mover
         self.chooser.hear()
         if not any(map(mover.begin, self.chooser.targets(tuple(self._layer.stack)))):
-            return 0
+            return False
         try:
             self._collect(pages_max)
         except BaseException:
             mover.abort()
             raise
+        return True
+
+    def end_batch(self) -> int:
+        """Write what was copied; return how many slots now live there."""
+        mover, counters = self._mover, self._layer.counters
         found = bool(mover.items)
         taken = mover.finish("demote")
         if taken is None:

@@ -67,12 +67,16 @@ def batch_ns(trace: Trace) -> int:
     return took[len(took) // 4]
 
 
-def play(trace: Trace, policy: str) -> Outcome:
+def play(trace: Trace, policy: str, took_ns: int | None = None) -> Outcome:
     """Play *trace* under *policy* over what it was recorded on.
+
+    :param took_ns: how long a batch takes; None: as the trace tells
 
     :raises ConfigError: there is no such policy, or the trace cannot be played
     """
-    setup = replace(Setup.recorded(trace.meta), batch_ns=batch_ns(trace))
+    setup = replace(
+        Setup.recorded(trace.meta), batch_ns=batch_ns(trace) if took_ns is None else took_ns
+    )
     player = Player(trace, setup, find(policy))
     try:
         return player.run()
@@ -81,14 +85,19 @@ def play(trace: Trace, policy: str) -> Outcome:
 
 
 def beside(
-    trace: Trace, policy: str, counters: Mapping[str, int], samples: Sequence[Sample]
+    trace: Trace,
+    policy: str,
+    counters: Mapping[str, int],
+    samples: Sequence[Sample],
+    took_ns: int | None = None,
 ) -> dict[str, Pair]:
     """Return what a replay of *trace* comes to, beside the *counters* of the run at its end.
 
     :param policy: that of the run
     :param samples: of the run, taken while it was recorded; their means are compared
+    :param took_ns: as for ``play``
     """
-    outcome = play(trace, policy)
+    outcome = play(trace, policy, took_ns)
     found = {
         "demoted": Pair(outcome.demoted, counters["demoted_pages"]),
         "refaults": Pair(outcome.refaults, counters["refaulted_pages"]),

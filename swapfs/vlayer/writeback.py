@@ -205,8 +205,7 @@ class Writeback:
         if self._layer.pool.used_bytes <= self.high_bytes:
             return 0
         while self._layer.pool.used_bytes > self.low_bytes and not self._stop:
-            packed = not packed and self.pack()  # in turns, so that something goes down too
-            if packed:
+            if packed := not packed and self.pack():  # in turns, so that something goes down too
                 continue
             demoted = self.demote_batch()
             if not demoted:
@@ -217,9 +216,8 @@ class Writeback:
     def pack(self) -> bool:
         """Move blobs together if they would then be below the low watermark; were any?
 
-        What goes down in an order that is not that of the slots leaves holes in every zspage and
-        frees hardly one: under LRU 3000 pages went down for the room of 500, and three quarters
-        of the pool stood empty.
+        Other orders than that of the slots leave holes everywhere: LRU took 3000 pages down for the
+        room of 500.
         """
         if self._compactor is None or self._layer.pool.object_bytes > self.low_bytes:
             return False

@@ -10,9 +10,9 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo --preserve-env=CI,SWAPFS_CACH
 KERNEL ?= 6.12
 MINUTES ?= 10
 DEB_TESTS ?= tests/unit tests/property tests/fuse
-FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench
+FAST_TESTS := tests/unit tests/property tests/structure tests/deploy tests/docs tests/bench tests/lab
 
-.PHONY: help build packages vm-packages deb-packages deb test-deb demo demo-tiers test test-fast check-debian13 test-vm test-systemd soak vm lint bench bench-full bench-compare \
+.PHONY: help build packages vm-packages deb-packages deb test-deb demo demo-tiers test test-fast check-debian13 test-vm test-systemd soak vm lint lab lab-full bench bench-full bench-compare \
 	bench-floor bench-packages clean
 
 help:  ## list the targets
@@ -84,6 +84,12 @@ bench-compare: build  ## A=old.json B=new.json: what became worse between two ru
 
 bench-floor: build  ## read latency against a C server that does nothing, in one run
 	@$(SUDO) $(PYTHON) -m tests.bench.bench_floor
+
+lab: bench-packages build $(BENCH_STAMP)  ## what a kernel swaps under each policy, live and replayed: one page in lab-results
+	@$(SUDO) $(PYTHON) -m tests.lab $(LAB)
+
+lab-full: bench-packages build $(BENCH_STAMP)  ## the same under every policy on three set-ups: hours
+	@$(SUDO) $(PYTHON) -m tests.lab --full $(LAB)
 
 bench-packages:
 	@deploy/setup/packages.sh deploy/setup/packages.txt deploy/vm/packages.txt tests/bench/packages.txt

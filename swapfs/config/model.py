@@ -56,6 +56,7 @@ class Config:
     high_watermark_percent: int = DEFAULTS["high-watermark"]
     low_watermark_percent: int = DEFAULTS["low-watermark"]
     promote: bool = DEFAULTS["promote"]
+    prefetch_pages: int = DEFAULTS["prefetch"]
     latency: str = DEFAULTS["latency"]
     raw_first: bool = DEFAULTS["raw-first"]
     recompress: bool = DEFAULTS["recompress"]

@@ -61,6 +61,26 @@ PLACEMENT: Final = (
         """,
     ),
     Option(
+        key="prefetch",
+        field="prefetch_pages",
+        section=Section.PLACEMENT,
+        parse=values.parse_prefetch,
+        default=0,
+        takes="pages, 0 to 64",
+        metavar="PAGES",
+        help="Most pages brought up beside one that is read",
+        text="""
+        How many pages come up to the pool, at most, in the read of one that lies below: those of
+        the slots after it, as far as they lie side by side. 0: none.
+
+        How many it is follows from how many of them were used, as in the kernel's own readahead,
+        which has brought its pages to memory before; so try it where `vm.page-cluster` is 0. A
+        policy may ask for fewer. See `swapfs_prefetched_pages_total` and
+        `swapfs_prefetch_used_pages_total`. Nothing is brought up while the pool is above the high
+        watermark.
+        """,
+    ),
+    Option(
         key="latency",
         field="latency",
         section=Section.PLACEMENT,

@@ -77,6 +77,11 @@ def parse_zstd_level(where: str, value: object) -> int:
     return int(_number(where, value, 1, 19, whole=True))
 
 
+def parse_prefetch(where: str, value: object) -> int:
+    """Return a number of pages, 0 to 64, as many as one disk read takes at most."""
+    return int(_number(where, value, 0, 64, whole=True))
+
+
 def parse_priority(where: str, value: object) -> int:
     """Return a swapon priority, 0 to 32767."""
     return int(_number(where, value, 0, PRIORITY_MAX, whole=True))

@@ -1,16 +1,18 @@
 """A tier for replays: it knows how long each blob was and when it was stored, and has no bytes.
 
 All of that is in the reference, so it takes no memory by blob. Room is counted as a file's:
-sectors of 512 bytes, with header and tag.
+sectors of 512 bytes, with header and tag, and no more than a segment at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from swapfs.errors import TierFull
 from swapfs.tiers.base import Room, Staging, Stored, Tier, TierStats, Traffic, Wanted
+from swapfs.tiers.segments import SEGMENT_BYTES
 from swapfs.units import PAGE_SIZE, SECTOR_SIZE
 
 _LENGTH_BITS: Final = 12
@@ -19,11 +21,12 @@ _AROUND_BYTES: Final = 40
 """Header and tag of a blob on sectors."""
 
 
-def _taken_bytes(length: int) -> int:
+def taken_bytes(length: int) -> int:
+    """Return what a blob of *length* bytes takes of a file."""
     return -(-(length + _AROUND_BYTES) // SECTOR_SIZE) * SECTOR_SIZE
 
 
-_PAGE_BYTES: Final = _taken_bytes(PAGE_SIZE)
+_PAGE_BYTES: Final = taken_bytes(PAGE_SIZE)
 
 
 def sequence_of(ref: int) -> int:
@@ -43,7 +46,7 @@ class _Bytes(Room):
         self.size = size
 
     def cost(self, length: int) -> int:
-        return _taken_bytes(length)
+        return taken_bytes(length)
 
 
 class LengthTier(Tier):
@@ -60,7 +63,7 @@ class LengthTier(Tier):
         there = (self.size_bytes - self.used_bytes - self._under_way) // _PAGE_BYTES
         if there <= 0:
             raise TierFull("it is full")
-        room = _Bytes(min(pages, there) * _PAGE_BYTES)
+        room = _Bytes(min(min(pages, there) * _PAGE_BYTES, SEGMENT_BYTES))
         self._under_way += room.size
         return room
 
@@ -75,7 +78,7 @@ class LengthTier(Tier):
             (item.sequence & _SEQUENCE_MASK) << _LENGTH_BITS | item.length - 1
             for item in staging.items
         ]
-        written = sum(_taken_bytes(item.length) for item in staging.items)
+        written = sum(taken_bytes(item.length) for item in staging.items)
         self.used_bytes += written
         return Stored(refs, written)
 
@@ -86,17 +89,27 @@ class LengthTier(Tier):
         """
         raise NotImplementedError("a replay has no pages")
 
+    def span(self, refs: Sequence[int], limit_bytes: int) -> int:
+        """Count those that were stored one after the other, as in a file, where they lie so."""
+        count, left = 1, limit_bytes - taken_bytes(length_of(refs[0]))
+        for before, ref in pairwise(refs):
+            left -= taken_bytes(length_of(ref))
+            if sequence_of(ref) != sequence_of(before) + 1 or left < 0:
+                break
+            count += 1
+        return count
+
     def payload_bytes(self, ref: int) -> int:  # noqa: D102
         return length_of(ref)
 
     def release(self, slot: int, ref: int) -> None:  # noqa: D102
-        self.used_bytes -= _taken_bytes(length_of(ref))
+        self.used_bytes -= taken_bytes(length_of(ref))
 
     def begin_rebuild(self) -> None:  # noqa: D102
         self.used_bytes = 0
 
     def mark(self, slot: int, ref: int) -> None:  # noqa: D102
-        self.used_bytes += _taken_bytes(length_of(ref))
+        self.used_bytes += taken_bytes(length_of(ref))
 
     def has_room(self) -> bool:  # noqa: D102
         return self.size_bytes - self.used_bytes - self._under_way >= _PAGE_BYTES

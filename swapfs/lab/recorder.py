@@ -87,6 +87,7 @@ def describe(status: Mapping[str, Any], geometry: Geometry) -> Meta:
         size_bytes=geometry.size_bytes,
         pool_bytes=geometry.pool_bytes,
         class_sizes=list(SIZES),
+        tier_bytes=_tier_bytes(status),
         name=str(status.get("name", "")),
         version=str(status.get("version", "")),
         monotonic_ns=time.monotonic_ns(),
@@ -94,6 +95,11 @@ def describe(status: Mapping[str, Any], geometry: Geometry) -> Meta:
         host={"kernel": kernel.release, "machine": kernel.machine},
         config=json.loads(json.dumps(status.get("config") or {})),
     )
+
+
+def _tier_bytes(status: Mapping[str, Any]) -> list[int]:
+    tiers = sorted(status.get("tiers") or (), key=lambda tier: -int(tier["priority"]))
+    return [int(tier["size_bytes"]) for tier in tiers]
 
 
 def record(

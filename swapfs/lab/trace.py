@@ -44,6 +44,7 @@ class Meta:
 
     :param class_sizes: bytes an object, by size class
     :param config: of the instance, as ``check-config --json`` prints it
+    :param tier_bytes: sizes of the tiers below the pool, in the order in which they are filled
     :param host: kernel and machine
     :param monotonic_ns: the clock of the events when recording began, and ``realtime_ns`` then
     """
@@ -51,6 +52,7 @@ class Meta:
     size_bytes: int
     pool_bytes: int
     class_sizes: list[int]
+    tier_bytes: list[int] = field(default_factory=list)
     name: str = ""
     version: str = ""
     monotonic_ns: int = 0
@@ -153,7 +155,8 @@ class Trace:
         self.count = events if self.finished else there
         try:
             self.meta = Meta(**json.loads(header[_FIXED.size :].rstrip(b"\0")))
-            sizes = [self.meta.size_bytes, self.meta.pool_bytes, *self.meta.class_sizes]
+            meta = self.meta
+            sizes = [meta.size_bytes, meta.pool_bytes, *meta.class_sizes, *meta.tier_bytes]
             if not all(type(size) is int and size >= 0 for size in sizes):
                 raise ValueError
         except (ValueError, TypeError) as error:

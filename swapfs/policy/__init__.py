@@ -12,6 +12,7 @@ from typing import Final
 
 from swapfs.errors import ConfigError
 from swapfs.policy.base import Eyes, Facts, Policy
+from swapfs.policy.leash import LINES_MAX, Leash, RunsOn
 
 DEFAULT: Final = "second-chance"
 BUILT_IN: Final = {
@@ -27,6 +28,8 @@ BUILT_IN: Final = {
     "fifo": "fifo:Fifo",
 }
 """Name -> module of this package, and class in it."""
+_LINES_AT_START: Final = 100 * LINES_MAX
+"""It may make what it needs then."""
 
 
 class _NoEyes:
@@ -81,9 +84,13 @@ def _load(source: str, where: str) -> ModuleType:
 
 def _try(found: type[Policy], spec: str, where: str) -> None:
     """Make one, small, and ask it once: a mistake shall show before pages depend on it."""
-    try:
+
+    def once() -> None:
         next(iter(found(Facts(slots=1024, pool_pages=64), _NoEyes()).candidates(0)), None)
-    except (Exception, SystemExit) as error:
+
+    try:
+        Leash(_LINES_AT_START).run(once)
+    except (Exception, SystemExit, RunsOn) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(where, f"{spec} cannot be used: {what}") from error
 

@@ -5,8 +5,9 @@ from the access log, before it is asked, and is asked for candidates in the orde
 shall go; whoever asks looks at each word itself, so a policy that is behind does no harm. All it
 needs is made in ``__init__`` (I5). If it raises, the default takes its place and swap goes on.
 
-``candidates`` and what it hears come from one thread. ``places``, ``targets`` and ``brings_back``
-may be called from others at the same time, under the layer's lock, for requests that wait.
+``candidates`` and what it hears come from one thread. ``places``, ``targets``, ``brings_back`` and
+``prefetch`` may be called from others at the same time, under the layer's lock, for requests that
+wait.
 """
 
 from __future__ import annotations
@@ -130,6 +131,14 @@ class Policy:
         :param refaulted: it went down no more than a pool full of pages ago
         """
         return None
+
+    def prefetch(self, slot: int, count: int, most: int) -> int:
+        """Say how many of the pages after *count* that are read from *slot* on come up with them.
+
+        They do as far as they lie beside them in the same tier. Asked only where the option
+        ``prefetch`` is on; *most*, what pays as far as the layer has learned, is never exceeded.
+        """
+        return most
 
     def knows(self, slot: int) -> bool:
         """Whether *slot* need not be told of again, after events were missed."""

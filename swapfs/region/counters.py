@@ -64,6 +64,8 @@ COUNTERS: Final = (
     "read_ahead_ops",
     "read_ahead_bytes",
     "read_ahead_pages",
+    "prefetched_pages",
+    "prefetch_used_pages",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

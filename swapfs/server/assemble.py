@@ -30,6 +30,7 @@ from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.disks import make_disks
 from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.layer import VirtualSlotLayer
+from swapfs.vlayer.prefetch import Prefetcher
 from swapfs.vlayer.recode_staged import StagedRecoder
 from swapfs.vlayer.recompress import Recompressor
 from swapfs.vlayer.stack import Stack
@@ -136,7 +137,8 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     recompressor = _recompressor(config, region, layer, stalled, lower)
     if not recover:
         guards.set(Heap())  # last, so that what is free then is free for serving
-    stays_below = not config.promote and lower.writeback.chooser.leaves_below
+    brings_up = config.promote or config.prefetch_pages
+    stays_below = not brings_up and lower.writeback.chooser.leaves_below
     below = disks.capsule() if stays_below else None
     return Parts(guards, layer, workers, stalled, lower, recompressor, swap_file, below)
 
@@ -170,19 +172,27 @@ def _lower(
         high_bytes=limit * config.high_watermark_percent // 100,
         low_bytes=limit * config.low_watermark_percent // 100,
         chooser=chooser,
+        compactor=stalled.compactor,
     )
     batches = DIRECT_BATCHES if layer.stack else DIRECT_BATCHES_WITHOUT
     views = [aligned_buffer(writeback.BATCH_BYTES) for _ in range(batches)]
 
+    def has_room() -> bool:
+        return pool.used_bytes < down.high_bytes
+
     def promote(slot: int, refaulted: bool) -> bool:
-        room = pool.used_bytes < down.high_bytes
         wanted = config.promote
-        return room and chooser.brings_back(slot, refaulted=refaulted, otherwise=wanted)
+        return has_room() and chooser.brings_back(slot, refaulted=refaulted, otherwise=wanted)
+
+    most, prefetcher = config.prefetch_pages, None
+    if most:
+        prefetcher = Prefetcher(layer, chooser.prefetch, most, has_room)
 
     fetcher = Fetcher(
         layer,
         promote=promote,
         newest_sequence=lambda: down.newest_sequence,
+        prefetcher=prefetcher,
     )
     return Lower(down, WriteAround(layer, down, views, stalled=stalled), fetcher)
 

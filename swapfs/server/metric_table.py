@@ -277,6 +277,8 @@ METRICS: Final = (
     _counter("demoted_payload_bytes", "Payload of those."),
     _counter("demoted_batches", "Writes that carried them."),
     _counter("promoted_pages", "Pages brought back to the pool."),
+    _counter("prefetched_pages", "Pages brought up along with others that were read."),
+    _counter("prefetch_used_pages", "Pages of those that were read then; others may still be."),
     _counter("refaulted_pages", "Pages read soon after their demotion."),
     _counter("cleaned_pages", "Pages moved within a tier to free space."),
     _counter("drained_pages", "Pages moved out of a tier that is being drained."),
@@ -285,7 +287,6 @@ METRICS: Final = (
     _counter("lost_pages", "Pages found damaged on the way, whose slots read as errors now."),
     _counter("oom_calls", "Times swap stood still for memory and the OOM killer was called."),
     _counter("compacted_pages", "Pages moved within the pool to free zspages."),
-    # recompression
     _counter("recompressed_pages", "Pages of the pool put from lz4 into zstd."),
     _counter("recompressed_down_pages", "Pages put into zstd on their way down."),
     _counter("recompress_refused_pages", "Pages tried, but not smaller in zstd."),

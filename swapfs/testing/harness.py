@@ -39,6 +39,7 @@ from swapfs.vlayer.fetch import Fetcher
 from swapfs.vlayer.health import Health
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.packing import Packer
+from swapfs.vlayer.prefetch import Prefetcher
 from swapfs.vlayer.recode_staged import StagedRecoder
 from swapfs.vlayer.recompress import Recompressor
 from swapfs.vlayer.stack import Level, Stack
@@ -104,6 +105,7 @@ class Harness:
         clock_s: Callable[[], float] | None = None,
         recompress: bool = False,
         raw_first: bool = False,
+        prefetch: int = 0,
     ) -> None:
         self.now_s = 1000.0
         self._clock_s = clock_s or (lambda: self.now_s)
@@ -136,6 +138,7 @@ class Harness:
             wait_s=wait_s,
             clock_s=self._clock_s,
             chooser=Chooser(self.layer, policy, raw_first=raw_first),
+            compactor=self.stalled.compactor,
         )
         if recompress:
             self.down.writer.recoder = StagedRecoder([Recoder(ZSTD_LEVEL, False)])
@@ -144,11 +147,15 @@ class Harness:
             *(self.layer, self.down, views), stalled=self.stalled, clock_s=self._clock_s
         )
         self.disks = make_disks(self.layer, self.down.writer.newest, 4)
-        self._stays_below = not promote
+        self._stays_below = not promote and not prefetch
+        self.prefetcher = (
+            Prefetcher(self.layer, self.down.chooser.prefetch, prefetch) if prefetch else None
+        )
         self.fetcher = Fetcher(
             self.layer,
             promote=(lambda slot, refaulted: True) if promote else None,
             newest_sequence=lambda: self.down.newest_sequence,
+            prefetcher=self.prefetcher,
         )
 
     @property

@@ -2,9 +2,9 @@
 
 The policy gets the access log before it is asked, and sees heat through ``TableEyes``. What it
 offers is looked at here, under the lock: a slot whose blob is not in the pool, or is moving, is
-passed over. When it raises, or offers without end, the default takes its place for good; that is
-logged and counted, and swap goes on. What it does not know is offered by the default after it,
-so that no page is in the pool for ever.
+passed over. When it raises, offers without end, or does not come to an answer (``policy.leash``),
+the default takes its place for good; that is logged and counted, and swap goes on. What it does
+not know is offered by the default after it, so that no page is in the pool for ever.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import index
 from typing import Final, TypeVar
 
 from swapfs.core._core import cool
 from swapfs.policy.base import NOTHING_YET, POOL, Facts, Place, Policy, TierFacts
+from swapfs.policy.leash import LINES_MAX, Leash, RunsOn
 from swapfs.policy.second_chance import SecondChance
 from swapfs.region.access_log import LogReader
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE, TIERS_MAX
@@ -28,6 +30,10 @@ from swapfs.vlayer.stack import Level
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_BUILT_IN: Final = "swapfs.policy."
+_FAILURES: Final = (Exception, SystemExit, RunsOn)
+_LINES_HEARD: Final = 1000
+"""Lines of Python that a policy may run for each event that it hears, without the lock."""
 _OLD_AGE: Final = 15
 _USELESS_SHARE: Final = 4
 """What is offered in vain, in slots of the table: more means that there is no end to it."""
@@ -84,6 +90,7 @@ class Chooser:
         same = kind is SecondChance
         self.policy: Policy = self._default if same else kind(facts_of(layer), self._eyes)
         self._offered_by: Policy = self.policy
+        self._leashed = not kind.__module__.startswith(_BUILT_IN)
         self._log: LogReader | None = None
         if self.policy.hears and layer.log is not None:
             self._log = LogReader(layer.region.log_head, layer.region.log_events)
@@ -111,13 +118,22 @@ class Chooser:
         self._layer.counters.add("policy_failures")
         self.policy = self._default
 
-    def _ask(self, question: Callable[[Policy], T], otherwise: T) -> T:
+    def _ask(self, question: Callable[[Policy], T], otherwise: T, lines: int = LINES_MAX) -> T:
         """Return the answer of the policy; the layer's lock is held, or need not be."""
         try:
-            return question(self.policy)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, swap goes on
+            return self._run(partial(question, self.policy), lines)
+        except _FAILURES as error:  # whatever it is, swap goes on
             self._failed(error)
             return otherwise
+
+    def _run(self, call: Callable[[], T], lines: int = LINES_MAX) -> T:
+        """Return what *call* of the policy returns, which is not ours if it is leashed.
+
+        :raises RunsOn: it does not come to an end
+        """
+        if self._leashed and self.policy is not self._default:
+            return Leash(lines).run(call)
+        return call()
 
     # ---- hearing ----
 
@@ -130,7 +146,8 @@ class Chooser:
         reader, relax = self._log, self._layer.lock.relax
         dropped = reader.dropped
         while count := reader.take():
-            if not self._ask(partial(_hear, words=reader.words, count=count), False):
+            hear = partial(_hear, words=reader.words, count=count)
+            if not self._ask(hear, False, _LINES_HEARD * count):
                 return
             relax()
         if reader.dropped != dropped:
@@ -145,7 +162,7 @@ class Chooser:
             with layer.lock:
                 words = layer.table.run(first, CLUSTER_SLOTS)
             there = [first + i for i, word in enumerate(words) if word & BACKING_MASK == wanted]
-            if not self._ask(partial(_meet, slots=there), False):
+            if not self._ask(partial(_meet, slots=there), False, _LINES_HEARD * CLUSTER_SLOTS):
                 return
             layer.lock.relax()
 
@@ -165,17 +182,29 @@ class Chooser:
         resched = self._layer.lock.resched
         self._offered_by, in_vain = policy, _USELESS_SHARE * self._layer.table.slots
         try:
-            for slot in policy.candidates(POOL):
+            for slot in self._offers(policy):
                 if slot == NOTHING_YET:
                     resched()
                 elif word := self._look(slot, policy):
                     yield slot, word
-                elif not (in_vain := in_vain - 1):
+                    continue
+                in_vain -= 1
+                if not in_vain:
                     raise ValueError("it offers what cannot go, without end")
-        except (Exception, SystemExit) as error:
+        except _FAILURES as error:
             if policy is self._default:
                 raise
             self._failed(error)
+
+    def _offers(self, policy: Policy) -> Iterator[int]:
+        """Yield what *policy* offers, on its leash from one to the next."""
+        if policy is self._default or not self._leashed:
+            yield from policy.candidates(POOL)
+            return
+        offers = self._run(partial(policy.candidates, POOL))
+        following = partial(next, offers, None)
+        while (slot := self._run(following)) is not None:
+            yield slot
 
     def _look(self, slot: int, policy: Policy) -> int:
         """Return the word of *slot* if it may go down now, and 0 else.
@@ -187,7 +216,7 @@ class Chooser:
             raise ValueError(f"{slot} is no slot")
         word = table.get(slot)
         if word & BACKING_MASK != IN_POOL:
-            policy.left(slot)
+            self._run(partial(policy.left, slot))
             return 0
         if word & MOVING or slot in self._layer.copied or (policy.by_heat and word & HEAT_MASK):
             return 0
@@ -213,6 +242,14 @@ class Chooser:
     def leaves_below(self) -> bool:
         """Whether the policy brings no page back but as configured."""
         return type(self.policy).brings_back is Policy.brings_back
+
+    def prefetch(self, slot: int, count: int, most: int) -> int:
+        """Return how many of the pages after those that are read shall come up with them."""
+
+        def choose(policy: Policy) -> int:
+            return max(0, min(index(policy.prefetch(slot, count, most)), most))
+
+        return self._ask(choose, 0)
 
     def place(self, slot: int, count: int) -> Place:
         """Return where pages go that are written; no lock is held."""

@@ -72,10 +72,13 @@ class Compactor:
                 return 0
             return self._pack(wanted, self.worth_zspages)
 
-    def pack_if_worth(self) -> int:
-        """Pack if that gains enough zspages for a walk over the table; return zspages gained."""
+    def pack_if_worth(self, wanted: int | None = None) -> int:
+        """Pack if that gains enough zspages for a walk over the table; return zspages gained.
+
+        :param wanted: no more than so many, however much there is to gain
+        """
         with self._round:
-            return self._pack(self._layer.pool.zspages.limit, self.worth_zspages)
+            return self._pack(wanted or self._layer.pool.zspages.limit, self.worth_zspages)
 
     def make_room(self, pages: int, *, look: bool = True) -> bool:
         """Make room for *pages* pages that found none; False if there is no more to be made.

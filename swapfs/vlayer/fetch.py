@@ -31,6 +31,7 @@ from swapfs.vlayer.entry import (
     tier_of,
 )
 from swapfs.vlayer.layer import SlotDamaged, VirtualSlotLayer
+from swapfs.vlayer.prefetch import Prefetcher
 from swapfs.vlayer.single_flight import GIVEN_UP, Flight, Run, SingleFlight
 from swapfs.vlayer.stack import Level
 
@@ -51,6 +52,7 @@ class Fetcher:
     :param promote: (slot, was it refaulted) -> may its blob go back to the pool? None: never
     :param newest_sequence: the number of the newest blob: one that was written no more than
         a pool full of pages ago counts as refaulted
+    :param prefetcher: brings pages along that lie beside those asked for; None: nobody does
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Fetcher:
         *,
         promote: Callable[[int, bool], bool] | None = None,
         newest_sequence: Callable[[], int] = lambda: 0,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self._layer = layer
         self._unpack = layer.decoder.unpack
         self._promote = promote
         self._newest_sequence = newest_sequence
+        self._prefetcher = prefetcher
         self._recent_blobs = layer.pool.limit_bytes // PAGE_SIZE
         self._reads = SingleFlight()
 
@@ -95,7 +99,9 @@ class Fetcher:
                 done += self._layer.load_run(slot + done, count - done, out, done << PAGE_SHIFT)
                 if done < count and (words := self._words_below(slot + done, count - done)):
                     on_disk()
-                    done += self._load_run(slot + done, words, out[done << PAGE_SHIFT :], scratch)
+                    done += self._load_run(
+                        slot + done, words, count - done, out[done << PAGE_SHIFT :], scratch
+                    )
             except (TierError, SlotDamaged):
                 if done == 0:
                     raise
@@ -103,8 +109,13 @@ class Fetcher:
         return done
 
     def _words_below(self, slot: int, count: int) -> list[int]:
-        """Return the words of *slot* and those after it that are best read at once."""
+        """Return the words of *slot* and those after it that are best read at once.
+
+        They may be more than *count*: those that come along.
+        """
         with self._layer.lock:
+            if self._prefetcher is not None:
+                count += self._prefetcher.wanted(slot, count)
             words = self._layer.table.run(slot, min(count, CLUSTER_SLOTS - (slot & _SLOT_MASK)))
         if not is_below(words[0]):
             return []
@@ -120,14 +131,23 @@ class Fetcher:
 
     # ---- one disk read ----
 
-    def _load_run(self, slot: int, words: list[int], out: memoryview, scratch: memoryview) -> int:
-        """Load at least one page from the disk; 0 when the first slot has changed meanwhile."""
+    def _load_run(
+        self, slot: int, words: list[int], count: int, out: memoryview, scratch: memoryview
+    ) -> int:
+        """Load at least one page from the disk; 0 when the first slot has changed meanwhile.
+
+        Of *words* the first *count* were asked for.
+        """
         run = self._reads.board(slot, words)
         if run.follows:
             self._reads.wait(run)
         else:
             self._read_and_land(run, scratch)
-        return self._deliver(run, out)
+        done = self._deliver(run, run.flights[:count], out)
+        if self._prefetcher is not None and done == count < len(run.flights):
+            with self._layer.lock:
+                self._prefetcher.take(slot + count, run.flights[count:])
+        return done
 
     def _read_and_land(self, run: Run, scratch: memoryview) -> None:
         try:
@@ -164,14 +184,14 @@ class Fetcher:
 
     # ---- what becomes of it ----
 
-    def _deliver(self, run: Run, out: memoryview) -> int:
-        """Put the pages of *run* into *out*, up to the first that is none; return how many.
+    def _deliver(self, run: Run, flights: Sequence[Flight], out: memoryview) -> int:
+        """Put the pages of *flights* of *run* into *out*, up to the first that is none; how many.
 
         0 when the first is none and its slot has changed meanwhile; else that one's error.
         """
         payloads: list[bytes | memoryview] = []
         failure = None
-        for flight in run.flights:
+        for flight in flights:
             payload, failure = run.outcome(flight)
             at = len(payloads) << PAGE_SHIFT
             if failure is None and not self._unpack(payload, blob_codec(flight.word), out, at):

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.tiers.base import Staging
 from swapfs.tiers.sector_tier import CLEANING_SCRATCH_BYTES
 from swapfs.vlayer.blob_writer import BATCH_BYTES as BATCH_BYTES
 from swapfs.vlayer.blob_writer import BlobWriter
 from swapfs.vlayer.choice import Chooser
 from swapfs.vlayer.cleaning import Cleaner
+from swapfs.vlayer.compaction import Compactor
 from swapfs.vlayer.drains import Drains
 from swapfs.vlayer.entry import blob_codec, blob_length, is_raw
 from swapfs.vlayer.layer import VirtualSlotLayer
@@ -46,6 +48,7 @@ class Writeback:
     :param low_bytes: and stops when it uses no more than this
     :param wait_s: how long those who wait for the tier do so while nothing gets on
     :param chooser: says what goes down; without one, the default policy
+    :param compactor: moves blobs together where that makes the room; None: nobody does
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Writeback:
         wait_s: float = WAIT_S,
         clock_s: Callable[[], float] = time.monotonic,
         chooser: Chooser | None = None,
+        compactor: Compactor | None = None,
     ) -> None:
         assert low_bytes < high_bytes
         self.writer = BlobWriter(layer, clock_s, wait_s)
@@ -68,6 +72,7 @@ class Writeback:
         self._mover = Mover(layer, self.writer, Staging(batch_view[:BATCH_BYTES]))
         self.drains = Drains(layer, self._mover, scratch, clock_s)
         self.chooser = chooser or Chooser(layer)
+        self._compactor = compactor
         self._cleaner = Cleaner(layer, self.writer, self._mover, scratch, clock_s)
         self._clock_s = clock_s
         self._wake = threading.Event()
@@ -196,15 +201,28 @@ class Writeback:
 
     def balance(self) -> int:
         """Demote down to the low watermark if the pool is above the high one; return pages."""
-        moved = 0
+        moved, packed = 0, False
         if self._layer.pool.used_bytes <= self.high_bytes:
             return 0
         while self._layer.pool.used_bytes > self.low_bytes and not self._stop:
+            if packed := not packed and self.pack():  # in turns, so that something goes down too
+                continue
             demoted = self.demote_batch()
             if not demoted:
                 break
             moved += demoted
         return moved
+
+    def pack(self) -> bool:
+        """Move blobs together if they would then be below the low watermark; were any?
+
+        Other orders than that of the slots leave holes everywhere: LRU took 3000 pages down for the
+        room of 500.
+        """
+        if self._compactor is None or self._layer.pool.object_bytes > self.low_bytes:
+            return False
+        above = self._layer.pool.used_bytes - self.low_bytes
+        return self._compactor.pack_if_worth(max(1, -(-above // ZSPAGE_BYTES))) > 0
 
     def demote(self, pages: int) -> int:
         """Demote about *pages* pages now, whatever the watermarks say; return how many."""
@@ -221,15 +239,24 @@ class Writeback:
 
         0 when nothing is cold, there is no room, or writes fail and it is too early to try.
         """
-        mover, counters = self._mover, self._layer.counters
+        return self.end_batch() if self.begin_batch(pages_max) else 0
+
+    def begin_batch(self, pages_max: int = _NO_LIMIT) -> bool:
+        """Copy one batch of cold blobs; False: none can go down now. Else ``end_batch`` follows."""
+        mover = self._mover
         self.chooser.hear()
         if not any(map(mover.begin, self.chooser.targets(tuple(self._layer.stack)))):
-            return 0
+            return False
         try:
             self._collect(pages_max)
         except BaseException:
             mover.abort()
             raise
+        return True
+
+    def end_batch(self) -> int:
+        """Write what was copied; return how many slots now live there."""
+        mover, counters = self._mover, self._layer.counters
         found = bool(mover.items)
         taken = mover.finish("demote")
         if taken is None:

@@ -67,6 +67,7 @@ class Slots(RuleBasedStateMachine):
     tiers = ""
     policy: type[Policy] = SecondChance
     log_bytes = 0
+    prefetch = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,6 +84,7 @@ class Slots(RuleBasedStateMachine):
             promote=self.promote,
             recompress=self.recompress,
             policy=self.policy,
+            prefetch=self.prefetch,
             log_bytes=self.log_bytes,
         )
 
@@ -252,6 +254,7 @@ class Slots(RuleBasedStateMachine):
             promote=self.promote,
             recompress=self.recompress,
             policy=self.policy,
+            prefetch=self.prefetch,
             region=self.harness.region,
         )
 
@@ -342,6 +345,9 @@ class Unruly(Policy):
     def brings_back(self, slot: int, *, refaulted: bool) -> bool | None:
         return self.rng.choice([True, False, None])
 
+    def prefetch(self, slot: int, count: int, most: int) -> int:
+        return self.rng.choice([0, 1, most, 3 * most])
+
 
 @pytest.mark.parametrize("policy", [*BUILT_IN, "unruly"])
 def test_under_every_policy(policy: str) -> None:
@@ -351,6 +357,7 @@ def test_under_every_policy(policy: str) -> None:
         "segments": 8,
         "promote": True,
         "tiers": "memory",
+        "prefetch": 8,
         "log_bytes": PAGE_SIZE,
         "policy": Unruly if policy == "unruly" else find(policy),
     }

@@ -49,16 +49,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tests.vm.picture": ("tests.vm", "tests.fuse.browser", "deploy.vm.host"),
     "tests.systemd": ("tests.systemd", "tests.vm.running", "deploy.deb", "deploy.vm.host"),
     "tests.systemd.jobs": ("tests.systemd.jobs", *GUEST),
+    "tests.vm.test_swap": ("tests.vm", "swapfs.policy"),
+    "tests.vm.test_lab": ("tests.lab", "swapfs.lab"),
     "tests.vm.jobs": ("tests.vm.jobs", *GUEST),
     "tests.bench": ("tests.bench", "deploy.vm.host", "swapfs"),
+    "tests.lab": ("tests.lab", "tests.bench", "deploy.vm.host", "swapfs"),
+    "tests.lab.jobs": ("tests.lab.jobs", "tests.bench.jobs", *GUEST),
     "tests.bench.jobs": ("tests.bench.jobs", "tests.bench.names", *GUEST),
 }
 NEVER: dict[str, tuple[str, ...]] = {
     "tests.bench": ("tests.bench.tests",),
     "tests.vm": ("tests.vm.jobs",),
+    "tests.lab": ("tests.lab.jobs", "tests.lab.tests"),
     "tests.systemd": ("tests.systemd.jobs",),
 }
-STANDARD_LIBRARY_ONLY = ("deploy", "tests.vm.jobs", "tests.systemd.jobs", "tests.bench.jobs")
+STANDARD_LIBRARY_ONLY = (
+    *("deploy", "tests.vm.jobs", "tests.systemd.jobs", "tests.bench.jobs", "tests.lab.jobs"),
+)
 
 
 def within(module: str, package: str) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 
 from swapfs.core._core import sign
 from swapfs.errors import BlobCorrupt, TierIOError
+from swapfs.policy import find
 from swapfs.testing.faulty import FaultyTier
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
@@ -21,6 +23,7 @@ from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, SECTOR_SIZE, MiB, PSector
 from swapfs.vlayer import single_flight
 from swapfs.vlayer.entry import Backing
 from swapfs.vlayer.layer import SlotDamaged
+from swapfs.vlayer.prefetch import PENDING
 from swapfs.vlayer.single_flight import Flight
 from tests.unit import events
 
@@ -32,6 +35,17 @@ def _demoted(tier: SectorStore, pages: list[bytes], *, promote: bool = False) ->
     harness.store(0, *pages)
     assert harness.down.demote(len(pages))
     return harness
+
+
+def _prefetching(pages: int, most: int = 16, **options: Any) -> Harness:
+    harness = Harness(4 * CLUSTER_SLOTS, 4 * MiB, MemoryTier(8), prefetch=most, **options)
+    harness.store(0, *mixed_texts(pages))
+    assert harness.down.demote(pages)
+    return harness
+
+
+def mixed_texts(pages: int) -> list[bytes]:
+    return [page("text", seed) for seed in range(pages)]
 
 
 def _damage_in_memory(harness: Harness, slot: int) -> None:
@@ -369,6 +383,87 @@ def test_without_promotion_a_page_stays_where_it_is() -> None:
     harness = _demoted(MemoryTier(4), TEXT)
     harness.load(0, 40)
     assert {harness.backing(slot) for slot in range(40)} == {Backing.BELOW}
+    harness.region.close()
+
+
+def test_what_lies_beside_a_page_comes_up_in_the_same_read() -> None:
+    harness = _prefetching(40)
+    assert harness.load(4, 2) == TEXT[4] + TEXT[5]
+    came = [slot for slot in range(40) if harness.backing(slot) is Backing.POOL]
+    assert came == list(range(6, 14)), "eight to begin with, behind what was asked for"
+    assert harness.counter("file_read_ops") == 1
+    assert harness.counter("read_file_pages") == 2
+    assert harness.counter("prefetched_pages") == 8
+    harness.check()
+    assert harness.load(6, 8) == b"".join(TEXT[6:14])
+    assert harness.counter("file_read_ops") == 1
+    harness.region.close()
+
+
+def test_prefetch_goes_further_where_it_pays_and_less_far_where_not() -> None:
+    harness = _prefetching(1400, most=32)
+    prefetcher = harness.prefetcher
+    assert prefetcher is not None
+    for slot in range(0, 700, 2):  # in order: all that comes up is used
+        harness.load(slot, 2)
+    assert prefetcher.window == 32
+    used = harness.counter("prefetch_used_pages")
+    assert used >= 200
+    for slot in range(700, 1360, 33):  # and now none
+        harness.load(slot)
+    assert prefetcher.window < 8
+    assert harness.counter("prefetch_used_pages") - used <= PENDING, "of those that came before"
+    harness.check()
+    harness.region.close()
+
+
+def test_a_damaged_neighbour_is_nobodys_error_until_it_is_asked_for() -> None:
+    tier = MemoryTier(4)
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, tier, prefetch=8)
+    harness.store(0, *TEXT[:8])
+    harness.down.demote(8)
+    tier.data[harness.sector(3) * SECTOR_SIZE + 200] ^= 4
+    assert harness.load(0) == TEXT[0]
+    assert harness.counter("failed_read_checksum") == 0
+    assert harness.backing(2) is Backing.POOL
+    assert harness.backing(3) is Backing.BELOW
+    with pytest.raises(BlobCorrupt, match="slot 3"):
+        harness.load(3)
+    harness.region.close()
+
+
+def test_a_policy_says_how_many_come_along_and_never_too_many() -> None:
+    class Few(find("fifo")):  # type: ignore[misc]
+        answers: ClassVar[list[object]] = [0, 3, 999, -1, "x"]
+
+        def prefetch(self, slot: int, count: int, most: int) -> int:
+            return self.answers.pop(0)  # type: ignore[return-value]
+
+    harness = _prefetching(60, policy=Few, log_bytes=MiB)
+    came = []
+    for slot in (0, 10, 20, 40, 50):
+        before = harness.counter("prefetched_pages")
+        harness.load(slot)
+        came.append(harness.counter("prefetched_pages") - before)
+    assert came == [0, 3, 8, 0, 0]
+    assert harness.counter("policy_failures") == 1
+    harness.region.close()
+
+
+def test_a_neighbour_that_is_rewritten_meanwhile_stays_as_it_is() -> None:
+    tier = SlowTier(MemoryTier(4))
+    harness = Harness(CLUSTER_SLOTS, 4 * MiB, tier, prefetch=8)
+    harness.store(0, *TEXT[:8])
+    harness.down.demote(8)
+    tier.read_gate.shut()
+    reader = Reader(harness, 0)
+    tier.read_gate.wait_for_arrival()
+    harness.store(3, TEXT[9])
+    tier.read_gate.open()
+    assert reader.finish() == TEXT[0]
+    assert harness.load(0, 8) == b"".join([*TEXT[:3], TEXT[9], *TEXT[4:8]])
+    assert harness.counter("prefetched_pages") == 6
+    harness.check()
     harness.region.close()
 
 

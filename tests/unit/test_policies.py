@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -13,7 +14,7 @@ from swapfs.config.policy_name import parse_policy
 from swapfs.core._core import Tracked
 from swapfs.errors import ConfigError
 from swapfs.policy import BUILT_IN, Policy, find
-from swapfs.policy.base import Eyes, Facts, Place, TierFacts
+from swapfs.policy.base import NOTHING_YET, Eyes, Facts, Place, TierFacts
 from swapfs.region.access_log import Event, EventKind, encode
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
@@ -229,6 +230,10 @@ ENDING = """
 class Ending(Mine):
     def candidates(self, tier):
         raise SystemExit(3)
+class Looping(Mine):
+    def candidates(self, tier):
+        while True:
+            pass
 """
 
 
@@ -245,6 +250,7 @@ class Ending(Mine):
         ("faulty:Mine", "SyntaxError"),
         ("ending:Mine", "cannot be loaded: SystemExit"),
         ("mymodule:Ending", "cannot be used: SystemExit"),
+        ("mymodule:Looping", "cannot be used: RunsOn: it runs on and on"),
     ],
 )
 def test_what_is_no_policy_is_one_clear_line(
@@ -312,6 +318,45 @@ def test_a_policy_without_end_is_replaced() -> None:
                 yield 1000
 
     harness = harness_with(Endless)
+    assert harness.down.demote(5) == 5
+    assert harness.counter("policy_failures") == 1
+
+
+def _loop(*_: object, **__: object) -> int:
+    number = 0
+    while True:
+        try:
+            number += 1
+        except Exception:  # noqa: BLE001 - a policy may hold on to its mistakes
+            number = 0
+
+
+@pytest.mark.parametrize("place", ["candidates", "victim", "stored", "targets", "left"])
+def test_a_policy_that_does_not_come_to_an_answer_is_replaced(place: str) -> None:
+    class Looping(find("fifo")):  # type: ignore[misc]
+        def candidates(self, tier: int) -> Iterator[int]:
+            yield from (2000, *super().candidates(tier))  # 2000 has nothing: `left` is asked
+
+    setattr(Looping, place, _loop)
+    harness = harness_with(Looping)
+    assert harness.down.demote(20) == 20
+    assert harness.counter("policy_failures") == 1
+    assert harness.down.chooser.name == "second-chance"
+    assert sys.gettrace() is None
+    harness.check()
+
+
+@pytest.mark.parametrize("question", ["brings_back", "places"])
+def test_a_question_under_the_lock_has_an_answer(question: str) -> None:
+    looping = type("Looping", (Scripted,), {question: _loop})
+    chooser = Chooser(harness_with(find("fifo")).layer, looping)
+    assert chooser.place(0, 1) is Place.POOL
+    assert chooser.brings_back(1, refaulted=True, otherwise=True)
+    assert chooser.name == "second-chance"
+
+
+def test_pauses_without_end_are_an_end() -> None:
+    harness = harness_with(type("Pausing", (Scripted,), {"script": repeat(NOTHING_YET)}))
     assert harness.down.demote(5) == 5
     assert harness.counter("policy_failures") == 1
 

@@ -13,6 +13,7 @@ import libcachesim
 import pytest
 
 from swapfs.command.main import main
+from swapfs.errors import ConfigError
 from swapfs.lab.convert import convert
 from swapfs.lab.pages import PageCache, belady, floor, requests_of
 from swapfs.lab.player import Player, Setup
@@ -198,6 +199,53 @@ def test_misses_fall_with_the_pool_to_none(trace: Trace) -> None:
     for each in found["floors"]:
         runs = [run for run in found["runs"] if run["pool_bytes"] == each["pool_bytes"]]
         assert all(run["misses"] >= each["misses"] for run in runs)
+
+
+def in_order(count: int) -> list[tuple[EventKind, int]]:
+    """Return two scans at once, a page of each in turn, again and again."""
+    scan = [(K.LOAD, slot) for at in range(1500) for slot in (at, 1500 + at)]
+    return ([(K.STORE, slot) for slot in range(3000)] + scan * (count // 3000))[:count]
+
+
+def test_prefetch_is_played_too(tmp_path: Path) -> None:
+    trace = write(tmp_path / "t", in_order(15_000))
+    outcomes = []
+    for prefetch in (0, 32):
+        setup = Setup(pool_bytes=MiB, tier_bytes=[128 * MiB], prefetch=prefetch)
+        player = Player(trace, setup, find("second-chance"))
+        outcomes.append(player.run())
+        player.close()
+    without, along = outcomes
+    assert without.prefetched == without.prefetch_used == 0
+    assert along.prefetch_used > along.prefetched // 2 > 250
+    assert along.misses < without.misses * 3 // 4
+    assert along.refused == 0
+
+
+def test_a_trace_says_what_it_was_recorded_on(tmp_path: Path) -> None:
+    config = {"high-watermark": 70, "low-watermark": 60, "promote": True, "prefetch": 8}
+    meta = Meta(
+        size_bytes=64 * MiB, pool_bytes=MiB, class_sizes=[], tier_bytes=[5, 7], config=config
+    )
+    assert Setup.recorded(meta) == Setup(
+        pool_bytes=MiB,
+        tier_bytes=[5, 7],
+        high_percent=70,
+        low_percent=60,
+        promote=True,
+        prefetch=8,
+    )
+    bare = Setup.recorded(Meta(size_bytes=64 * MiB, pool_bytes=MiB, class_sizes=[]))
+    assert bare == Setup(pool_bytes=MiB, tier_bytes=[128 * MiB])
+
+
+@pytest.mark.parametrize(
+    "config", [{"high-watermark": "x"}, {"low-watermark": 95}, {"prefetch": 65}, {"prefetch": None}]
+)
+def test_a_set_up_that_is_none_is_refused(config: dict[str, object]) -> None:
+    meta = Meta(size_bytes=64 * MiB, pool_bytes=MiB, class_sizes=[], config=config)
+    with pytest.raises(ConfigError, match="damaged"):
+        Setup.recorded(meta)
 
 
 def test_a_trace_for_another_size_is_refused(tmp_path: Path) -> None:

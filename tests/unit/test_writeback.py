@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from swapfs.errors import BlobCorrupt
+from swapfs.policy.random_choice import Random
 from swapfs.testing.faulty import FaultyTier
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
@@ -46,6 +47,23 @@ def test_watermarks_have_hysteresis() -> None:
     assert harness.down.balance() == 0, "between the watermarks nothing moves"
     assert harness.counter("demoted_pages") == before
     assert harness.counter("demoted_batches") == harness.counter("file_write_ops")
+    harness.check()
+    assert harness.load(0, slot) == b"".join(pages[at % 200] for at in range(slot))
+    harness.region.close()
+
+
+def test_holes_are_packed_and_not_paid_for_with_pages() -> None:
+    """What goes down in no order frees hardly a zspage: the pool must not be emptied for some."""
+    harness = Harness(SLOTS, 6 * MiB, MemoryTier(40), policy=Random, log_bytes=MiB)
+    pages, pool, slot, least = mixed_pages(1, 200), harness.layer.pool, 0, 6 * MiB
+    for _ in range(4):
+        while pool.used_bytes <= harness.down.high_bytes:
+            slot += harness.store(slot, *pages[slot % 200 : slot % 200 + 5])
+        assert harness.down.balance() > 0
+        assert pool.used_bytes <= harness.down.low_bytes
+        least = min(least, pool.object_bytes)
+    assert least >= harness.down.low_bytes - harness.down.high_bytes // 4
+    assert harness.counter("compacted_pages") > 0
     harness.check()
     assert harness.load(0, slot) == b"".join(pages[at % 200] for at in range(slot))
     harness.region.close()

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
-_NODE: Final = re.compile(r"tests/vm/.*::test_(?P<test>\w+)\[(?P<kernel>[\w.]+)\]$")
+_NODE: Final = re.compile(
+    r"tests/vm/.*::test_(?P<test>\w+)\[(?P<before>[\w-]+-)?(?P<kernel>[\d.]+)(?P<after>-[\w-]+)?\]$"
+)
 
 
 class RunVm(Protocol):
@@ -32,7 +34,7 @@ class RunVm(Protocol):
         quiet_s: float = math.inf,
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
-        params: Mapping[str, float] = MappingProxyType({}),
+        params: Mapping[str, float | str] = MappingProxyType({}),
         packages: Sequence[str] = (),
     ) -> JobRun: ...
 
@@ -60,7 +62,7 @@ def run_vm(kernel: str, tmp_path: Path, record_property: Callable[[str, object],
         quiet_s: float = math.inf,
         memory_mib: int = 1024,
         disks_mib: Sequence[int] = (),
-        params: Mapping[str, float] = MappingProxyType({}),
+        params: Mapping[str, float | str] = MappingProxyType({}),
         packages: Sequence[str] = (),
     ) -> JobRun:
         done = run_module(
@@ -89,7 +91,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
             found = _NODE.search(getattr(report, "nodeid", ""))
             if found is None:
                 continue
-            test, kernel = found["test"].replace("_", " "), found["kernel"]
+            kernel, more = found["kernel"], (found["before"] or found["after"] or "").strip("-")
+            test = f"{found['test'].replace('_', ' ')} {more}".rstrip()
             word = "ok" if outcome == "passed" else outcome
             took = "" if outcome == "skipped" else f" {report.duration:.0f} s"
             cells.setdefault(test, {})[kernel] = word + took

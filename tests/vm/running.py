@@ -46,7 +46,7 @@ def run_module(
     module: str,
     work: Path,
     *,
-    params: Mapping[str, float] = MappingProxyType({}),
+    params: Mapping[str, float | str] = MappingProxyType({}),
     files: Mapping[str, Path] = MappingProxyType({}),
     before: str = "",
     **options: Any,

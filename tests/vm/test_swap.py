@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from swapfs.policy import BUILT_IN, DEFAULT
+
 if TYPE_CHECKING:
     from tests.vm.conftest import RunVm
 
@@ -16,7 +18,14 @@ QUIET_S = 300
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(TIMEOUT_S + 300)]
 
 
-def test_swap_under_a_limit(run_vm: RunVm) -> None:
-    run = run_vm("swap", timeout_s=TIMEOUT_S, quiet_s=QUIET_S, disks_mib=[768])
+POLICIES = [
+    pytest.param(name, marks=[] if name == DEFAULT else [pytest.mark.vm_full]) for name in BUILT_IN
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_swap_under_a_limit(run_vm: RunVm, policy: str) -> None:
+    params = {"policy": policy}
+    run = run_vm("swap", timeout_s=TIMEOUT_S, quiet_s=QUIET_S, disks_mib=[768], params=params)
     assert run.failed == ()
     assert run.problems() == []

@@ -7,6 +7,7 @@ Reads one command a line from stdin and answers each with one line of JSON on st
     verify [random]   compare every page written so far, in address order or a random one
     rewrite PERCENT   give that many of the pages, chosen at random, new contents
     churn SECONDS     verify, and rewrite a third of, short runs at random places for so long
+    visit TIMES       the same for so many runs, most of them at few places
     pageout           ask the kernel to swap all of them out (madvise)
     quit
 
@@ -39,6 +40,8 @@ KIND_PERIOD: Final = 32
 """Of so many neighbours one is zero and one is a repeated word; the others are stamped."""
 MADV_PAGEOUT: Final = 21  # include/uapi/asm-generic/mman-common.h, Linux 5.4
 CHURN_RUN_PAGES: Final = 24
+VISIT_SPAN: Final = 40
+"""Half of the visits go to the first of so many parts of the places, in Pareto's distribution."""
 DETAILS_MAX: Final = 10
 EASY_BYTES: Final = 24
 """A page of these over and over is one match to lz4; it is no repeated word."""
@@ -216,15 +219,36 @@ class Hog:
     def churn(self, seconds: str) -> dict[str, Any]:
         """Verify and rewrite short runs of pages at random places until *seconds* have passed."""
         end_s = time.monotonic() + float(seconds)
-        problems, verified = [], 0
+        problems: list[str] = []
+        verified = 0
         while time.monotonic() < end_s:
             first = self._rng.randrange(self._memory.filled - CHURN_RUN_PAGES)
-            for index in range(first, first + CHURN_RUN_PAGES):
-                if problem := self._memory.wrong(index):
-                    problems.append(problem)
-                verified += 1
-                if verified % 3 == 0:
-                    self._memory.rewrite(index)
+            verified = self._visit(first, verified, problems)
+        return _verdict(verified, problems)
+
+    def _visit(self, first: int, verified: int, problems: list[str]) -> int:
+        """Verify a run and rewrite a third of it; return how many are verified now."""
+        for index in range(first, first + CHURN_RUN_PAGES):
+            if problem := self._memory.wrong(index):
+                problems.append(problem)
+            verified += 1
+            if verified % 3 == 0:
+                self._memory.rewrite(index)
+        return verified
+
+    def visit(self, times: str) -> dict[str, Any]:
+        """Verify and rewrite short runs of pages, of which few places get most."""
+        runs = self._memory.filled // CHURN_RUN_PAGES
+        places = list(range(runs))
+        self._rng.shuffle(places)
+        progress = Progress("visiting", int(times))
+        problems: list[str] = []
+        verified = 0
+        for done in range(int(times)):
+            rank = int(runs / VISIT_SPAN * (self._rng.paretovariate(1) - 1))
+            place = places[min(rank, runs - 1)]
+            verified = self._visit(place * CHURN_RUN_PAGES, verified, problems)
+            progress.at(done)
         return _verdict(verified, problems)
 
     def pageout(self) -> dict[str, Any]:

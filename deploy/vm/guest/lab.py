@@ -16,7 +16,7 @@ import traceback
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,16 +33,17 @@ PARAMS: Final = JOB / "params.json"
 REPORT: Final = OUT / "report.json"
 BOOT: Final = JOB / "boot"
 _HOG: Final = Path(__file__).with_name("hog.py")
+_Param = TypeVar("_Param", float, str)
 
 
 class LabError(Exception):
     """A step could not be done; the message says which and why."""
 
 
-def param(name: str, default: float) -> float:
-    """Return the number that whoever runs the job gave for *name* in its params.json."""
+def param(name: str, default: _Param) -> _Param:
+    """Return what whoever runs the job gave for *name* in its params.json, a number or a word."""
     try:
-        given: dict[str, float] = json.loads(PARAMS.read_text())
+        given: dict[str, _Param] = json.loads(PARAMS.read_text())
     except FileNotFoundError:
         return default
     return given.get(name, default)

@@ -162,6 +162,11 @@ class Pool:
         return self.zspages.in_use * ZSPAGE_BYTES
 
     @property
+    def object_bytes(self) -> int:
+        """Bytes of the objects handed out: what it would use if they lay together."""
+        return sum(n * size for n, size in zip(self.zspages.objects, SIZES, strict=True))
+
+    @property
     def payload_bytes(self) -> int:
         """Bytes of blobs."""
         return self._payload[0]
@@ -180,7 +185,7 @@ class Pool:
         return PoolStats(
             limit_bytes=self.limit_bytes,
             used_bytes=self.used_bytes,
-            object_bytes=sum(n * size for n, size in zip(zspages.objects, SIZES, strict=True)),
+            object_bytes=self.object_bytes,
             payload_bytes=self.payload_bytes,
             table_bytes=self._table_bytes,
             peak_bytes=zspages.most_used * ZSPAGE_BYTES,

@@ -22,7 +22,7 @@ from tests.bench.jobs import backends, counters, memcg, redis, site
 from tests.bench.jobs.samples import Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tests.bench.jobs.backends import Backend
 
@@ -96,6 +96,10 @@ class Build(Program):
 class Redis(Program):
     """A Redis filled beyond the limit; values got at random, every one compared."""
 
+    def asked(self, count: int) -> Sequence[int]:
+        """Return which of *count* values to ask for, in that order."""
+        return redis.in_no_order(count, int(self.params["redis_gets"]))
+
     def run(self, group: lab.Cgroup) -> None:
         address = WORK / "redis.sock"
         server = subprocess.Popen(
@@ -107,7 +111,7 @@ class Redis(Program):
             if not lab.wait_for("Redis", address.exists, START_BOUND_S):
                 raise lab.LabError("redis-server made no socket")
             values = int(self.params["redis_mib"]) * lab.MIB // lab.PAGE_BYTES
-            self._wrong = redis.exercise(address, values, int(self.params["redis_gets"]))
+            self._wrong = redis.exercise(address, values, self.asked(values))
         finally:
             server.kill()
             server.wait()

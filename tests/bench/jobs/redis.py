@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from deploy.vm.guest import lab
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MIX: Final = lab.JOB / "mix"
@@ -36,9 +37,14 @@ def command(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
-def exercise(path: Path, count: int, gets: int) -> int:
-    """Set *count* values, get *gets* of them in no order, each once; return how many were wrong."""
-    values, rng = _Values(), random.Random(_SEED)
+def in_no_order(count: int, gets: int) -> Sequence[int]:
+    """Return *gets* of *count* values, each once, in a random order that is always the same."""
+    return random.Random(_SEED).sample(range(count), min(gets, count))
+
+
+def exercise(path: Path, count: int, asked: Sequence[int]) -> int:
+    """Set *count* values, get those that are *asked* for in turn; return how many were wrong."""
+    values = _Values()
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(str(path))
         answers = link.makefile("rb")
@@ -49,7 +55,7 @@ def exercise(path: Path, count: int, gets: int) -> int:
                 if (line := answers.readline()) != b"+OK\r\n":
                     raise lab.LabError(f"Redis answered SET with {line!r}")
         wrong = 0
-        for index in rng.sample(range(count), min(gets, count)):
+        for index in asked:
             link.sendall(command(b"GET", b"key:%d" % index))
             if (line := answers.readline()) != b"$%d\r\n" % lab.PAGE_BYTES:
                 raise lab.LabError(f"Redis answered GET with {line!r}")

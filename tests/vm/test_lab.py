@@ -21,7 +21,7 @@ TIMEOUT_S: Final = 3900
 MISSES_MIN: Final = 2000
 """Fewer would prove nothing."""
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(TIMEOUT_S)]
+pytestmark = [pytest.mark.vm, pytest.mark.vm_full, pytest.mark.timeout(TIMEOUT_S)]
 
 
 def test_a_replay_comes_to_what_the_live_run_counted(

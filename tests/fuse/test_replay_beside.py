@@ -87,9 +87,12 @@ def test_a_replay_comes_to_what_was_counted(
     recorder = subprocess.Popen([*command, "--runtime-dir", str(instance.runtime_dir)])
     wait_until(out.exists, "the recorder to begin")
     use = Use(instance)
-    use.run()
-    recorder.send_signal(signal.SIGINT)
-    assert recorder.wait(30) == 0
+    try:
+        use.run()
+    finally:
+        recorder.send_signal(signal.SIGINT)
+        ended = recorder.wait(30)
+    assert ended == 0
     counters = instance.status()["counters"]
     trace = Trace(out)
     assert trace.meta.config["policy"] == policy

@@ -52,6 +52,10 @@ class TierFull(TierError):
     """The tier has no room for the blob; nothing was stored."""
 
 
+class OverQuota(SwapfsError):
+    """A page would take its export above its quota; nothing was stored."""
+
+
 class TierIOError(TierError):
     """The medium failed: read or write error, short transfer, or no answer in time."""
 

@@ -1,6 +1,6 @@
-"""The FUSE face: one directory with one file, served by pyfuse3 under trio.
+"""The FUSE face: one directory with the swap files, served by pyfuse3 under trio.
 
-Only names and attributes are served here. Reads, writes and discards of the file never get
+Only names and attributes are served here. Reads, writes and discards of the files never get
 this far: the session loop answers them (``swap_file``). What a swap file must not suffer is
 refused: it cannot be removed, renamed, resized or joined by another file.
 """
@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
 
 from swapfs.config.paths import SWAP_FILE_NAME, SWAP_INODE
@@ -62,15 +62,16 @@ def _refuse(number: int) -> Any:
 
 
 class Namespace(pyfuse3.Operations):
-    """The directory that holds the swap file.
+    """The directory that holds the swap files.
 
-    :param size_bytes: size of the file
+    :param files: name and size of each, in the order of their inodes
     :param on_bug: called when a handler raised what it should not
     """
 
-    def __init__(self, size_bytes: int, on_bug: Callable[[], None]) -> None:
+    def __init__(self, files: Sequence[tuple[str, int]], on_bug: Callable[[], None]) -> None:
         super().__init__()
-        self._size_bytes = size_bytes
+        self._inodes = {name.encode(): SWAP_INODE + i for i, (name, _) in enumerate(files)}
+        self._sizes = {SWAP_INODE + i: size for i, (_, size) in enumerate(files)}
         self.on_bug = on_bug
         self._born_ns = time.time_ns()
 
@@ -84,18 +85,18 @@ class Namespace(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._born_ns
         if inode == _ROOT:
             entry.st_mode, entry.st_nlink, entry.st_size = stat.S_IFDIR | 0o700, 2, 0
-        elif inode == SWAP_INODE:
+        elif inode in self._sizes:
             entry.st_mode, entry.st_nlink = stat.S_IFREG | 0o600, 1
-            entry.st_size = self._size_bytes
-            entry.st_blocks = self._size_bytes // 512  # no holes, as swapon wants of a file
+            entry.st_size = self._sizes[inode]
+            entry.st_blocks = entry.st_size // 512  # no holes, as swapon wants of a file
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return entry
 
     @never_fatal
     async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> Any:  # noqa: D102
-        if parent_inode == _ROOT and name == SWAP_NAME:
-            return self._attributes(SWAP_INODE)
+        if parent_inode == _ROOT and name in self._inodes:
+            return self._attributes(self._inodes[name])
         if parent_inode == _ROOT and name in (b".", b".."):
             return self._attributes(_ROOT)
         raise pyfuse3.FUSEError(errno.ENOENT)
@@ -108,19 +109,19 @@ class Namespace(pyfuse3.Operations):
     async def setattr(  # noqa: D102
         self, inode: int, attr: Any, fields: Any, fh: object, ctx: object
     ) -> Any:
-        resized = fields.update_size and attr.st_size != self._size_bytes
+        resized = fields.update_size and attr.st_size != self._sizes.get(inode)
         if resized or fields.update_mode or fields.update_uid or fields.update_gid:
             raise pyfuse3.FUSEError(errno.EPERM)
         return self._attributes(inode)
 
     @never_fatal
     async def open(self, inode: int, flags: int, ctx: object) -> Any:  # noqa: D102
-        if inode != SWAP_INODE:
+        if inode not in self._sizes:
             raise pyfuse3.FUSEError(errno.EISDIR)
         if flags & os.O_TRUNC:  # the kernel would take the file for empty from then on
             raise pyfuse3.FUSEError(errno.EPERM)
         # direct_io: the page cache would hold every swapped page a second time.
-        return pyfuse3.FileInfo(fh=SWAP_INODE, direct_io=True)
+        return pyfuse3.FileInfo(fh=inode, direct_io=True)
 
     @never_fatal
     async def opendir(self, inode: int, ctx: object) -> int:  # noqa: D102
@@ -130,21 +131,24 @@ class Namespace(pyfuse3.Operations):
 
     @never_fatal
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:  # noqa: D102
-        if start_id == 0:
-            pyfuse3.readdir_reply(token, SWAP_NAME, self._attributes(SWAP_INODE), 1)
+        for number, (name, inode) in enumerate(self._inodes.items(), 1):
+            if number > start_id and not pyfuse3.readdir_reply(
+                token, name, self._attributes(inode), number
+            ):
+                break  # no more fit into the answer
 
     @never_fatal
     async def statfs(self, ctx: object) -> Any:  # noqa: D102
         # loop takes the discard granularity from f_bsize: without it there are no discards. The
-        # one file has all its blocks, and each may be written at any time: nothing here can run
+        # files have all their blocks, and each may be written at any time: nothing here can run
         # out, so a monitor of file systems has nothing to alarm of, nor a share to divide by 0.
         # How full pool and tiers are is in the metrics.
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = PAGE_SIZE
-        blocks = self._size_bytes // PAGE_SIZE
+        blocks = sum(self._sizes.values()) // PAGE_SIZE
         answer.f_blocks = answer.f_bfree = answer.f_bavail = blocks
         answer.f_files = answer.f_ffree = answer.f_favail = 0  # as who has none to count says
-        answer.f_namemax = len(SWAP_NAME)
+        answer.f_namemax = max(map(len, self._inodes))
         return answer
 
     @never_fatal

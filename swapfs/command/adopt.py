@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from swapfs.command.stale import daemon_lives, loops_of, was_born
+from swapfs.command.stale import daemon_lives, was_born
+from swapfs.command.turn_on import devices_by_name
 from swapfs.errors import OperationError
 from swapfs.host import proc, swap, systemd
 from swapfs.wire import state_file
@@ -21,23 +22,25 @@ if TYPE_CHECKING:
     from swapfs.config.model import Config
 
 
-def running(config: Config, root: Path = proc.ROOT) -> Path | None:
-    """Return the swap area of *config*'s instance if it runs in the unit that this process is of.
+def running(config: Config, root: Path = proc.ROOT) -> list[Path]:
+    """Return the swap areas of *config*'s instance if it runs in the unit that this process is of.
 
-    None if it does not run, or has no swap, or systemd has not started us.
+    None if it does not run, or one is off, or systemd has not started us.
 
     :raises OperationError: it runs, and not in this unit
     """
     unit = systemd.unit_of(os.getpid(), root)
     if unit is None or not daemon_lives(config.runtime_dir, config.name):
-        return None
+        return []
     if all(systemd.unit_of(pid, root) != unit for pid in _processes(config)):
         raise OperationError(
             f"{config.name} runs already, and not in {unit}: run 'swapfs down {config.name}' "
             f"first, then start {unit} again"
         )
-    areas = [attached.device for attached in loops_of(config.runtime_dir, config.name)]
-    return next((device for device in areas if swap.find(device) is not None), None)
+    devices = devices_by_name(config)
+    areas = [devices[export.name] for export in config.exports if export.name in devices]
+    on = [device for device in areas if swap.find(device) is not None]
+    return on if len(on) == len(config.exports) else []
 
 
 def _processes(config: Config) -> list[int]:

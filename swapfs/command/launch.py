@@ -105,7 +105,7 @@ def meet_limits(config: Config, *, new: bool = True) -> None:
     :param new: it makes a region; else that has its memory already
     :raises OperationError: some may not be raised, and the configuration insists
     """
-    geometry = geometry_for(config.size_bytes, config.arena_bytes, config.log_bytes)
+    geometry = geometry_for(config.span_bytes, config.arena_bytes, config.log_bytes)
     largest_bytes = max(
         (tier.file.size_bytes for tier in config.all_tiers if tier.far is None), default=0
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from swapfs.command import ending, reserve, stale, turn_on
 from swapfs.command.stale import daemon_lives
 from swapfs.config.model import load
-from swapfs.config.paths import default_mountpoint, swap_backing
+from swapfs.config.paths import default_mountpoint, swap_backings
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, proc, systemd
 from swapfs.server.status import Status
@@ -48,8 +48,8 @@ def mount(config: Config, foreground: bool) -> int | None:
         return None
 
 
-def up(config: Config) -> Path:
-    """Mount the swap file and make the kernel swap on it; return the loop device.
+def up(config: Config) -> list[Path]:
+    """Mount the swap files and make the kernel swap on them; return the loop device of each.
 
     An instance of this configuration that `up` made, and whose swap somebody turned off, gets it
     back; that is all then.
@@ -60,8 +60,7 @@ def up(config: Config) -> Path:
     from swapfs.command import launch
 
     with _undone_on_failure() as undo:
-        mended = turn_on.mend(config, undo)
-        if mended is not None:
+        if mended := turn_on.mend(config, undo):
             return mended
         _refuse(config)
         _make_mountpoint(config, undo)
@@ -69,9 +68,9 @@ def up(config: Config) -> Path:
         undo.append(("unmount", lambda: _unmount_started(config, pid)))
         # Noted before it is done, so that an interrupt between loses nothing.
         undo.append(("detach loop device", lambda: _detach_all(config)))
-        device = loop.attach(config.swap_file).device
-        turn_on.turn_on(config, device, undo)
-    return device
+        areas = [(e, loop.attach(config.mountpoint / e.name).device) for e in config.exports]
+        turn_on.turn_on(config, areas, undo)
+    return [device for _, device in areas]
 
 
 def down(name: str, runtime_dir: Path, *, force: bool = False) -> list[str]:
@@ -217,6 +216,7 @@ def _remove_mountpoint(runtime_dir: Path, name: str) -> None:
 
 def _detach_all(config: Config) -> None:
     mounted = mounts.at(config.mountpoint)
-    backing = swap_backing(config.mountpoint, mounted.device if mounted else None)
-    while (attached := loop.find(backing)) is not None:
-        loop.detach(attached.device)
+    device = mounted.device if mounted else None
+    for backing in swap_backings(config.mountpoint, device, config.export_names):
+        while (attached := loop.find(backing)) is not None:
+            loop.detach(attached.device)

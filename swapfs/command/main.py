@@ -73,7 +73,8 @@ def mount(foreground: bool, **options: Any) -> None:
     _let_interrupt()
     pid = lifecycle.mount(settings, foreground)
     if pid is not None:
-        click.echo(f"{settings.swap_file}: served by process {pid}")
+        for export in settings.exports:
+            click.echo(f"{settings.mountpoint / export.name}: served by process {pid}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -85,9 +86,11 @@ def up(**options: Any) -> None:
 
     settings = load(options)
     _let_interrupt()
-    device = adopt.running(settings) or lifecycle.up(settings)
-    size = values.exact_size(settings.size_bytes)
-    click.echo(f"{settings.name}: {size} of swap on {device}, priority {settings.priority}")
+    devices = adopt.running(settings) or lifecycle.up(settings)
+    for export, device in zip(settings.exports, devices, strict=True):
+        size = values.exact_size(export.size_bytes)
+        name = f"{settings.name} {export.name}" if len(devices) > 1 else settings.name
+        click.echo(f"{name}: {size} of swap on {device}, priority {export.priority}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -156,11 +159,12 @@ def check_config(as_json: bool, **options: Any) -> None:
     from swapfs import policy
     from swapfs.command import launch
     from swapfs.tiers import backing_file
-    from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
+    from swapfs.vlayer.capacity import geometry_for, require_room
 
     settings = load(options)
-    geometry = geometry_for(settings.size_bytes, settings.pool_bytes, settings.log_bytes)
-    model.check_room(settings, guaranteed_bytes(geometry, *settings.tier_bytes))
+    require_room(
+        settings, geometry_for(settings.span_bytes, settings.pool_bytes, settings.log_bytes)
+    )
     for tier in settings.all_tiers:
         if tier.far is None:
             backing_file.look(tier.file.path, tier.file.size_bytes)

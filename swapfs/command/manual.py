@@ -19,6 +19,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from swapfs import __version__
+from swapfs.config.exports import EXPORT_OPTIONS
 from swapfs.config.option import Form, Option, Section
 from swapfs.config.options import OPTIONS
 from swapfs.config.paths import CONFIG_DIR, VENDOR_DIR
@@ -92,6 +93,8 @@ def options_page() -> str:
         lines += [line for option in chosen for line in _key(option)]
     lines += [".SH MORE TIERS", text("Each `[[tier]]` table is a tier below the pool.")]
     lines += [line for option in TIER_OPTIONS for line in _key(option)]
+    lines += [".SH MORE SWAP FILES", text("Each `[[export]]` table is a file of the mount.")]
+    lines += [line for option in EXPORT_OPTIONS for line in _key(option)]
     lines += [".SH EXAMPLE", ".EX", *(_example(option) for option in OPTIONS if option.in_example)]
     lines += [".EE", *_see("swapfs(8), tmpfiles.d(5)")]
     return "\n".join(lines) + "\n"

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swapfs.config.paths import mount_source, swap_backing
+from swapfs.config.paths import SWAP_FILE_NAME, mount_source, swap_backings
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, proc, swap
 from swapfs.host.loop import FileId
+from swapfs.server.status import Status
 from swapfs.wire import state_file
 
 if TYPE_CHECKING:
@@ -65,26 +66,29 @@ class Remembered:
     """What the last snapshot of an instance says of its mount, and whether the instance lives.
 
     :param device: st_dev of the mount
-    :param attachment: loop device and its sequence number, which no other attachment has
+    :param attachments: loop devices and their sequence numbers, which no other attachment has
+    :param names: of the swap files, in the order of their inodes
     """
 
     name: str
     alive: bool
     mountpoint: Path | None
     device: int | None
-    attachment: tuple[str, int] | None
+    attachments: frozenset[tuple[str, int]] = frozenset()
+    names: tuple[str, ...] = (SWAP_FILE_NAME,)
 
     def has(self, attached: LoopDevice, mounted: list[MountEntry], root: Path = proc.ROOT) -> bool:
-        """Whether *attached* stands on its swap file, which may not be mounted any more.
+        """Whether *attached* stands on a swap file of it, which may not be mounted any more.
 
         :param mounted: what is mounted now
         """
-        if self.attachment == (str(attached.device), attached.sequence):
+        if (str(attached.device), attached.sequence) in self.attachments:
             return True
         if self.mountpoint is None:
             return False
-        backing = swap_backing(self.mountpoint, self.device)
-        if not loop.stands_on(attached, backing, root):
+        backings = swap_backings(self.mountpoint, self.device, self.names)
+        backing = next((one for one in backings if loop.stands_on(attached, one, root)), None)
+        if backing is None:
             return False
         if self.alive:
             return True
@@ -102,13 +106,20 @@ def remembered(runtime_dir: Path, name: str) -> Remembered:
     last = written[1] if written else {}
     mountpoint, handover = last.get("mountpoint"), last.get("handover")
     device = handover.get("device") if isinstance(handover, dict) else None
-    node, sequence = last.get("loop"), last.get("loop_sequence")
+    exports = Status.from_dict(last).exports
+    attached = [(each.loop, each.loop_sequence) for each in exports]
+    if not exports:  # of another version
+        attached = [(last.get("loop"), last.get("loop_sequence"))]
     return Remembered(
         name=name,
         alive=daemon_lives(runtime_dir, name),
         mountpoint=Path(mountpoint) if isinstance(mountpoint, str) else None,
         device=device if isinstance(device, int) else None,
-        attachment=(str(node), sequence) if isinstance(sequence, int) and sequence else None,
+        attachments=frozenset(
+            (str(node), sequence) for node, sequence in attached if isinstance(sequence, int)
+        )
+        - {(str(node), 0) for node, _ in attached},
+        names=tuple(each.name for each in exports) or (SWAP_FILE_NAME,),
     )
 
 
@@ -118,17 +129,20 @@ def all_remembered(runtime_dir: Path) -> list[Remembered]:
 
 
 def loops_of(runtime_dir: Path, name: str) -> list[LoopDevice]:
-    """Return the loop devices on the swap file of *name*, mounted or not, in their order."""
+    """Return the loop devices on the swap files of *name*, mounted or not, in their order."""
     mounted, last = mounts.entries(), remembered(runtime_dir, name)
-    ours = [
-        swap_backing(entry.mountpoint, entry.device)
-        for entry in mounted
-        if entry.source == mount_source(name)
+    ours = [entry for entry in mounted if entry.source == mount_source(name)]
+    backings = [
+        backing
+        for entry in ours
+        for backing in swap_backings(entry.mountpoint, entry.device, last.names)
     ]
     return [
         attached
         for attached in loop.devices()
-        if any(loop.stands_on(attached, backing) for backing in ours) or last.has(attached, mounted)
+        if any(loop.stands_on(attached, backing) for backing in backings)
+        or any(loop.stands_in(attached, entry.mountpoint, entry.device) for entry in ours)
+        or last.has(attached, mounted)
     ]
 
 
@@ -151,8 +165,8 @@ def refuse(config: Config) -> None:
             )
     if alive:
         raise OperationError(f"a daemon of {name} is running: {cure}")
-    attached = loop.find(swap_backing(config.mountpoint, None))
-    left = [attached] if attached else loops_of(config.runtime_dir, name)
+    left = loop.find_all(swap_backings(config.mountpoint, None, config.export_names))
+    left = left or loops_of(config.runtime_dir, name)
     if left:
         raise OperationError(f"{left[0].device} is left over from another {name}: {cure}")
     ghosts = ghost_swaps(all_remembered(config.runtime_dir))

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from swapfs.command import stale
 from swapfs.errors import OperationError
 from swapfs.server.status import Status
-from swapfs.units import format_size
+from swapfs.units import PAGE_SIZE, format_size
 from swapfs.wire import control, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from swapfs.command.stale import GhostSwap
+    from swapfs.server.status import ExportStatus
 
 CONTROL_TIMEOUT_S: Final = 2.0
 SILENT_AFTER_S: Final = 10.0
@@ -114,6 +115,9 @@ def _details(instance: Instance) -> list[str]:
         used, has = format_size(tier.used_bytes or 0), format_size(tier.size_bytes or 0)
         how = tier.detail or tier.state
         lines.append(f"tier      {tier.name} {tier.path}: {used} of {has}, {how}")
+    exports = status.exports
+    if len(exports) > 1 or any(each.quota_bytes for each in exports):
+        lines += map(_export, exports)
     if status.guards:
         held = [guard.name for guard in status.guards if guard.ok]
         lines.append("guards    " + (" ".join(held) or "none"))
@@ -134,6 +138,20 @@ def _details(instance: Instance) -> list[str]:
     lines += [f"DEGRADED  {reason}" for reason in status.degraded]
     lines += [f"limit     {limit}" for limit in status.limits]
     return lines
+
+
+def _export(export: ExportStatus) -> str:
+    """Return the line about one swap file: virtual, compressed and physical apart."""
+    sizes = (PAGE_SIZE * (export.slots or 0), export.payload_bytes, export.physical_bytes)
+    held, compressed, taken = (format_size(size or 0) for size in sizes)
+    quota = f" of a quota of {format_size(export.quota_bytes)}" if export.quota_bytes else ""
+    refused = export.counters.get("refused_writes", 0)
+    swap = f"on {export.swap.device}, priority {export.swap.priority}" if export.swap else "off"
+    return (
+        f"export    {export.name} {format_size(export.size_bytes or 0)}: {held} held, "
+        f"{compressed} compressed, takes {taken}{quota}"
+        f"{f', {refused} writes refused' if refused else ''}; swap {swap}"
+    )
 
 
 def _in_words(instance: Instance, status: Status) -> str:

@@ -17,54 +17,82 @@ from typing import TYPE_CHECKING, Final
 from swapfs.command import reserve, stale, turn_off
 from swapfs.command.stale import daemon_lives
 from swapfs.config.model import describe
-from swapfs.config.paths import mount_source
+from swapfs.config.paths import SWAP_FILE_NAME, mount_source
 from swapfs.errors import OperationError
 from swapfs.host import loop, mounts, swap
 from swapfs.wire import control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from swapfs.config.exports import ExportConfig
     from swapfs.config.model import Config
 
+    Areas = Sequence[tuple[ExportConfig, Path]]  # swap files, and the devices on them
     UndoSteps = list[tuple[str, Callable[[], object]]]  # (what it does, how)
 
 STATUS_TIMEOUT_S: Final = 10.0
+_NONE: Final = Path()
+"""No device."""
 
 
-def turn_on(config: Config, device: Path, undo: UndoSteps) -> None:
-    """Make a swap area of *device* and have the kernel swap on it.
+def turn_on(config: Config, areas: Areas, undo: UndoSteps) -> None:
+    """Make swap areas of the devices of *areas* and have the kernel swap on them, all or none.
 
     :param undo: gets what takes each step back; noted before it is done, so that an interrupt
         between loses nothing
     :raises OperationError: the step that failed
     """
-    swap.mkswap(device, config.name)
+    for export, device in areas:
+        swap.mkswap(device, _label(config, export))
     undo.append(("put vm.min_free_kbytes back", lambda: _release_reserve(config)))
     _hold_reserve(config)
-    undo.append(("swapoff", lambda: off(config.name, config.runtime_dir, device, force=True)))
-    swap.swapon(device, config.priority)
-    _check_swap(device, config.priority)
+    for export, device in areas:
+        back = functools.partial(off, config.name, config.runtime_dir, device, force=True)
+        undo.append((f"swapoff {device}", back))
+        swap.swapon(device, export.priority)
+        _check_swap(device, export.priority)
     control.wanted_path(config.runtime_dir, config.name).touch(mode=0o600)
     _killed_note(config.runtime_dir, config.name).unlink(missing_ok=True)
 
 
-def mend(config: Config, undo: UndoSteps) -> Path | None:
-    """Turn swap on again if `up` made a living instance of *config* that has none; else None.
+def _label(config: Config, export: ExportConfig) -> str:
+    return config.name if export.name == SWAP_FILE_NAME else f"{config.name}-{export.name}"
+
+
+def mend(config: Config, undo: UndoSteps) -> list[Path]:
+    """Turn swap on again where a living instance of *config* that `up` made has none.
+
+    Returns the device of each swap file then; none if there was nothing to mend.
 
     :raises OperationError: it runs with other values, it does not answer, or a step failed
     """
     run, name = config.runtime_dir, config.name
     if not daemon_lives(run, name):
-        return None
+        return []
     with _locked(control.wanted_path(run, name)) as wanted:
-        devices = [attached.device for attached in stale.loops_of(run, name)]
-        if not wanted or any(swap.find(device) for device in devices):
-            return None
+        devices = devices_by_name(config)
+        missing = [e for e in config.exports if swap.find(devices.get(e.name, _NONE)) is None]
+        if not wanted or not missing:
+            return []
         _require_same(config)
-        device = devices[0] if devices else _attach(config, undo)
-        turn_on(config, device, undo)
-        return device
+        areas = [(e, devices.get(e.name) or _attach(config, e, undo)) for e in missing]
+        turn_on(config, areas, undo)
+        devices |= {export.name: device for export, device in areas}
+        return [devices[export.name] for export in config.exports]
+
+
+def devices_by_name(config: Config) -> dict[str, Path]:
+    """Return the loop device of each swap file of *config*'s instance that has one.
+
+    Of several on one file, that which swap is on.
+    """
+    found: dict[str, Path] = {}
+    for attached in stale.loops_of(config.runtime_dir, config.name):
+        name = Path(attached.backing_file).name
+        if name not in found or swap.find(attached.device) is not None:
+            found[name] = attached.device
+    return found
 
 
 def off(name: str, runtime_dir: Path, device: Path, *, force: bool) -> bool:
@@ -119,14 +147,14 @@ def _require_same(config: Config) -> None:
         )
 
 
-def _attach(config: Config, undo: UndoSteps) -> Path:
+def _attach(config: Config, export: ExportConfig, undo: UndoSteps) -> Path:
     """Attach a loop device in the place of one that went at swapoff (after losetup -D)."""
     mounted = mounts.at(config.mountpoint)
     if mounted is None or mounted.source != mount_source(config.name):
         raise OperationError(
             f"{config.name} runs, and is not mounted here: run swapfs down {config.name} first"
         )
-    device = loop.attach(config.swap_file).device
+    device = loop.attach(config.mountpoint / export.name).device
     undo.append(("detach loop device", lambda: loop.detach(device)))
     return device
 

@@ -9,13 +9,14 @@ nothing.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from swapfs.config import layers, option, values
+from swapfs.config.exports import ExportConfig, read_exports, show_exports
 from swapfs.config.options import BY_KEY, DEFAULTS, OPTIONS
 from swapfs.config.paths import SWAP_FILE_NAME
 from swapfs.config.tiers import TierConfig, read_tiers, show_tiers
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 TIER: Final = "tier"
 """The key of the tables that describe tiers."""
+EXPORT: Final = "export"
+"""The key of those that describe swap files."""
+TABLES: Final = (TIER, EXPORT)
 COMMAND_LINE: Final = "command line"
 DEFAULT: Final = "default"
 ORIGIN_COLUMN: Final = 60
@@ -38,7 +42,8 @@ ORIGIN_COLUMN: Final = 60
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One instance, all values checked; sizes in bytes. Each field is one of ``OPTIONS``, but for
-    ``tiers``: the ``[[tier]]`` tables.
+    ``tiers``, the ``[[tier]]`` tables, and ``described``, what ``[[export]]`` tables make of the
+    swap files: empty if there is none.
 
     ``min_free_bytes`` is 0 for "off" and None for "auto", which ``up`` resolves (reserve.py).
     """
@@ -51,6 +56,7 @@ class Config:
     overcommit: float = DEFAULTS["overcommit"]
     file: FileTierConfig | None = DEFAULTS["file"]
     tiers: tuple[TierConfig, ...] = ()
+    described: tuple[ExportConfig, ...] = ()
     metrics: tuple[str, int] | None = DEFAULTS["metrics"]
     log_bytes: int = DEFAULTS["access-log"]
     high_watermark_percent: int = DEFAULTS["high-watermark"]
@@ -76,8 +82,29 @@ class Config:
 
     @property
     def swap_file(self) -> Path:
-        """The file that the kernel swaps on, through a loop device."""
+        """The first file that the kernel swaps on, through a loop device."""
         return self.mountpoint / SWAP_FILE_NAME
+
+    @property
+    def exports(self) -> tuple[ExportConfig, ...]:
+        """The swap files, in the order of their inodes and of their slots."""
+        return self.described or (_main_export(self.size_bytes, self.priority),)
+
+    @property
+    def export_names(self) -> list[str]:
+        """Their names."""
+        return [export.name for export in self.exports]
+
+    @property
+    def virtual_bytes(self) -> int:
+        """The sizes of all swap files."""
+        return sum(export.size_bytes for export in self.exports)
+
+    @property
+    def span_bytes(self) -> int:
+        """The size of the space of slots in which all of them lie."""
+        *first, last = self.exports
+        return sum(export.span_bytes for export in first) + last.size_bytes
 
     @property
     def arena_bytes(self) -> int:
@@ -116,22 +143,32 @@ def load(
     tiers: tuple[TierConfig, ...] = ()
     if TIER in given:
         tiers = read_tiers(*given[TIER], settled["file"], root, unsafe=settled["unsafe"])
-    return Config(**option.fields(OPTIONS, settled), tiers=tiers)
+    config = Config(**option.fields(OPTIONS, settled), tiers=tiers)
+    if EXPORT not in given:
+        return config
+    names = [tier.name for tier in config.all_tiers]
+    (main,) = config.exports
+    return replace(config, described=read_exports(*given[EXPORT], main, names, root))
+
+
+def _main_export(size_bytes: int, priority: int) -> ExportConfig:
+    return ExportConfig(name=SWAP_FILE_NAME, size_bytes=size_bytes, priority=priority)
 
 
 def gather(cli_values: Mapping[str, object], config_file: Path | None = None) -> option.Given:
     """Return by key what is given, and where: the last place that has the key.
 
-    The tables of tiers are one value: those of a later file take the place of all of an earlier.
+    The tables of tiers are one value, those of exports another: those of a later file take the
+    place of all of an earlier.
 
     :raises ConfigError: a file cannot be read, or there is no such key
     """
     given: option.Given = {}
     for layer in layers.read(config_file) if config_file is not None else ():
-        option.check_keys(OPTIONS, layer.keys.keys() - {TIER}, layer.path)
+        option.check_keys(OPTIONS, layer.keys.keys() - set(TABLES), layer.path)
         given |= {key: (f"{layer.path}: {key}", value) for key, value in layer.keys.items()}
     for key, value in cli_values.items():
-        if key == TIER:  # of a running instance, whose configuration is read again
+        if key in TABLES:  # of a running instance, whose configuration is read again
             given[key] = (key, value)
         elif key not in BY_KEY:
             raise ConfigError(key, "unknown option")
@@ -156,22 +193,26 @@ def check_room(config: Config, room_bytes: int) -> None:
     """
     # The ratio as the user wrote it: 3.3 and not the binary number just below it.
     allowed_bytes = int(Fraction(str(config.overcommit)) * room_bytes)
-    if config.size_bytes <= allowed_bytes:
+    if config.virtual_bytes <= allowed_bytes:
         return
     cures = ["enlarge --file" if config.file else "add --file PATH:SIZE"]
     allowed_bytes -= allowed_bytes % PAGE_SIZE
-    if allowed_bytes >= values.SIZE_BYTES_MIN:
+    if allowed_bytes >= values.SIZE_BYTES_MIN and not config.described:
         cures.append(f"lower --size to {values.exact_size(allowed_bytes)}")
     if room_bytes > 0:
-        tenths = ceil(Fraction(config.size_bytes * 10, room_bytes))
-        ratio = f"{tenths // 10}.{tenths % 10}"
-        cures.append(f"take the risk of refused writes with --overcommit {ratio}")
+        cures.append(risk(config.virtual_bytes, room_bytes))
     times = "" if config.overcommit == 1 else f"{config.overcommit:g} times "
     raise ConfigError(
         "size",
-        f"{values.exact_size(config.size_bytes)} is more than {times}the guaranteed room of "
+        f"{values.exact_size(config.virtual_bytes)} is more than {times}the guaranteed room of "
         f"{format_size(room_bytes)} for incompressible pages: {', or '.join(cures)}",
     )
+
+
+def risk(size_bytes: int, room_bytes: int) -> str:
+    """Say which overcommit ratio would allow *size_bytes*."""
+    tenths = ceil(Fraction(size_bytes * 10, room_bytes))
+    return f"take the risk of refused writes with --overcommit {tenths // 10}.{tenths % 10}"
 
 
 def describe(
@@ -183,16 +224,19 @@ def describe(
     """
     show_size = int if as_json else values.exact_size
     by_key = option.shown(OPTIONS, config, show_size)
-    tables = show_tiers(config.tiers, show_size)
+    shown = {
+        TIER: show_tiers(config.tiers, show_size),
+        EXPORT: show_exports(config.exports, show_size),
+    }
     if as_json:
-        whole: dict[str, object] = {**by_key, TIER: tables} if tables else by_key
+        whole: dict[str, object] = {**by_key, **{key: shown[key] for key in TABLES if shown[key]}}
         if origins is not None:
             whole = {**whole, "origins": {key: origins.get(key, DEFAULT) for key in whole}}
         return json.dumps(whole, indent=2)
     blocks = [_toml(by_key, origins)]
-    for table in tables:
-        comment = f"  # {origins.get(TIER, DEFAULT)}" if origins is not None else ""
-        blocks.append(f"[[{TIER}]]{comment}\n{_toml(table)}")
+    for key, table in [(each, table) for each in TABLES for table in shown[each]]:
+        comment = f"  # {origins.get(key, DEFAULT)}" if origins is not None else ""
+        blocks.append(f"[[{key}]]{comment}\n{_toml(table)}")
     return "\n\n".join(blocks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +13,9 @@ CONFIG_DIR: Final = Path("/etc/swapfs")
 VENDOR_DIR: Final = Path("/usr/lib/swapfs")
 """Holds the same of whoever packages swapfs: it counts where the administrator has none."""
 SWAP_FILE_NAME: Final = "swap"
-"""The one file that a mount shows."""
+"""The first file that a mount shows; it may be the only one."""
 SWAP_INODE: Final = 2
-"""... and its inode number there."""
+"""... and its inode number there; those of others follow, in their order."""
 
 
 def default_mountpoint(runtime_dir: Path, name: str) -> Path:
@@ -28,9 +29,19 @@ def mount_source(name: str) -> str:
 
 
 def swap_backing(mountpoint: Path, device: int | None) -> Backing:
-    """Return which file loop devices stand on: the swap file of the mount on *mountpoint*.
+    """Return which file loop devices stand on: the first of the mount on *mountpoint*.
 
     :param device: st_dev of that mount, None if it is not known any more
     """
-    file = None if device is None else FileId(device, SWAP_INODE)
-    return Backing(mountpoint / SWAP_FILE_NAME, file)
+    (backing,) = swap_backings(mountpoint, device)
+    return backing
+
+
+def swap_backings(
+    mountpoint: Path, device: int | None, names: Sequence[str] = (SWAP_FILE_NAME,)
+) -> list[Backing]:
+    """Return likewise the files *names* of a mount, in the order of their inodes."""
+    return [
+        Backing(mountpoint / name, None if device is None else FileId(device, inode))
+        for inode, name in enumerate(names, SWAP_INODE)
+    ]

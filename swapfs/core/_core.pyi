@@ -53,6 +53,13 @@ EVENT_TIER_SHIFT: Final[int]
 EVENT_WAS_SHIFT: Final[int]
 NO_SIZE: Final[int]
 AGE_TICK_SHIFT: Final[int]
+USAGE_SLOTS: Final[int]
+USAGE_PAYLOAD: Final[int]
+USAGE_TIERS: Final[int]
+USAGE_FIELDS: Final[int]
+EXPORT_END: Final[int]
+EXPORT_QUOTA: Final[int]
+EXPORT_FIELDS: Final[int]
 
 @final
 class Log:
@@ -229,10 +236,12 @@ class Writer:
         previous: Buffer,
         where: Buffer,
         lengths: Buffer,
+        usage: Buffer,
         sizes: Buffer,
         capacities: Buffer,
         class_of_grains: Buffer,
         state_of_word: Buffer,
+        exports: Buffer,
     ) -> Writer: ...
     def play(
         self, events: Buffer, first: int, end: int, blank: Buffer, pool_reads: int, /
@@ -302,6 +311,7 @@ class Marker:
         used: Buffer,
         objects: Buffer,
         payload: Buffer,
+        taken: Buffer,
         classes: Buffer,
         sizes: Buffer,
     ) -> Marker: ...

@@ -31,8 +31,8 @@ static void note(const Writer *w, unsigned kind, uint64_t slot, uint64_t of, uin
 static bool store(Writer *w, uint64_t slot, unsigned size_class, const char *blank, uint64_t ns)
 {
     uint64_t *word = writer_word(w, slot), old = word == NULL ? 0 : *word;
-    if (word == NULL || !writer_publish_one(w, word, draft_of(w, size_class), blank, blank,
-                                            slot >> CLUSTER_SHIFT))
+    if (word == NULL ||
+        !writer_publish_one(w, slot, word, draft_of(w, size_class), blank, blank))
         return false;
     note(w, EVENT_STORE, slot, *word, old, ns);
     return true;
@@ -62,7 +62,7 @@ static bool discard(Writer *w, uint64_t slot, uint64_t ns)
     if (w->occupied[slot >> CLUSTER_SHIFT] <= 1 || !writer_frees_easily(w, old, -1))
         return false;
     note(w, EVENT_DISCARD, slot, old, old, ns);
-    writer_exchange(w, word, old, 0);
+    writer_exchange(w, writer_export(w, slot), word, old, 0);
     w->occupied[slot >> CLUSTER_SHIFT]--;
     return true;
 }

@@ -64,16 +64,16 @@ PyMethodDef rebuild_functions[] = {
 /* ---- Marker ---- */
 
 /* Its buffers, by the names of its arguments; nothing writes to those from CLASSES on. */
-enum { ARENA, USED, OBJECTS, PAYLOAD, CLASSES, SIZES, PARTS };
-static const char *const part_names[PARTS] = {"arena", "used", "objects", "payload", "classes",
-                                              "sizes"};
+enum { ARENA, USED, OBJECTS, PAYLOAD, TAKEN, CLASSES, SIZES, PARTS };
+static const char *const part_names[PARTS] = {"arena", "used", "objects", "payload", "taken",
+                                              "classes", "sizes"};
 
 typedef struct {
     PyObject_HEAD
     Py_buffer parts[PARTS];
     char *arena;
     uint16_t *used;
-    int64_t *objects, *payload;
+    int64_t *objects, *payload, *taken;
     const uint8_t *classes;
     const uint16_t *sizes;
     uint64_t zspages;
@@ -110,6 +110,7 @@ static bool take_blob(Marker *m, uint64_t place, uint64_t length)
         return false;
     }
     *m->payload += (int64_t)length;
+    *m->taken += m->sizes[m->classes[place >> ZSPAGE_SHIFT]];
     return true;
 }
 
@@ -194,7 +195,8 @@ static bool fits_together(const Marker *m)
     return is_array_of(&b[ARENA], ZSPAGE_BYTES, m->zspages) &&
            is_array_of(&b[USED], sizeof(uint16_t), m->zspages) &&
            is_array_of(&b[OBJECTS], sizeof(int64_t), m->size_classes) &&
-           is_array_of(&b[PAYLOAD], sizeof(int64_t), 1);
+           is_array_of(&b[PAYLOAD], sizeof(int64_t), 1) &&
+           is_array_of(&b[TAKEN], sizeof(int64_t), 1);
 }
 
 static PyObject *marker_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -210,7 +212,8 @@ static PyObject *marker_new(PyTypeObject *type, PyObject *args, PyObject *keywor
         return NULL;
     }
     self->arena = b[ARENA].buf, self->used = b[USED].buf, self->objects = b[OBJECTS].buf;
-    self->payload = b[PAYLOAD].buf, self->classes = b[CLASSES].buf, self->sizes = b[SIZES].buf;
+    self->payload = b[PAYLOAD].buf, self->taken = b[TAKEN].buf;
+    self->classes = b[CLASSES].buf, self->sizes = b[SIZES].buf;
     self->zspages = (uint64_t)b[CLASSES].len;
     self->size_classes = (size_t)b[SIZES].len / sizeof(uint16_t);
     if (!fits_together(self)) {
@@ -250,9 +253,9 @@ PyTypeObject MarkerType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "swapfs.core._core.Marker",
     .tp_basicsize = sizeof(Marker),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Marker(*, arena, used, objects, payload, classes, sizes)\n\n"
-              "Notes which places of the pool are taken, and counts them in used, objects and\n"
-              "payload, which must be zero.",
+    .tp_doc = "Marker(*, arena, used, objects, payload, taken, classes, sizes)\n\n"
+              "Notes which places of the pool are taken, and counts them in used, objects, payload\n"
+              "and taken (bytes of the blobs, and of their objects), which must be zero.",
     .tp_new = marker_new,
     .tp_dealloc = (destructor)marker_dealloc,
     .tp_methods = marker_methods,

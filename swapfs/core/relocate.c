@@ -180,6 +180,9 @@ static void publish(Writer *w, uint64_t *word, struct moving *m, uint64_t now)
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     w->state_counts[w->state_of_word[old & STATE_MASK]]--;
     w->state_counts[w->state_of_word[new & STATE_MASK]]++;
+    int64_t *taken = w->usage + writer_export(w, m->slot) * USAGE_FIELDS + USAGE_TIERS;
+    taken[old >> TIER_SHIFT & TIER_MASK] -= (int64_t)m->sectors * SECTOR_BYTES;
+    taken[new >> TIER_SHIFT & TIER_MASK] += (int64_t)m->sectors * SECTOR_BYTES;
     if (w->log != NULL)
         log_append(w->log, EVENT_MOVE, m->slot, log_size_class(w->log, m->length), log_tier(new),
                    log_tier(old), now);

@@ -6,8 +6,8 @@
 
 /* Has a slot hold its page as the blob of *draft*, if its word is *expected* and moving still; in a
  * *smaller* place, if that is wanted. False: nothing was done. */
-static bool replace_one(Writer *w, uint64_t *word, uint64_t expected, uint64_t draft,
-                        const char *blob, bool smaller)
+static bool replace_one(Writer *w, uint64_t slot, uint64_t *word, uint64_t expected,
+                        uint64_t draft, const char *blob, bool smaller)
 {
     uint64_t old = *word, new;
     if (old != (expected | MOVING) || !in_pool(old) || !in_pool(draft) ||
@@ -16,7 +16,7 @@ static bool replace_one(Writer *w, uint64_t *word, uint64_t expected, uint64_t d
         (smaller && writer_class(w, draft) >= w->classes[pool_place(old) >> ZSPAGE_SHIFT]) ||
         (new = writer_put(w, old, draft, blob)) == 0)
         return false;
-    writer_exchange(w, word, old, new);
+    writer_exchange(w, writer_export(w, slot), word, old, new);
     return true;
 }
 
@@ -43,7 +43,7 @@ PyObject *writer_replace(Writer *self, PyObject *const *args, Py_ssize_t nargs)
         uint64_t all = (uint64_t)self->parts[OCCUPIED].len / 2 << CLUSTER_SHIFT;
         for (; first < end; first++) {
             uint64_t *word = slots[first] < all ? writer_word(self, slots[first]) : NULL;
-            if (word == NULL || !replace_one(self, word, words[first], drafts[first],
+            if (word == NULL || !replace_one(self, slots[first], word, words[first], drafts[first],
                                              blobs + (first << PAGE_SHIFT), smaller))
                 break;
         }

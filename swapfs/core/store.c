@@ -90,8 +90,8 @@ PyMethodDef store_functions[] = {
 
 static const char *const part_names[PARTS] = {
     "directory", "arena", "classes", "counters", "state_counts", "occupied", "used", "head",
-    "fresh", "objects", "payload", "next", "previous", "where", "lengths", "sizes", "capacities",
-    "class_of_grains", "state_of_word",
+    "fresh", "objects", "payload", "next", "previous", "where", "lengths", "usage", "sizes",
+    "capacities", "class_of_grains", "state_of_word", "exports",
 };
 
 /* ---- the lists of zspages with room: ListHeads in region/lists.py ---- */
@@ -194,12 +194,54 @@ uint64_t writer_put(Writer *w, uint64_t old, uint64_t draft, const char *blob)
     return draft | place >> GRAIN_SHIFT << PLACE_SHIFT;
 }
 
-void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new)
+/* ---- what the exports have: Exports in vlayer/exports.py ---- */
+
+size_t writer_export(const Writer *w, uint64_t slot)
+{
+    const uint64_t *export = w->exports;
+    while (slot >= export[EXPORT_END]) /* no slot is beyond the last end */
+        export += EXPORT_FIELDS;
+    return (size_t)(export - w->exports) / EXPORT_FIELDS;
+}
+
+/* The bytes that the place of *word* takes in the pool. */
+static int64_t object_bytes(const Writer *w, uint64_t word)
+{
+    return in_pool(word) ? w->sizes[w->classes[pool_place(word) >> ZSPAGE_SHIFT]] : 0;
+}
+
+/* Whether *export* may have the blob of *draft* in the place of *old*. What takes no more than
+ * before always may. */
+static bool is_within_quota(const Writer *w, size_t export, uint64_t old, uint64_t draft)
+{
+    uint64_t quota = w->exports[export * EXPORT_FIELDS + EXPORT_QUOTA];
+    if (quota == 0)
+        return true;
+    if (!writer_frees_easily(w, old, -1))
+        return false;
+    const int64_t *taken = w->usage + export * USAGE_FIELDS + USAGE_TIERS;
+    int64_t more = (int64_t)w->sizes[writer_class(w, draft)] - object_bytes(w, old), all = more;
+    for (unsigned tier = 0; tier <= TIER_MASK; tier++)
+        all += taken[tier];
+    return more <= 0 || all <= (int64_t)quota;
+}
+
+static void account(Writer *w, size_t export, uint64_t old, uint64_t new)
+{
+    int64_t *usage = w->usage + export * USAGE_FIELDS;
+    usage[USAGE_SLOTS] += (new != 0) - (old != 0);
+    usage[USAGE_PAYLOAD] += in_pool(new) ? (int64_t)blob_length(new) : 0;
+    usage[USAGE_PAYLOAD] -= in_pool(old) ? (int64_t)blob_length(old) : 0;
+    usage[USAGE_TIERS] += object_bytes(w, new) - object_bytes(w, old);
+}
+
+void writer_exchange(Writer *w, size_t export, uint64_t *word, uint64_t old, uint64_t new)
 {
     __atomic_store_n(word, new, __ATOMIC_RELEASE); /* I3: after the bytes, before the free */
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* release alone lets the compiler free it before */
     w->state_counts[w->state_of_word[old & STATE_MASK]]--;
     w->state_counts[w->state_of_word[new & STATE_MASK]]++;
+    account(w, export, old, new);
     if (in_pool(old)) {
         *w->payload -= (int64_t)blob_length(old);
         give(w, pool_place(old));
@@ -207,24 +249,26 @@ void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new)
 }
 
 /* Stores one draft; false: nothing was done. */
-bool writer_publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
-                        const char *blob, uint64_t cluster)
+bool writer_publish_one(Writer *w, uint64_t slot, uint64_t *word, uint64_t draft, const char *page,
+                        const char *blob)
 {
     uint64_t old = *word, new = draft;
+    size_t export = writer_export(w, slot);
     Py_ssize_t counter = w->write_same;
 
     if (in_pool(draft)) {
         bool raw = blob_codec(draft) == CODEC_RAW;
-        if ((new = writer_put(w, old, draft, raw ? page : blob)) == 0)
+        if (!is_within_quota(w, export, old, draft) ||
+            (new = writer_put(w, old, draft, raw ? page : blob)) == 0)
             return false;
         counter = raw ? w->write_raw : w->write_compressed;
     } else if (!writer_frees_easily(w, old, -1)) {
         return false;
     }
-    writer_exchange(w, word, old, new);
+    writer_exchange(w, export, word, old, new);
     w->counters[counter]++;
     if (old == 0)
-        w->occupied[cluster]++;
+        w->occupied[slot >> CLUSTER_SHIFT]++;
     return true;
 }
 
@@ -267,8 +311,8 @@ static PyObject *writer_publish(Writer *self, PyObject *const *args, Py_ssize_t 
             uint64_t at = (uint64_t)(slot + done), *word = writer_word(self, at);
             Py_ssize_t i = first + done, byte = i << PAGE_SHIFT;
             uint64_t old = word == NULL ? 0 : *word;
-            if (word == NULL || !writer_publish_one(self, word, drafts[i], source + byte, blobs + byte,
-                                             at >> CLUSTER_SHIFT))
+            if (word == NULL ||
+                !writer_publish_one(self, at, word, drafts[i], source + byte, blobs + byte))
                 break;
             if (self->log != NULL)
                 log_append(self->log, EVENT_STORE, at, log_class_of(self->log, *word), 0,
@@ -304,6 +348,12 @@ static bool fits_together(const Writer *w)
     for (size_t i = 0; i < classes; i++)
         if (w->sizes[i] == 0)
             return false;
+    size_t exports = (size_t)b[EXPORTS].len / (EXPORT_FIELDS * sizeof(uint64_t));
+    if (exports == 0 || !is_array_of(&b[EXPORTS], EXPORT_FIELDS * sizeof(uint64_t), exports) ||
+        !is_array_of(&b[USAGE], USAGE_FIELDS * sizeof(int64_t), exports) ||
+        w->exports[(exports - 1) * EXPORT_FIELDS + EXPORT_END] <
+            (uint64_t)b[OCCUPIED].len / 2 << CLUSTER_SHIFT)
+        return false;
     if (w->log != NULL && w->log->clusters < (uint64_t)b[OCCUPIED].len / 2)
         return false;
     return has_words(&b[COUNTERS], w->write_same, 1) && has_words(&b[COUNTERS], w->write_raw, 1) &&
@@ -336,6 +386,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->lengths = b[LENGTHS].buf, self->sizes = b[SIZES].buf;
     self->capacities = b[CAPACITIES].buf, self->class_of_grains = b[CLASS_OF_GRAINS].buf;
     self->state_of_word = b[STATE_OF_WORD].buf;
+    self->usage = b[USAGE].buf, self->exports = b[EXPORTS].buf;
     self->zspages = (uint64_t)b[CLASSES].len;
     self->size_classes = (size_t)b[SIZES].len / sizeof(uint16_t);
     self->write_same = same, self->write_compressed = compressed, self->write_raw = raw;

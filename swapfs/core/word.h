@@ -54,6 +54,12 @@ enum { CODEC_RAW, CODEC_LZ4, CODEC_ZSTD };
 #define NO_CLASS 0xFFu   /* of a free zspage */
 #define NO_INDEX 0xFFFFu /* ends the list of a zspage's objects that were given back */
 
+/* What an export has, a row of 64-bit numbers: slots, bytes of blobs, and what it takes in each tier
+ * (vlayer/exports.py). */
+enum { USAGE_SLOTS, USAGE_PAYLOAD, USAGE_TIERS, USAGE_FIELDS = USAGE_TIERS + TIER_MASK + 1 };
+/* What bounds it, likewise: the slot after its last, and the bytes that it may take; 0: any. */
+enum { EXPORT_END, EXPORT_QUOTA, EXPORT_FIELDS };
+
 /* The lists of zspages: full, free or being drained; and with room, that of class c is ROOM + c. */
 enum { LIST_NO_ROOM, LIST_ROOM };
 

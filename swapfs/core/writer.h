@@ -16,8 +16,8 @@
 /* Its buffers, by the names of its arguments; nothing writes to those from SIZES on. */
 enum {
     DIRECTORY, ARENA, CLASSES, COUNTERS, STATE_COUNTS, OCCUPIED, USED, HEAD, FRESH, OBJECTS,
-    PAYLOAD, NEXT, PREVIOUS, WHERE, LENGTHS, SIZES, CAPACITIES, CLASS_OF_GRAINS, STATE_OF_WORD,
-    PARTS
+    PAYLOAD, NEXT, PREVIOUS, WHERE, LENGTHS, USAGE, SIZES, CAPACITIES, CLASS_OF_GRAINS,
+    STATE_OF_WORD, EXPORTS, PARTS
 };
 
 typedef struct {
@@ -34,6 +34,8 @@ typedef struct {
     uint32_t *next, *previous;     /* the lists of zspages (region/lists.py) */
     uint8_t *where;
     uint32_t *lengths;
+    int64_t *usage; /* of each export, USAGE_FIELDS */
+    const uint64_t *exports; /* EXPORT_FIELDS each */
     const uint16_t *sizes, *capacities; /* of each class: bytes an object, objects a zspage */
     const uint8_t *class_of_grains, *state_of_word;
     uint64_t zspages;
@@ -49,8 +51,11 @@ unsigned writer_class(const Writer *w, uint64_t draft);
  * there is none or *old* cannot be freed easily: then nothing was done. */
 uint64_t writer_put(Writer *w, uint64_t old, uint64_t draft, const char *blob);
 
-/* Publishes *new* instead of *old*, whose place is freed. */
-void writer_exchange(Writer *w, uint64_t *word, uint64_t old, uint64_t new);
+/* The number of the export that *slot* is in. */
+size_t writer_export(const Writer *w, uint64_t slot);
+
+/* Publishes *new* instead of *old*, whose place is freed, in a slot of *export*. */
+void writer_exchange(Writer *w, size_t export, uint64_t *word, uint64_t old, uint64_t new);
 
 /* The word of *slot*; NULL: its cluster has no table page, or a damaged directory names it. */
 uint64_t *writer_word(const Writer *w, uint64_t slot);
@@ -59,9 +64,9 @@ uint64_t *writer_word(const Writer *w, uint64_t slot);
  * *taken* gets one object more before. */
 bool writer_frees_easily(const Writer *w, uint64_t old, int64_t taken);
 
-/* Stores one draft; false: nothing was done. */
-bool writer_publish_one(Writer *w, uint64_t *word, uint64_t draft, const char *page,
-                        const char *blob, uint64_t cluster);
+/* Stores one draft in *slot*, whose word is there; false: nothing was done. */
+bool writer_publish_one(Writer *w, uint64_t slot, uint64_t *word, uint64_t draft, const char *page,
+                        const char *blob);
 
 /* Writer.play (play.c) */
 PyObject *writer_play(Writer *self, PyObject *const *args, Py_ssize_t nargs);

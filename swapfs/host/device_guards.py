@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,29 +13,31 @@ from swapfs.host.proc import ROOT, read_text
 if TYPE_CHECKING:
     from swapfs.host.loop import LoopDevice
 
-    FindLoop = Callable[[], LoopDevice | None]
+    FindLoops = Callable[[], Sequence[LoopDevice]]
 
 
 class LoopDeviceGuard(Guard):
     """Reports what whoever attached the loop device chose; sets nothing.
 
-    :param find: returns the device on the swap file, None if there is none
+    :param find: returns the devices on the swap files
     """
 
     what: str
 
-    def __init__(self, find: FindLoop) -> None:
+    def __init__(self, find: FindLoops) -> None:
         self._find = find
 
     def set(self) -> None:  # noqa: D102
         pass
 
     def check(self) -> tuple[bool, str]:  # noqa: D102
-        attached = self._find()
-        if attached is None:
+        held = {str(attached.device): self.holds(attached) for attached in self._find()}
+        if not held:
             return True, "no loop device is attached"
-        holds = self.holds(attached)
-        return holds, f"{attached.device}: {self.what} {'on' if holds else 'off'}"
+        told = (
+            f"{device}: {self.what} {'on' if holds else 'off'}" for device, holds in held.items()
+        )
+        return all(held.values()), ", ".join(told)
 
     def holds(self, attached: LoopDevice) -> bool:
         """Whether *attached* is as it should be."""

@@ -18,6 +18,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -101,6 +102,16 @@ def find(backing: Backing, root: Path = ROOT) -> LoopDevice | None:
     return next((loop for loop in devices(root) if stands_on(loop, backing, root)), None)
 
 
+def find_all(backings: Sequence[Backing], root: Path = ROOT) -> list[LoopDevice]:
+    """Return the first loop device on each of *backings* that has one."""
+    there = devices(root)
+    on_each = (
+        next((loop for loop in there if stands_on(loop, backing, root)), None)
+        for backing in backings
+    )
+    return [found for found in on_each if found is not None]
+
+
 def find_user(backing: Backing, root: Path = ROOT) -> LoopDevice | None:
     """Return a loop device that stands on *backing*, or may: one that gives no answer.
 
@@ -121,6 +132,14 @@ def stands_on(loop: LoopDevice, backing: Backing, root: Path = ROOT) -> bool | N
     if loop.backing_file == str(backing.path):
         return True
     return None if loop.backing_file == f"/{backing.path.name}" else False
+
+
+def stands_in(loop: LoopDevice, mountpoint: Path, device: int, root: Path = ROOT) -> bool:
+    """Whether *loop* stands on a file, whatever its name, of the mount *device* on *mountpoint*."""
+    if Path(loop.backing_file).parent != mountpoint:
+        return False
+    found = backing_id(loop, root)
+    return found is None or found.device == device
 
 
 def backing_id(loop: LoopDevice, root: Path = ROOT) -> FileId | None:

@@ -7,6 +7,7 @@ that a machine which stands still has not got.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -96,12 +97,12 @@ class Swaps:
         except OSError as error:
             raise OperationError(f"{path}: {error.strerror}") from error
 
-    def have_room(self, *, but: Path | None) -> bool:
-        """Whether any of them has a free page, *but* that on the device of this path."""
-        name = bytes(but) if but is not None else b""
+    def have_room(self, *, but: Collection[Path]) -> bool:
+        """Whether any of them has a free page, *but* those on devices of these paths."""
+        names = set(map(bytes, but))
         for line in os.pread(self._fd, _SWAPS_BYTES, 0).splitlines()[1:]:
             path, _kind, size, used, *_ = line.split()
-            if path != name and int(size) > int(used):
+            if path not in names and int(size) > int(used):
                 return True
         return False
 

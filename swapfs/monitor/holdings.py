@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from swapfs.config.current import current
 from swapfs.config.model import Config
-from swapfs.config.paths import mount_source, swap_backing
+from swapfs.config.paths import mount_source, swap_backings
 from swapfs.config.tiers import TierConfig
 from swapfs.errors import OperationError
 from swapfs.host import instance_lock, loop, mounts, syscalls
 from swapfs.host.sha256 import sha256
+from swapfs.region.export_rows import EVERY_TIER, ExportRow, forget_tier, read_exports
 from swapfs.region.layout import Region
 from swapfs.region.stack_rows import (
     ACTIVE,
@@ -33,6 +34,7 @@ from swapfs.region.stack_rows import (
 )
 from swapfs.server.open_tier import open_tier, take_over, tier_on
 from swapfs.tiers.file import Known
+from swapfs.units import PAGE_SIZE
 from swapfs.vlayer.stack import Level, Phase, Stack
 from swapfs.wire import handover
 from swapfs.wire.handover import Handover
@@ -118,6 +120,7 @@ class Holdings:
         for held in self.tiers:
             if held[0].number == number:
                 self.tiers.remove(held)
+                forget_tier(self.region.exports, number)
                 clear_row(self.region.stack, number)
                 held[1].close()
                 self.config = current(self.config, self.region)
@@ -192,6 +195,34 @@ def _row(number: int, tier: TierConfig) -> StackRow:
     )
 
 
+def export_rows(config: Config) -> list[ExportRow]:
+    """Return the rows of the swap files of an instance that begins."""
+    numbers = {tier.name: number for number, tier in enumerate(config.all_tiers, 1)}
+    rows, first_slot = [], 0
+    for export in config.exports:
+        tiers = EVERY_TIER
+        if export.tiers is not None:
+            tiers = sum(1 << numbers[name] for name in set(export.tiers))
+        rows.append(
+            ExportRow(
+                *(export.name, first_slot, export.size_bytes // PAGE_SIZE),
+                *(export.priority, export.quota_bytes, tiers),
+            )
+        )
+        first_slot += export.span_bytes // PAGE_SIZE
+    return rows
+
+
+def require_same_exports(config: Config, region: Region) -> None:
+    """Refuse to go on with swap files other than those that *region* has.
+
+    :raises OperationError: *config* describes others
+    """
+    wanted = [(row.name, row.first_slot, row.slots) for row in export_rows(config)]
+    if wanted != [(row.name, row.first_slot, row.slots) for row in read_exports(region.exports)]:
+        raise OperationError("the exports of the running instance are not those described")
+
+
 def mount(config: Config) -> tuple[int, int | None]:
     """Mount the instance; return the descriptor that its requests come from, and its st_dev.
 
@@ -212,8 +243,9 @@ def mount(config: Config) -> tuple[int, int | None]:
 
 def needed_by(config: Config, held: Holdings) -> str | None:
     """Return what would lose its pages if the mount went now, or None."""
+    backings = swap_backings(config.mountpoint, held.device, config.export_names)
     try:
-        user = loop.find_user(swap_backing(config.mountpoint, held.device))
+        user = next(filter(None, map(loop.find_user, backings)), None)
     except OperationError as error:
         return f"a loop device that may be there ({error})"
     return str(user.device) if user else None

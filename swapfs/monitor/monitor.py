@@ -20,7 +20,7 @@ import time
 from typing import Final
 
 from swapfs import policy
-from swapfs.config.model import Config, check_room
+from swapfs.config.model import Config
 from swapfs.errors import SwapfsError
 from swapfs.host import fusectl, journal, limits, systemd
 from swapfs.host.guards import Guards
@@ -32,8 +32,9 @@ from swapfs.monitor.outcome import Outcome
 from swapfs.monitor.restart_policy import RestartPolicy
 from swapfs.monitor.servers import Servers
 from swapfs.monitor.shutdown import Shutdown
+from swapfs.region.export_rows import write_exports
 from swapfs.region.layout import Region
-from swapfs.vlayer.capacity import geometry_for, guaranteed_bytes
+from swapfs.vlayer.capacity import geometry_for, require_room
 from swapfs.wire import state_file
 from swapfs.wire.handover import RETIRE_SIGNAL, Handover, Predecessor, Successor, exclusively
 from swapfs.wire.link import LOOK_SIGNAL
@@ -105,14 +106,15 @@ class Monitor:
         :raises SwapfsError: that is not possible; nothing is left behind
         """
         config = self._config
-        geometry = geometry_for(config.size_bytes, config.arena_bytes, config.log_bytes)
-        at_first = geometry_for(config.size_bytes, config.pool_bytes, config.log_bytes)
-        check_room(config, guaranteed_bytes(at_first, *config.tier_bytes))
+        geometry = geometry_for(config.span_bytes, config.arena_bytes, config.log_bytes)
+        at_first = geometry_for(config.span_bytes, config.pool_bytes, config.log_bytes)
+        require_room(config, at_first)
         policy.find(config.policy)  # loaded here, for every server to come (I9)
         lock_fd = holdings.lock_instance(config)
         self._set_guards()
         region = Region.create(geometry, at_first.pool_bytes)
         region.blob_key[:] = os.urandom(len(region.blob_key))
+        write_exports(region.exports, holdings.export_rows(config))
         self._lock_memory(region)
         # From here on a signal must not leave a new file or a mount behind.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -147,6 +149,7 @@ class Monitor:
         taken = predecessor.descriptors()
         self._set_guards()
         region = Region.attach(taken.region_fd)
+        holdings.require_same_exports(self._config, region)
         region.populate()
         self._lock_memory(region)
         tiers = holdings.open_tiers(self._config, region, taken.tier_fds)

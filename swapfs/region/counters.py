@@ -66,6 +66,7 @@ COUNTERS: Final = (
     "read_ahead_pages",
     "prefetched_pages",
     "prefetch_used_pages",
+    "failed_write_over_quota",
 )
 
 COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}

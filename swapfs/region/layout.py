@@ -6,7 +6,8 @@ Layout, each part starting on a page::
                (u64, 0: all); from byte 256 on the key of the file
                tier's blobs; from byte 512 on the FUSE_INIT request that
                opened the session (u32 length first); from byte 1024 on the counters;
-               from byte 2048 on the rows of the stack (stack_rows.py)
+               from byte 2048 on the rows of the stack (stack_rows.py); from byte 4096
+               on those of the exports (export_rows.py)
     directory  one u32 a cluster: page index in the arena + 1 of its table page, 0 = none
     classes    one byte a zspage: its size class, 255 = free
     log        the access log, if there is one: a page with the number of events ever; when each
@@ -28,10 +29,11 @@ from typing import Final
 from swapfs.core._core import GRAIN_SHIFT, NO_CLASS, PLACE_SHIFT, ZSPAGE_SHIFT
 from swapfs.errors import RegionError
 from swapfs.region.counters import COUNTERS
+from swapfs.region.export_rows import EXPORTS_MAX, ROW_BYTES
 from swapfs.region.extent import Extent
 from swapfs.units import CLUSTER_BYTES, PAGE_SIZE
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 ZSPAGE_BYTES: Final = 1 << ZSPAGE_SHIFT
 """Bytes in one zspage, the unit in which the arena is divided among size classes."""
 
@@ -46,6 +48,8 @@ _KEY_BYTES: Final = 32
 _INIT_OFFSET: Final = 512
 _COUNTERS_OFFSET: Final = 1024
 _STACK_OFFSET: Final = 2048
+_EXPORTS_OFFSET: Final = PAGE_SIZE
+_HEADER_BYTES: Final = 2 * PAGE_SIZE
 
 
 def _page_ceil(size_bytes: int) -> int:
@@ -56,7 +60,7 @@ def _page_ceil(size_bytes: int) -> int:
 class Geometry:
     """Where the parts of a region lie; derived from two sizes.
 
-    :param size_bytes: virtual size of the swap file, a multiple of PAGE_SIZE
+    :param size_bytes: of the space of slots in which all swap files lie, a multiple of PAGE_SIZE
     :param pool_bytes: size of the arena, a multiple of ZSPAGE_BYTES
     :param log_bytes: size of the ring of events: 0, or a power of two from PAGE_SIZE on
     """
@@ -67,12 +71,12 @@ class Geometry:
 
     @property
     def slots(self) -> int:
-        """Virtual slots in the swap file."""
+        """Virtual slots."""
         return self.size_bytes // PAGE_SIZE
 
     @property
     def clusters(self) -> int:
-        """Clusters that the swap file spans; the last may be short."""
+        """Clusters that they span; the last may be short."""
         return -(-self.size_bytes // CLUSTER_BYTES)
 
     @property
@@ -83,7 +87,7 @@ class Geometry:
     @property
     def directory_offset(self) -> int:
         """Byte offset of the cluster directory."""
-        return PAGE_SIZE
+        return _HEADER_BYTES
 
     @property
     def classes_offset(self) -> int:
@@ -147,9 +151,9 @@ class Region:
 
     Attributes: ``directory`` (u32), ``classes`` (u8), ``arena`` (bytes), ``arena_words`` (the
     same bytes as u64), ``arena_halves`` (as u16), ``session_init`` (bytes, see ``wire.c``),
-    ``counter_words`` (u64), ``stack`` (bytes), ``pool_words`` (``pool_bytes``, as it is stored);
-    of the access log ``log_head`` (one u64), ``log_touched`` (u32) and ``log_events`` (u64), all
-    empty if there is none.
+    ``counter_words`` (u64), ``stack`` and ``exports`` (bytes), ``pool_words`` (``pool_bytes``, as
+    it is stored); of the access log ``log_head`` (one u64), ``log_touched`` (u32) and
+    ``log_events`` (u64), all empty if there is none.
     A store to an element of a ``Q`` view is one aligned 8-byte store, which is what publishes a
     word (I3).
     """
@@ -172,6 +176,7 @@ class Region:
         self.session_init = whole[_INIT_OFFSET:_COUNTERS_OFFSET]
         self.counter_words = whole[_COUNTERS_OFFSET:_STACK_OFFSET].cast("Q")
         self.stack = whole[_STACK_OFFSET:PAGE_SIZE]
+        self.exports = whole[_EXPORTS_OFFSET:][: EXPORTS_MAX * ROW_BYTES]
         self.pool_words = whole[_POOL_OFFSET : _POOL_OFFSET + 8].cast("Q")
         self._whole = whole
         self._extent = Extent(self._map, fd)

@@ -122,7 +122,7 @@ def assemble(config: Config, region: Region, stack: Stack, fuse_fd: int, *, reco
     )
     swap_file = SwapFile(
         layer,
-        config.size_bytes,
+        config.span_bytes,
         reply,
         workers,
         PartialWrites(layer, stalled.compactor.make_room, lower.fetcher, lower.direct),
@@ -235,4 +235,4 @@ def _namespace(config: Config, layer: VirtualSlotLayer) -> Namespace:
         with layer.lock:
             layer.counters.add("handler_errors")
 
-    return Namespace(config.size_bytes, count_bug)
+    return Namespace([(e.name, e.size_bytes) for e in config.exports], count_bug)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -43,10 +43,10 @@ class Commands:
         pool_size: PoolSize,
         layer: VirtualSlotLayer,
         fuse: fusectl.FuseControl,
-        backing: Backing,
+        backings: Sequence[Backing],
     ) -> None:
         self._config = config
-        self._backing = backing
+        self._backings = backings
         self._snapshots = snapshots
         self._writeback = writeback
         self._tiering = tiering
@@ -131,16 +131,20 @@ class Commands:
 
     async def _on_stop(self, request: dict[str, object]) -> object:
         mountpoint = self._config.mountpoint
-        device = loop.find_user(self._backing)
+        device = self._user()
         if device is not None:
             raise OperationError(f"{device.device} is attached to it; run 'swapfs down' instead")
         # Not from this thread: unmounting asks this very thread to serve.
         await in_thread(functools.partial(mounts.umount, mountpoint))
         return {"stopped": True}
 
+    def _user(self) -> loop.LoopDevice | None:
+        """Return a loop device that stands on one of the files, or may."""
+        return next(filter(None, map(loop.find_user, self._backings)), None)
+
     async def _on_abort(self, request: dict[str, object]) -> object:
         """End the connection of a mount that is gone from here, and held by another namespace."""
-        device = loop.find_user(self._backing)
+        device = self._user()
         if device is not None or mounts.at(self._config.mountpoint) is not None:
             raise OperationError("it is mounted or in use; run 'swapfs down' instead")
         log.warning("another mount namespace holds the mount; ending the session")

@@ -10,33 +10,14 @@ directory; ``instance`` and ``job`` are left to Prometheus, which sets them when
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
+from swapfs.server.export_metrics import EXPORT_METRICS
+from swapfs.server.metric import Metric, Read, Sample, Series
 from swapfs.server.status import Status, TierStatus, meaning, value_at
 from swapfs.tiers.state import TierState
-
-Sample = tuple[tuple[str, ...], float]
-"""Label values, in the order of ``Metric.labels``, and the value."""
-Read = Callable[[Status], Iterable[Sample]]
-Series = tuple[tuple[str, ...], tuple[float, ...], tuple[int, ...], float]
-"""Label values of a histogram, bounds in seconds, counts for each and one more, and the sum."""
-ReadSeries = Callable[[Status], Iterable[Series]]
-
-INSTANCE_LABEL: Final = "name"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One row of the table; ``read`` yields its samples from a snapshot."""
-
-    name: str
-    kind: Literal["gauge", "counter", "histogram"]
-    help: str
-    read: Read
-    labels: tuple[str, ...] = ()
-    series: ReadSeries | None = None
 
 
 def _gauge(name: str, text: str, read: Read, *labels: str) -> Metric:
@@ -242,6 +223,8 @@ METRICS: Final = (
     ),
     _tier_counter("read_errors", "Pages of a tier that could not be read.", "read_errors"),
     _tier_counter("write_errors", "Writes to a tier that failed.", "write_errors"),
+    # the swap files
+    *EXPORT_METRICS,
     # the kernel's view
     _gauge("swap_active", "1 while the kernel swaps on this instance.", _swap_active),
     _figure("swap_size_bytes", "swap.size_bytes"),
@@ -314,6 +297,7 @@ METRICS: Final = (
         "Pages that could not be stored, by cause.",
         "reason",
         no_room="failed_write_no_room",
+        quota="failed_write_over_quota",
         io="failed_write_io",
     ),
     _counter("failed_demotions", "Demotions that failed; pages stayed."),

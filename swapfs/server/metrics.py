@@ -27,14 +27,15 @@ from prometheus_client.registry import Collector
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.server.http_server import HttpServer, Respond, Response
 from swapfs.server.live import PAGE
-from swapfs.server.metric_table import INSTANCE_LABEL, METRICS, Metric
+from swapfs.server.metric import INSTANCE_LABEL, Metric
+from swapfs.server.metric_table import METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client.metrics_core import Metric as Family
 
-    from swapfs.server.metric_table import Series
+    from swapfs.server.metric import Series
     from swapfs.server.status import Status
 
 log = logging.getLogger(__name__)

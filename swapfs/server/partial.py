@@ -76,6 +76,7 @@ class PartialWrites:
         False: a page is in the file tier, or the pool is full; a worker must do all of it.
 
         :raises SlotDamaged: a page is damaged, so its other bytes are lost
+        :raises OverQuota: a page would take its export above its quota
         """
         return all(
             self._layer.patch(slot, start, piece, self._page)
@@ -90,6 +91,7 @@ class PartialWrites:
         :param on_disk: called before each wait for the file tier
         :raises TierError: a page cannot be read
         :raises SlotDamaged: likewise, in memory
+        :raises OverQuota: a page would take its export above its quota
         """
         for slot, start, piece in _pieces(offset, data):
             result = self._write_piece(slot, start, piece, buffers, on_disk)
@@ -119,7 +121,7 @@ class PartialWrites:
                 # Room that was seen and then not used is none if a page of the table needs it.
                 look = self._layer.has_table(slot)
                 continue
-            if around is None or mark is None or not around.wait_for_room(mark):
+            if around is None or mark is None or not around.wait_for_room(mark, slot):
                 return -ENOSPC
             look = True
 

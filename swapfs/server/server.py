@@ -25,7 +25,7 @@ import trio
 
 from swapfs import session
 from swapfs.config.model import Config
-from swapfs.config.paths import SWAP_INODE, swap_backing
+from swapfs.config.paths import SWAP_INODE, swap_backings
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.host import fusectl, loop
 from swapfs.host.device_guards import DirectIo, Discard, MaxBackground, RequestTimeout
@@ -91,7 +91,7 @@ class Server:
         self._recover = recover
         self._retiring = False
         self._fuse = fusectl.FuseControl(handover.device)
-        self._backing = swap_backing(config.mountpoint, handover.device)
+        self._backings = swap_backings(config.mountpoint, handover.device, config.export_names)
         self._parts = parts = assemble(config, region, stack, handover.fuse_fd, recover=recover)
         self._guards = parts.guards
         down = parts.lower.writeback
@@ -115,7 +115,7 @@ class Server:
         self._snapshots.pool_size = self._pool_size
         self._commands = Commands(
             *(config, self._snapshots, down, self._tiering, self._pool_size, parts.layer),
-            *(self._fuse, self._backing),
+            *(self._fuse, self._backings),
         )
         self._serving = threading.Event()
         self._on_failure: Callable[[BaseException], None] = lambda error: None
@@ -229,15 +229,15 @@ class Server:
 
     def _set_guards(self) -> None:
         """Set what must come after every thread and buffer exists (I8)."""
-        find_loop = functools.partial(loop.find, self._backing)
+        find_loops = functools.partial(loop.find_all, self._backings)
         fuse, what = self._fuse, "max_background"
-        standstill.watch(self._guards, find_loop, self._parts.layer, self._threads)
+        standstill.watch(self._guards, find_loops, self._parts.layer, self._threads)
         for guard in (
             NoCollector(),
             OomScore(),
             Realtime(),
-            DirectIo(find_loop),
-            Discard(find_loop),
+            DirectIo(find_loops),
+            Discard(find_loops),
             RequestTimeout(),
             MaxBackground(REQUESTS_MAX, lambda n: fuse.set(what, n), lambda: fuse.get(what)),
         ):
@@ -259,7 +259,7 @@ class Server:
 
     def _session_loop(self) -> None:
         swap_file, layer = self._parts.swap_file, self._parts.layer
-        reader = layer.reader(self._config.size_bytes)
+        reader, files = layer.reader(self._config.span_bytes), layer.exports.files()
         if self._recover:
             session.replay_init()
             try:
@@ -268,7 +268,7 @@ class Server:
                 log.warning("this kernel resends no requests: %s", error)
         self._serving.set()
         session.run(
-            *(SWAP_INODE, swap_file.read, swap_file.write, swap_file.fallocate),
+            *(SWAP_INODE, files, swap_file.read, swap_file.write, swap_file.fallocate),
             *(swap_file.on_failure, reader.capsule(), self._parts.below),
         )
         self._threads.stopping()

@@ -18,20 +18,26 @@ import trio
 
 from swapfs import __version__, session
 from swapfs.config.model import Config, describe
-from swapfs.config.paths import swap_backing
+from swapfs.config.paths import swap_backings
 from swapfs.errors import OperationError
-from swapfs.host import journal, loop, proc, swap
+from swapfs.host import journal, proc
 from swapfs.host.guards import Guards
 from swapfs.region.layout import Region
 from swapfs.server.cpu_latency import CpuLatency
+from swapfs.server.export_status import (
+    Attachment,
+    all_areas,
+    attachments,
+    export_statuses,
+)
 from swapfs.server.status import (
+    ExportStatus,
     GuardStatus,
     KernelStatus,
     Latency,
     LatencySeries,
     PoolStatus,
     Status,
-    SwapStatus,
     TierLatency,
     TierStatus,
     VerifyStatus,
@@ -98,7 +104,7 @@ class SnapshotMaker:
         self._started_s = clock_s()
         self._guards_read: tuple[GuardStatus, ...] = ()
         self._guards_read_s = -GUARDS_EVERY_S
-        self._backing = swap_backing(config.mountpoint, handover.device)
+        self._backings = swap_backings(config.mountpoint, handover.device, config.export_names)
         self._wanted_path = control.wanted_path(config.runtime_dir, config.name)
         self.problems: dict[str, str] = {}
         self.pool_size: Resizing | None = None
@@ -122,7 +128,8 @@ class SnapshotMaker:
         config = self._config
         opened = fuse_init.decode(self._region.session_init)
         guards = self._verified(fresh)
-        stored, attached = self._stored(), self._attached()
+        stored, exports = self._stored(), export_statuses(self._layer, self._attachments())
+        area = all_areas(exports)
         return Status(
             name=config.name,
             version=__version__,
@@ -131,7 +138,7 @@ class SnapshotMaker:
             server_pid=os.getpid(),
             born=self._born,
             mountpoint=str(config.mountpoint),
-            size_bytes=config.size_bytes,
+            size_bytes=config.virtual_bytes,
             overcommit=config.overcommit,
             room_bytes=self._room_bytes,
             started_unix_s=self._started_s,
@@ -142,13 +149,16 @@ class SnapshotMaker:
             requests_in_flight=session.counts()["in_flight"],
             log_dropped=journal.dropped(),
             guards=guards,
-            **attached,
+            exports=exports,
+            loop=exports[0].loop,
+            loop_sequence=exports[0].loop_sequence,
+            swap=area,
             config=self._described,
             handover=self._handover,
             kernel=KernelStatus(**opened.as_dict()) if opened else None,
             verify=self.verifying.status() if self.verifying else VerifyStatus(),
             limits=self._limits(opened),
-            degraded=self._degraded(guards, stored["tiers"], attached["swap"]),
+            degraded=self._degraded(guards, stored["tiers"], exports),
         )
 
     @functools.cached_property
@@ -208,28 +218,15 @@ class SnapshotMaker:
         self._layer.counters.add("handler_errors", errors - self._loop_errors)
         self._loop_errors = errors
 
-    def _attached(self) -> dict[str, Any]:
-        """Return the loop device on the swap file and the swap area on it, as the kernel says."""
+    def _attachments(self) -> list[Attachment]:
+        """Return the loop devices on the swap files and the swap areas on them."""
         try:
-            attached = loop.find(self._backing)
-            area = swap.find(attached.device) if attached else None
+            found = attachments(self._backings)
         except OperationError as error:  # somebody unmounted sysfs: pages go on
             self.problems["loop"] = f"whether swap is on cannot be seen: {error}"
-            attached = area = None
-        else:
-            self.problems.pop("loop", None)
-        return {
-            "loop": str(attached.device) if attached else None,
-            "loop_sequence": attached.sequence if attached else None,
-            "swap": None
-            if area is None
-            else SwapStatus(
-                device=str(area.path),
-                size_bytes=area.size_bytes,
-                used_bytes=area.used_bytes,
-                priority=area.priority,
-            ),
-        }
+            return [(None, None)] * len(self._backings)
+        self.problems.pop("loop", None)
+        return found
 
     def _limits(self, opened: fuse_init.KernelSession | None) -> tuple[str, ...]:
         """Say what it cannot do here, and what may go wrong because of where it is."""
@@ -244,7 +241,7 @@ class SnapshotMaker:
         self,
         guards: Iterable[GuardStatus],
         tiers: Iterable[TierStatus],
-        area: SwapStatus | None,
+        exports: Iterable[ExportStatus],
     ) -> tuple[str, ...]:
         """Say what is not as it should be; nothing means nothing."""
         reasons = [
@@ -253,8 +250,10 @@ class SnapshotMaker:
             if guard.required and not guard.ok
         ]
         reasons += [f"{tier.name} tier: {tier.detail}" for tier in tiers if not tier.healthy]
-        if area is None and self._wanted_path.exists():
-            reasons.append("swap was turned off from outside: 'swapfs up' turns it on again")
+        off = [export.name for export in exports if export.swap is None]
+        if off and self._wanted_path.exists():
+            some = f" on {', '.join(off)}" if len(self._backings) > 1 else ""
+            reasons.append(f"swap{some} was turned off from outside: 'swapfs up' turns it on again")
         if os.getpid() != self._monitor_pid and os.getppid() != self._monitor_pid:
             reasons.append("the monitor is gone: nobody restarts this server when it dies")
         return (*reasons, *self.problems.values())

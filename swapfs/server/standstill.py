@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -49,7 +49,7 @@ class Look(NamedTuple):
     :param handed_down: by the block device, and not got back
     :param taken: by the session, ever
     :param in_hand: taken, and not answered
-    :param refused: writes that no tier had room for, ever
+    :param refused: writes that no tier had room for, or no quota, ever
     :param elsewhere: whether another swap area has room
     :param memory_short: whether next to no memory is available
     :param hangs: whether a tier below takes too long; it may have room when it answers
@@ -94,14 +94,14 @@ def _stuck(last: Look, look: Look) -> bool:
 class Sight:
     """Takes the looks, at the loop device, at memory, and at what this process counts.
 
-    :param find: returns the device on our file, None if there is none
+    :param find: returns the devices on our files
     :param count: returns what was taken, is in hand and was refused
     :param hangs: whether a tier below does
     """
 
     def __init__(
         self,
-        find: Callable[[], LoopDevice | None],
+        find: Callable[[], Sequence[LoopDevice]],
         count: Callable[[], tuple[int, int, int]],
         root: Path = ROOT,
         *,
@@ -113,7 +113,7 @@ class Sight:
         self._memory = Memory(root)
         self._swaps = Swaps(root)
         self._root = root
-        self._handed_down: HandedDown | None = None
+        self._handed_down: list[HandedDown] = []
         self._looks = 0
 
     def look(self) -> Look:
@@ -124,29 +124,26 @@ class Sight:
         """
         waiting = self._waiting()
         short = self._memory.is_short()
-        ours = self._handed_down.device if self._handed_down is not None else None
+        ours = [each.device for each in self._handed_down]
         elsewhere = short and self._swaps.have_room(but=ours)
         return Look(waiting, *self._count(), elsewhere, short, self._hangs())
 
     def _waiting(self) -> int:
-        waiting = 0
-        if self._handed_down is not None:
-            waiting = self._handed_down.count()
+        waiting = sum(each.count() for each in self._handed_down)
         if not waiting and self._looks % _FIND_EVERY == 0:
-            self._find_device()
+            self._find_devices()
         self._looks += 1
         return waiting
 
-    def _find_device(self) -> None:
-        """See which device it is now: it is attached after we serve, and may be another later."""
-        found, known = self._find(), self._handed_down
-        if known is not None and found is not None and found.device == known.device:
+    def _find_devices(self) -> None:
+        """See which they are now: they are attached after we serve, and may be others later."""
+        found, known = [each.device for each in self._find()], self._handed_down
+        if found == [each.device for each in known]:
             return
-        if known is not None:
-            self._handed_down = None
-            known.close()
-        if found is not None:
-            self._handed_down = HandedDown(found.device, self._root)
+        self._handed_down = []
+        for each in known:
+            each.close()
+        self._handed_down = [HandedDown(device, self._root) for device in found]
 
 
 class Calls(Protocol):
@@ -212,11 +209,11 @@ def below_hangs(layer: VirtualSlotLayer) -> bool:
 
 def watch(
     guards: Guards,
-    find: Callable[[], LoopDevice | None],
+    find: Callable[[], Sequence[LoopDevice]],
     layer: VirtualSlotLayer,
     threads: VitalThreads,
 ) -> None:
-    """Have a thread watch this server's session and the device that *find* returns.
+    """Have a thread watch this server's session and the devices that *find* returns.
 
     That the OOM killer can be called is one of *guards*. Without a view of memory it does nothing.
 
@@ -226,8 +223,10 @@ def watch(
     guards.set(killer)
 
     def count() -> tuple[int, int, int]:
-        counts = session.counts()
-        return counts["data"], counts["in_flight"], counters.get("failed_write_no_room")
+        counts, refused = session.counts(), counters.get("failed_write_no_room")
+        if all(export.is_full() for export in layer.exports):  # else another takes pages
+            refused += counters.get("failed_write_over_quota")
+        return counts["data"], counts["in_flight"], refused
 
     def called() -> None:
         with layer.lock:

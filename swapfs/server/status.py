@@ -9,57 +9,25 @@ means, for metrics and columns alike. Imports nothing that serves, so that comma
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any
 
+from swapfs.server.part import Part, figure, hints, table, without_none
 from swapfs.tiers.state import TierState
-
-
-def _figure(meaning: str = "", default: object = None) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
-
-
-def _table() -> Any:
-    return field(default_factory=dict)
-
-
-class Part:
-    """A dataclass that is a JSON object; every field has a default."""
-
-    __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; tables are shared, not copied."""
-        return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Self:
-        """Return what *given* says, as far as this version understands it; raises nothing."""
-        understood = {}
-        for name, hint in _hints(cls).items():
-            if name in given:
-                try:
-                    understood[name] = _read(hint, given[name])
-                except (TypeError, ValueError):
-                    continue  # of a version that means something else by it
-        return cls(**understood)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus(Part):
     """The pool, in bytes."""
 
-    limit_bytes: int | None = _figure("Size of the pool; all of it is locked, used or not.")
-    used_bytes: int | None = _figure("Pool in use, with its waste.")
-    payload_bytes: int | None = _figure("Pool in use, payload only.")
-    peak_bytes: int | None = _figure("Largest pool use so far.")
-    zspages_free: int | None = _figure("Zspages that no size class owns.")
-    max_bytes: int | None = _figure("Largest size that the pool may be given while it runs.")
-    target_bytes: int | None = _figure("Size that the pool is being given; 0: none.")
+    limit_bytes: int | None = figure("Size of the pool; all of it is locked, used or not.")
+    used_bytes: int | None = figure("Pool in use, with its waste.")
+    payload_bytes: int | None = figure("Pool in use, payload only.")
+    peak_bytes: int | None = figure("Largest pool use so far.")
+    zspages_free: int | None = figure("Zspages that no size class owns.")
+    max_bytes: int | None = figure("Largest size that the pool may be given while it runs.")
+    target_bytes: int | None = figure("Size that the pool is being given; 0: none.")
     note: str = ""
 
 
@@ -101,26 +69,26 @@ class TierStatus(Part):
     priority: int | None = None
     phase: str = ""
     note: str = ""
-    slots: int | None = _figure("Slots whose blobs are in a tier.")
+    slots: int | None = figure("Slots whose blobs are in a tier.")
     path: str = ""
-    size_bytes: int | None = _figure("Size of a tier.")
-    used_bytes: int | None = _figure("Tier in use, with its waste.")
-    bad_bytes: int | None = _figure("Tier given up as bad.")
+    size_bytes: int | None = figure("Size of a tier.")
+    used_bytes: int | None = figure("Tier in use, with its waste.")
+    bad_bytes: int | None = figure("Tier given up as bad.")
     map_bytes: int | None = None
     direct_io: bool | None = None
     encrypted: bool | None = None
     free_segments: int | None = None
     segments: int | None = None
-    payload_bytes: int | None = _figure("Tier in use, payload only.")
+    payload_bytes: int | None = figure("Tier in use, payload only.")
     healthy: bool = True
     state: TierState = TierState.UNKNOWN
     detail: str = ""
     cautions: tuple[str, ...] = ()
-    budget_hour_bytes: int | None = _figure("Bytes that may be written in an hour; 0: any.")
-    budget_day_bytes: int | None = _figure("Bytes that may be written in a day; 0: any.")
-    used_hour_bytes: int | None = _figure("Bytes written in this hour.")
-    used_day_bytes: int | None = _figure("Bytes written in this day.")
-    counters: Mapping[str, int] = _table()
+    budget_hour_bytes: int | None = figure("Bytes that may be written in an hour; 0: any.")
+    budget_day_bytes: int | None = figure("Bytes that may be written in a day; 0: any.")
+    used_hour_bytes: int | None = figure("Bytes written in this hour.")
+    used_day_bytes: int | None = figure("Bytes written in this day.")
+    counters: Mapping[str, int] = table()
     reading: TierLatency | None = None
     writing: TierLatency | None = None
 
@@ -137,12 +105,33 @@ class GuardStatus(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapStatus(Part):
-    """The swap area, as /proc/swaps has it."""
+    """A swap area, as /proc/swaps has it; of several together, sizes are sums."""
 
     device: str = ""
-    size_bytes: int | None = _figure("Size in /proc/swaps; absent when off.")
-    used_bytes: int | None = _figure("Used in /proc/swaps; absent when off.")
-    priority: int | None = _figure("Priority in /proc/swaps; absent when off.")
+    size_bytes: int | None = figure("Size in /proc/swaps; absent when off.")
+    used_bytes: int | None = figure("Used in /proc/swaps; absent when off.")
+    priority: int | None = figure("Priority in /proc/swaps; absent when off.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportStatus(Part):
+    """One swap file; ``tiers`` are those below the pool that it may use now."""
+
+    name: str = ""
+    size_bytes: int | None = figure("Virtual size of an export.")
+    priority: int | None = figure("Swap priority that an export is given.")
+    quota_bytes: int | None = figure("Bytes that an export may take; 0: any.")
+    tiers: tuple[str, ...] = ()
+    slots: int | None = figure("Slots of an export that hold anything.")
+    payload_bytes: int | None = figure("Payload of an export, compressed, in pool and tiers.")
+    physical_bytes: int | None = figure(
+        "What an export takes in pool and tiers, with its swap table; counts against its quota."
+    )
+    pool_bytes: int | None = figure("What of that is in the pool.")
+    counters: Mapping[str, int] = table()
+    loop: str | None = None
+    loop_sequence: int | None = None
+    swap: SwapStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +139,7 @@ class KernelStatus(Part):
     """What the kernel said of its FUSE."""
 
     fuse_minor: int | None = None
-    resend: bool | None = _figure(
+    resend: bool | None = figure(
         "1 if a new server can go on with the requests of a dead one; absent before the mount."
     )
 
@@ -160,9 +149,9 @@ class CpuLatencyStatus(Part):
     """Whether CPUs are kept from sleeping for swap-ins; ``problem`` says why not, or ""."""
 
     mode: str = ""
-    held: bool | None = _figure("1 while CPUs are kept from sleeping.")
-    holds: int | None = _figure("Times that CPUs began to be kept from sleeping.")
-    held_s: float | None = _figure("Seconds for which CPUs were kept from sleeping.")
+    held: bool | None = figure("1 while CPUs are kept from sleeping.")
+    holds: int | None = figure("Times that CPUs began to be kept from sleeping.")
+    held_s: float | None = figure("Seconds for which CPUs were kept from sleeping.")
     problem: str = ""
 
 
@@ -188,7 +177,8 @@ class Latency(Part):
 class Status(Part):
     """One instance at one moment.
 
-    ``born``: see ``proc.births``; ``loop_sequence`` is that of the attachment of ``loop``.
+    ``born``: see ``proc.births``; ``loop_sequence`` is that of the attachment of ``loop``, the
+    device on the first of the ``exports``.
     ``config`` and ``handover`` are for ``upgrade``: what ``model.load`` and ``Handover`` read.
     ``degraded`` are the reasons why it is not as it should be, ``limits`` what it cannot do here.
     ``held``: its monitor has given up restarting the server, and wrote this.
@@ -199,32 +189,33 @@ class Status(Part):
     algorithm: str | None = None
     pid: int | None = None
     server_pid: int | None = None
-    born: Mapping[str, str] = _table()
+    born: Mapping[str, str] = table()
     mountpoint: str | None = None
-    size_bytes: int | None = _figure("Virtual size that the kernel sees.")
-    overcommit: float | None = _figure("Virtual size allowed per byte of room.")
-    room_bytes: int | None = _figure("Bytes that can be held whatever they are.")
-    started_unix_s: float | None = _figure("Unix time at which the server started.")
-    slots: Mapping[str, int] = _table()
-    orig_bytes: int | None = _figure("Pages held: occupied slots times the page size.")
-    compr_bytes: int | None = _figure("Payload of them, compressed, in pool and tiers.")
+    size_bytes: int | None = figure("Virtual size that the kernel sees.")
+    overcommit: float | None = figure("Virtual size allowed per byte of room.")
+    room_bytes: int | None = figure("Bytes that can be held whatever they are.")
+    started_unix_s: float | None = figure("Unix time at which the server started.")
+    slots: Mapping[str, int] = table()
+    orig_bytes: int | None = figure("Pages held: occupied slots times the page size.")
+    compr_bytes: int | None = figure("Payload of them, compressed, in pool and tiers.")
     pool: PoolStatus = PoolStatus()
-    metadata_bytes: int | None = _figure("Swap table clusters in use.")
-    fixed_bytes: int | None = _figure("Header, directory, allocators, map of the file.")
+    metadata_bytes: int | None = figure("Swap table clusters in use.")
+    fixed_bytes: int | None = figure("Header, directory, allocators, map of the file.")
     metadata_bytes_per_slot: float | None = None
-    clusters: int | None = _figure("Swap table clusters of 512 slots in use.")
+    clusters: int | None = figure("Swap table clusters of 512 slots in use.")
     tiers: tuple[TierStatus, ...] = ()
-    counters: Mapping[str, int] = _table()
+    counters: Mapping[str, int] = table()
     latency: Latency = Latency()
     cpu_latency: CpuLatencyStatus | None = None
-    requests_in_flight: int | None = _figure("Requests being served now.")
-    log_dropped: int | None = _figure("Records that the log did not take in time.")
+    requests_in_flight: int | None = figure("Requests being served now.")
+    log_dropped: int | None = figure("Records that the log did not take in time.")
     guards: tuple[GuardStatus, ...] = ()
+    exports: tuple[ExportStatus, ...] = ()
     loop: str | None = None
     loop_sequence: int | None = None
     swap: SwapStatus | None = None
-    config: Mapping[str, Any] = _table()
-    handover: Mapping[str, Any] = _table()
+    config: Mapping[str, Any] = table()
+    handover: Mapping[str, Any] = table()
     kernel: KernelStatus | None = None
     verify: VerifyStatus = VerifyStatus()
     limits: tuple[str, ...] = ()
@@ -269,63 +260,9 @@ def meaning(path: str, part: type[Part] = Status) -> str:
     """Return what the figure at *path* of *part* means, as a sentence."""
     head, _, rest = path.partition(".")
     if rest:
-        return meaning(rest, _without_none(_hints(part)[head]))
+        return meaning(rest, without_none(hints(part)[head]))
     found = getattr(part, head, None)
     if isinstance(found, property):
         return (found.__doc__ or "").strip()
     (each,) = (each for each in dataclasses.fields(part) if each.name == head)
     return str(each.metadata["meaning"])
-
-
-def _hints(part: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(part)
-    return {each.name: hints[each.name] for each in dataclasses.fields(part)}
-
-
-def _arms(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _without_none(hint: Any) -> Any:
-    (arm,) = (arm for arm in _arms(hint) if arm is not types.NoneType)
-    return arm
-
-
-def _read(hint: Any, value: Any) -> Any:
-    """Return *value*, from JSON, as *hint* wants it.
-
-    :raises TypeError: it is something else
-    :raises ValueError: it is none of an enumeration's words
-    """
-    if value is None:
-        if types.NoneType in _arms(hint):
-            return None
-        raise TypeError
-    hint = _without_none(hint)
-    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind is tuple and isinstance(value, list):
-        return tuple(_read(arguments[0], each) for each in value)
-    if kind is Mapping and isinstance(value, dict):
-        return value if arguments[1] is Any else _only(arguments[1], value)
-    if issubclass(kind, Part) and isinstance(value, dict):
-        return kind.from_dict(value)
-    if issubclass(kind, TierState):
-        return kind(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind:  # so that true is no number
-        return value
-    raise TypeError
-
-
-def _only(kind: type, given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if type(value) is kind}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return value.as_dict()
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value

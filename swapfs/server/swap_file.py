@@ -1,4 +1,4 @@
-"""Reads, writes and discards of the swap file: from bytes to slots, from errors to errno.
+"""Reads, writes and discards of the swap files: from bytes to slots, from errors to errno.
 
 The session loop calls the three handlers of ``SwapFile``, one at a time; what one raises ends
 its request with EIO, and nothing else. Whole pages in memory
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from errno import EFBIG, EINVAL, EIO, ENOSPC, EOPNOTSUPP
 from typing import Final
 
-from swapfs.errors import TierError
+from swapfs.errors import OverQuota, TierError
 from swapfs.policy.base import Place
 from swapfs.region.counters import COUNTER_INDEX
 from swapfs.server.partial import PartialWrites
@@ -48,8 +48,9 @@ _WRITTEN_BYTES: Final = COUNTER_INDEX["written_bytes"]
 
 
 class SwapFile:
-    """The file that the kernel swaps on.
+    """The files that the kernel swaps on, as one space of slots: an offset is one of that.
 
+    :param size_bytes: of the space
     :param reply: the session's reply payload
     :param workers: run what is deferred
     :param partial: takes what is not whole pages
@@ -163,7 +164,10 @@ class SwapFile:
         done = 0
         if place is not Place.DOWN:
             self._packer.raw = place is Place.RAW
-            done = self._store(slot, request.payload, count)
+            try:
+                done = self._store(slot, request.payload, count)
+            except OverQuota:
+                return -ENOSPC
         self._stored()
         if done == count:
             return size
@@ -192,7 +196,11 @@ class SwapFile:
         """Write a range that does not begin or end on a page."""
         self._layer.counters.add("partial_requests")
         data = request.payload[:size]
-        if self._partial.write_now(offset, data):
+        try:
+            done = self._partial.write_now(offset, data)
+        except OverQuota:
+            return -ENOSPC
+        if done:
             self._stored()
             return size
         ticket, copy = request.defer(), memoryview(bytes(data))
@@ -205,6 +213,9 @@ class SwapFile:
         except (TierError, SlotDamaged) as error:
             self.on_failure("write", error)
             result = -EIO
+        except OverQuota:  # which is counted
+            ticket.reply(-ENOSPC)
+            return
         self._stored()
         ticket.reply(self._counted(result) or len(data))
 
@@ -226,8 +237,13 @@ class SwapFile:
         end = min(offset + length, self._size)
         with self._layer.lock:
             self._layer.counters.add("discard_requests")
-        if end - offset <= INLINE_DISCARD_SLOTS << PAGE_SHIFT and self._discard_now(offset, end):
-            return 0
+        try:
+            if end - offset <= INLINE_DISCARD_SLOTS << PAGE_SHIFT and self._discard_now(
+                offset, end
+            ):
+                return 0
+        except OverQuota:
+            return -ENOSPC
         ticket = request.defer()
         self._workers.submit(lambda buffers: self._discard_later(ticket, offset, end, buffers))
         return None
@@ -248,6 +264,9 @@ class SwapFile:
         except (TierError, SlotDamaged) as error:
             self.on_failure("discard", error)
             result = -EIO
+        except OverQuota:
+            ticket.reply(-ENOSPC)
+            return
         ticket.reply(self._counted(result))
 
     def _free_slots(self, offset: int, end: int, *, background: bool) -> None:

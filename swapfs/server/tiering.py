@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ import trio
 from swapfs.config import values
 from swapfs.config.current import current
 from swapfs.config.far import FarConfig
-from swapfs.config.model import Config, check_room
+from swapfs.config.model import Config
 from swapfs.config.tiers import TierConfig, read_change, read_tiers
 from swapfs.errors import ConfigError, OperationError
 from swapfs.host import proc
@@ -37,7 +37,7 @@ from swapfs.server.open_tier import open_tier, tier_on
 from swapfs.server.threads import in_thread
 from swapfs.tiers.file import FileTier
 from swapfs.units import TIERS_MAX, MiB, format_size
-from swapfs.vlayer.capacity import guaranteed_bytes
+from swapfs.vlayer.capacity import guaranteed_bytes, require_room
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level, Phase
 from swapfs.vlayer.writeback import Writeback
@@ -178,8 +178,9 @@ class Tiering:
             level = self.named(name)
             self._require_room(level)
             if not force:
-                rest = [tier.certain_bytes for tier in self.config.all_tiers if tier.name != name]
-                self.require_size(rest)
+                certain = self._certain()
+                del certain[name]
+                self.require_size(certain)
             self._writeback.drains.start(level, Phase.LEAVING)
             self._writeback.wake()
             return level
@@ -193,25 +194,30 @@ class Tiering:
             )
 
     def require_size(
-        self, tier_bytes: Sequence[int] | None = None, pool_bytes: int | None = None
+        self, tier_bytes: Mapping[str, int] | None = None, pool_bytes: int | None = None
     ) -> None:
         """Refuse what would leave less room than the size, for certain (I6).
 
-        :param tier_bytes: of the tiers then; None: as they are
+        :param tier_bytes: what is certain of the tiers then, by name; None: as they are
         :param pool_bytes: of the pool then; None: as it is
         :raises OperationError: it would
         """
-        tier_bytes = self.config.tier_bytes if tier_bytes is None else tier_bytes
+        tier_bytes = self._certain() if tier_bytes is None else tier_bytes
         geometry = replace(self._region.now, pool_bytes=pool_bytes or self._region.pool_bytes)
-        room_bytes = guaranteed_bytes(geometry, *tier_bytes)
         try:
-            check_room(self.config, room_bytes)
+            require_room(self.config, geometry, tier_bytes)
         except ConfigError as error:
+            if self.config.described:
+                raise OperationError(f"{error}; --force takes that risk too") from error
+            room_bytes = guaranteed_bytes(geometry, *tier_bytes.values())
             raise OperationError(
                 f"{format_size(room_bytes)} would be certain, and the size is "
-                f"{format_size(self.config.size_bytes)}: add a tier first, or take the risk of "
+                f"{format_size(self.config.virtual_bytes)}: add a tier first, or take the risk of "
                 "refused writes with --force"
             ) from error
+
+    def _certain(self) -> dict[str, int]:
+        return {tier.name: tier.certain_bytes for tier in self.config.all_tiers}
 
     def leaving(self) -> list[Level]:
         """Return the levels that may be let go now: they leave, and nobody has anything there."""
@@ -233,6 +239,7 @@ class Tiering:
                 if not self._may_go(level):
                     return False
                 self._layer.stack.remove(level)
+                self._layer.exports.forget_tier(level.number)
             try:
                 self.tell(self._link.ask("forget", number=level.number))
             finally:
@@ -246,6 +253,8 @@ class Tiering:
         """Have the monitor let go of tiers that a server before this one had left."""
         for row in read_rows(self._region.stack):
             if row.state == GONE:
+                with self._layer.lock:
+                    self._layer.exports.forget_tier(row.number)
                 self.tell(self._link.ask("forget", number=row.number))
         return True
 
@@ -261,8 +270,7 @@ class Tiering:
             (before,) = (tier for tier in self.config.all_tiers if tier.name == name)
             after = read_change("tier set", before, table, proc.ROOT)
             if after.certain_bytes < before.certain_bytes:
-                tiers = (after if tier.name == name else tier for tier in self.config.all_tiers)
-                self.require_size([tier.certain_bytes for tier in tiers])
+                self.require_size(self._certain() | {name: after.certain_bytes})
             figures = RowFigures.of(self._region.stack, level.number)
             with self._layer.lock:
                 figures.set("budget_hour_bytes", after.budget.hour_bytes)

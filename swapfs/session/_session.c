@@ -64,7 +64,10 @@ static PyMethodDef methods[] = {
     {"arm", session_arm, METH_O,
      "arm(init_store) -> the reply payload: take over sessions made from now on."},
     {"run", session_run, METH_VARARGS,
-     "run(inode, read, write, fallocate, failed, reader=None, disks=None): serve until unmounted or stopped.\n\n"
+     "run(inode, files, read, write, fallocate, failed, reader=None, disks=None): serve until\n"
+     "unmounted or stopped.\n\n"
+     "files: (base, size) of each, whose node ids begin with inode. Offsets are those of the space\n"
+     "in which all of them lie; what reaches beyond the end of a file is cut off.\n"
      "Handlers get a Request first, then offset and size, or mode, offset and length. What one\n"
      "raises is handed to failed(op, error) and answered EIO. Blocks."},
     {"stop", session_stop, METH_NOARGS, "stop(): end run() without unmounting."},

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from typing_extensions import Buffer
@@ -19,6 +19,7 @@ def arm(init_store: Buffer, /) -> memoryview: ...
 def overtake() -> None: ...
 def run(
     inode: int,
+    files: Sequence[tuple[int, int]],
     read: Callable[[Request, int, int], int | None],
     write: Callable[[Request, int, int], int | None],
     fallocate: Callable[[Request, int, int, int], int | None],

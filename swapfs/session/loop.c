@@ -1,5 +1,5 @@
 /*
- * The session loop: READ, WRITE and FALLOCATE of the swap file, served without an event loop.
+ * The session loop: READ, WRITE and FALLOCATE of the swap files, served without an event loop.
  *
  * pyfuse3 waits for each request in trio, which costs more than serving the request. So this loop
  * reads /dev/fuse itself, in one blocking thread. Data requests are answered here: reads of what
@@ -302,12 +302,12 @@ static bool signal_if_running(void)
 PyObject *session_run(PyObject *self, PyObject *args)
 {
     unsigned long long inode;
-    PyObject *read, *write, *fallocate, *failed;
+    PyObject *files, *read, *write, *fallocate, *failed;
     PyObject *reader = Py_None, *disks = Py_None;
     const struct swapfs_reader *entry = NULL;
     struct swapfs_disks *below = NULL;
-    if (!PyArg_ParseTuple(args, "KOOOO|OO", &inode, &read, &write, &fallocate, &failed, &reader,
-                          &disks))
+    if (!PyArg_ParseTuple(args, "KOOOOO|OO", &inode, &files, &read, &write, &fallocate, &failed,
+                          &reader, &disks))
         return NULL;
     if (reader != Py_None && (entry = PyCapsule_GetPointer(reader, SWAPFS_READER)) == NULL)
         return NULL;
@@ -321,10 +321,13 @@ PyObject *session_run(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_RuntimeError, "the session loop already runs");
         return NULL;
     }
+    if (!set_files(inode, files)) {
+        end_running();
+        return NULL;
+    }
     /* Without SA_RESTART, so that stop() interrupts the blocking read. */
     struct sigaction action = {.sa_handler = on_stop_signal};
     sigaction(STOP_SIGNAL, &action, NULL);
-    session.inode = inode;
     serving.handlers[OP_READ] = read; /* the caller's arguments keep them alive */
     serving.handlers[OP_WRITE] = write;
     serving.handlers[OP_FALLOCATE] = fallocate;

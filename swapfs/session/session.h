@@ -1,7 +1,7 @@
 /*
  * What the files of the session loop share. One session per process, so its state is one struct.
  *
- * A *data request* moves data of the swap file (READ, WRITE, FALLOCATE) and is answered here; every
+ * A *data request* moves data of a swap file (READ, WRITE, FALLOCATE) and is answered here; every
  * other is a *namespace request* and goes to pyfuse3.
  */
 #ifndef SWAPFS_SESSION_H
@@ -21,6 +21,7 @@
 #include "reader.h"
 
 #define PAGE 4096u
+#define FILES_MAX 8u
 #define IN_BUFFERS 2u /* one request is served, one may wait (overtake.c) */
 
 enum op { OP_READ, OP_WRITE, OP_FALLOCATE, OP_COUNT };
@@ -39,7 +40,11 @@ struct session {
     PyObject *payloads[IN_BUFFERS]; /* read-only views of the payloads */
     char *out_map;                  /* reply payload */
     Py_buffer init;   /* u32 length, then the kernel's FUSE_INIT request; outlives this process */
-    uint64_t inode;   /* the swap file's node id */
+    /* The swap files: their node ids are successive, and each has its bytes from base on of one
+     * space that ends at *end*. */
+    uint64_t inode, end;
+    size_t files_count;
+    struct swap_file { uint64_t base, size; } files[FILES_MAX];
     _Atomic uint64_t in_flight, data_requests, namespace_requests, dropped_requests, handler_errors;
 };
 extern struct session session;
@@ -52,6 +57,7 @@ struct data_request {
 };
 
 /* wire.c: the kernel's FUSE messages */
+bool set_files(unsigned long long inode, PyObject *files);
 bool is_data_request(const struct fuse_in_header *in);
 bool decode(const struct fuse_in_header *in, size_t length, struct data_request *request);
 int reply(uint64_t unique, int error, const void *data, size_t size);

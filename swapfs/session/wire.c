@@ -24,10 +24,50 @@
 
 const char *const op_names[OP_COUNT] = {"read", "write", "discard"};
 
+/* Serves *files*, a sequence of (base, size), whose node ids begin with *inode*; false with an
+ * exception if it is none. */
+bool set_files(unsigned long long inode, PyObject *files)
+{
+    Py_ssize_t count = PySequence_Size(files);
+    if (count < 1 || count > (Py_ssize_t)FILES_MAX) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "1 to %d files", (int)FILES_MAX);
+        return false;
+    }
+    session.inode = inode, session.files_count = (size_t)count, session.end = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        unsigned long long base, size;
+        PyObject *file = PySequence_GetItem(files, i);
+        bool good = file != NULL && PyArg_ParseTuple(file, "KK", &base, &size);
+        Py_XDECREF(file);
+        if (!good)
+            return false;
+        session.files[i] = (struct swap_file){base, size};
+        if (session.end < base + size)
+            session.end = base + size;
+    }
+    return true;
+}
+
 bool is_data_request(const struct fuse_in_header *in)
 {
-    return in->nodeid == session.inode && (in->opcode == FUSE_READ || in->opcode == FUSE_WRITE ||
-                                           in->opcode == FUSE_FALLOCATE);
+    return in->nodeid - session.inode < session.files_count &&
+           (in->opcode == FUSE_READ || in->opcode == FUSE_WRITE || in->opcode == FUSE_FALLOCATE);
+}
+
+/* From bytes of the file that *in* is about to those of the space of all files. What reaches beyond
+ * its end is cut off, so that it never meets the next; what begins there begins at the end of all,
+ * where nobody has anything. */
+static void place_in_space(const struct fuse_in_header *in, uint64_t *offset, uint64_t *size)
+{
+    const struct swap_file *file = &session.files[in->nodeid - session.inode];
+    if (*offset >= file->size) {
+        *offset = session.end;
+        return;
+    }
+    if (*size > file->size - *offset)
+        *size = file->size - *offset;
+    *offset += file->base;
 }
 
 static bool set(struct data_request *request, enum op op, size_t count, uint64_t first,
@@ -37,8 +77,8 @@ static bool set(struct data_request *request, enum op op, size_t count, uint64_t
     return true;
 }
 
-/* Decodes a data request; false when its sizes are not sound. */
-bool decode(const struct fuse_in_header *in, size_t length, struct data_request *request)
+static bool decode_as_sent(const struct fuse_in_header *in, size_t length,
+                           struct data_request *request)
 {
     const void *body = in + 1;
     size_t body_size = length - sizeof(*in);
@@ -60,6 +100,16 @@ bool decode(const struct fuse_in_header *in, size_t length, struct data_request 
                set(request, OP_FALLOCATE, 3, arg->mode, arg->offset, arg->length);
     }
     }
+}
+
+/* Decodes a data request; false when its sizes are not sound. */
+bool decode(const struct fuse_in_header *in, size_t length, struct data_request *request)
+{
+    if (!decode_as_sent(in, length, request))
+        return false;
+    uint64_t *range = request->arguments + (request->op == OP_FALLOCATE);
+    place_in_space(in, &range[0], &range[1]);
+    return true;
 }
 
 /* Answers one request; 0 or an errno value. ENOENT: the kernel no longer waits for it. */

@@ -123,6 +123,9 @@ class FaultyCalls(Tier):
     def payload_bytes(self, ref: int) -> int:  # noqa: D102
         return self.inner.payload_bytes(ref)
 
+    def taken_bytes(self, ref: int) -> int:  # noqa: D102
+        return self.inner.taken_bytes(ref)
+
     def stats(self) -> TierStats:  # noqa: D102
         return self.inner.stats()
 

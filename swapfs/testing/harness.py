@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from errno import ENOSPC
 from itertools import pairwise
 
-from swapfs.core._core import Decoder, Recoder
+from swapfs.core._core import ZSPAGE_SHIFT, Decoder, Recoder
+from swapfs.errors import OverQuota
 from swapfs.policy import Policy
 from swapfs.policy.second_chance import SecondChance
+from swapfs.region.export_rows import ExportRow, write_exports
 from swapfs.region.layout import Geometry, Region
 from swapfs.testing.blobs import aligned
 from swapfs.tiers import sector_ref
 from swapfs.tiers.base import Tier
+from swapfs.tiers.pool.size_classes import SIZES
 from swapfs.tiers.sector_tier import SectorTier
 from swapfs.tiers.sectors import SectorStore
-from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, PSector
+from swapfs.units import CLUSTER_SHIFT, PAGE_SIZE, SECTOR_SIZE, TIERS_MAX, PSector
 from swapfs.vlayer import fetch, writeback
 from swapfs.vlayer import recompress as recompress_
 from swapfs.vlayer.choice import Chooser
@@ -106,11 +110,14 @@ class Harness:
         recompress: bool = False,
         raw_first: bool = False,
         prefetch: int = 0,
+        exports: Sequence[ExportRow] = (),
     ) -> None:
         self.now_s = 1000.0
         self._clock_s = clock_s or (lambda: self.now_s)
         recover = region is not None
         self.region = region or Region.create(Geometry(slots * PAGE_SIZE, pool_bytes, log_bytes))
+        if exports and not recover:
+            write_exports(self.region.exports, exports)
         self.tier = tier[0] if isinstance(tier, Sequence) else tier
         self.stack = stack_of(tier)
         self.stack.prepare()
@@ -176,8 +183,11 @@ class Harness:
 
     def write(self, slot: int, page: bytes) -> int:
         """Store one page wherever there is room; return PAGE_SIZE or a negative errno value."""
-        if self.store(slot, page):
-            return PAGE_SIZE
+        try:
+            if self.store(slot, page):
+                return PAGE_SIZE
+        except OverQuota:
+            return -ENOSPC
         if self.tier is None:
             ticket = Ticket()
             self.stalled.submit(ticket, PAGE_SIZE, slot, memoryview(page), 1)
@@ -260,6 +270,7 @@ class Harness:
                 pool_payload += blob_length(word)
             elif is_below(word):
                 below[tier_of(word)].append(ref_of(word))
+        _check_exports(self.layer)
         states["empty"] = table.slots - states.total()
         assert {s: states[s] for s in STATES} == table.state_counts()
         assert used_clusters == set(table.clusters()), "a cluster without slots has a page"
@@ -272,6 +283,31 @@ class Harness:
         for level in self.stack:
             assert len(below[level.number]) == table.slots_in(level.number)
             _check_level(level, below[level.number])
+
+
+def _check_exports(layer: VirtualSlotLayer) -> None:
+    """Assert that what each export has is what the table says."""
+    stored: Counter[int] = Counter()
+    payload: Counter[int] = Counter()
+    taken: Counter[tuple[int, int]] = Counter()
+    classes = layer.region.classes
+    for cluster in layer.table.clusters():
+        taken[layer.exports.at(cluster << CLUSTER_SHIFT).index, 0] += PAGE_SIZE
+    for slot, word in layer.table.occupied_words():
+        index = layer.exports.at(slot).index
+        stored[index] += 1
+        if word & BACKING_MASK == IN_POOL:
+            payload[index] += blob_length(word)
+            taken[index, 0] += SIZES[classes[pool_place(word) >> ZSPAGE_SHIFT]]
+        elif is_below(word):
+            tier = layer.stack[tier_of(word)].tier
+            payload[index] += tier.payload_bytes(ref_of(word))
+            taken[index, tier_of(word)] += tier.taken_bytes(ref_of(word))
+    for export in layer.exports:
+        assert export.stored == stored[export.index]
+        assert export.payload_bytes == payload[export.index]
+        for number in range(TIERS_MAX):
+            assert export.bytes_in(number) == taken[export.index, number]
 
 
 def _check_level(level: Level, refs: list[int]) -> None:

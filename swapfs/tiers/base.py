@@ -327,6 +327,10 @@ class Tier(ABC):
         """Return the bytes of payload at *ref*, as far as it tells; 0 if it does not."""
         return 0
 
+    def taken_bytes(self, ref: int) -> int:
+        """Return the bytes that what is at *ref* takes, as far as it tells; else a page."""
+        return self.payload_bytes(ref) or PAGE_SIZE
+
     @abstractmethod
     def stats(self) -> TierStats:
         """Return what the tier holds now."""

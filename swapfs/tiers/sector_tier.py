@@ -253,6 +253,10 @@ class SectorTier(Tier):
         """Return the length to 16 bytes."""
         return sector_ref.longest(ref)
 
+    def taken_bytes(self, ref: int) -> int:
+        """Count whole sectors."""
+        return sector_ref.sectors(ref) * SECTOR_SIZE
+
     def stats(self) -> TierStats:  # noqa: D102
         return self.sectors.stats()
 

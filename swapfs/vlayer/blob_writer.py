@@ -53,10 +53,10 @@ class BlobWriter:
         starts = layer.counters.get("server_starts")
         self._sequence = itertools.count((starts << _SERVER_SHIFT) + 1)
 
-    def may_write(self, *, urgent: bool = False) -> bool:
-        """Whether a write to any tier may be tried now."""
+    def may_write(self, levels: Iterable[Level], *, urgent: bool = False) -> bool:
+        """Whether a write to any of *levels* may be tried now."""
         now_s = self._clock_s()
-        return any(level.may_take(now_s, urgent=urgent) for level in self.stack)
+        return any(level.may_take(now_s, urgent=urgent) for level in levels)
 
     # ---- room ----
 

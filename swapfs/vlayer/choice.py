@@ -24,6 +24,7 @@ from swapfs.policy.second_chance import SecondChance
 from swapfs.region.access_log import LogReader
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SIZE, TIERS_MAX
 from swapfs.vlayer.entry import BACKING_MASK, HEAT_MASK, IN_POOL, MOVING
+from swapfs.vlayer.exports import Export
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.stack import Level
 
@@ -44,19 +45,23 @@ class TableEyes:
 
     :param raw_first: pages kept raw, which gain no room in memory, get no second chance unless
         they were read (zram: huge): so they go down a round before others
+    :param export: the clusters of which export are shown, by its index
     """
 
-    def __init__(self, layer: VirtualSlotLayer, *, raw_first: bool = False) -> None:
+    def __init__(
+        self, layer: VirtualSlotLayer, *, raw_first: bool = False, export: int = 0
+    ) -> None:
         self._layer = layer
         self._arena = layer.region.arena
         self._raw_first = raw_first
+        self._export = export
 
     def live_clusters(self) -> int:  # noqa: D102
-        return self._layer.table.live_clusters
+        return self._layer.table.live_clusters_of(self._export)
 
     def next_cluster(self) -> int | None:  # noqa: D102
         table = self._layer.table
-        cluster = table.oldest_cluster()
+        cluster = table.oldest_cluster(self._export)
         if cluster is not None:
             table.rotate(cluster)
         return cluster
@@ -85,10 +90,17 @@ class Chooser:
         raw_first: bool = False,
     ) -> None:
         self._layer = layer
-        self._eyes = TableEyes(layer, raw_first=raw_first)
-        self._default = SecondChance(facts_of(layer), self._eyes)
+        self._exports = layer.exports
+        eyes = [
+            TableEyes(layer, raw_first=raw_first, export=index)
+            for index in range(len(layer.exports))
+        ]
+        # A hand for each export, over its own clusters: so that of one passes no page of another,
+        # which would be cold before its time.
+        self._hands = [SecondChance(facts_of(layer), each) for each in eyes]
+        self._default = self._hands[0]
         same = kind is SecondChance
-        self.policy: Policy = self._default if same else kind(facts_of(layer), self._eyes)
+        self.policy: Policy = self._default if same else kind(facts_of(layer), eyes[0])
         self._offered_by: Policy = self.policy
         self._leashed = not kind.__module__.startswith(_BUILT_IN)
         self._log: LogReader | None = None
@@ -168,31 +180,60 @@ class Chooser:
 
     # ---- choosing ----
 
-    def victims(self) -> Iterator[tuple[int, int]]:
+    def groups(self) -> list[tuple[Export, ...]]:
+        """Return the exports in groups, in the order in which they shall be asked for pages.
+
+        The one that has most in the pool is asked first, and nobody whose share is smaller while
+        it has any that may go: so who presses gets an even share, and who needs less keeps it
+        (max-min fairness). Of another policy than the default this is not asked: it says itself
+        which page is the next, and what groups have in common is where they may go.
+        """
+        exports = tuple(self._exports)
+        if len(exports) == 1:
+            return [exports]
+        together: dict[object, list[Export]] = {}
+        for export in exports:
+            key = export.index if self.policy is self._default else export.tiers
+            together.setdefault(key, []).append(export)
+        with self._layer.lock:
+            return sorted(
+                (tuple(group) for group in together.values()),
+                key=lambda group: -sum(export.bytes_in(POOL) for export in group),
+            )
+
+    def victims(self, group: Sequence[Export] | None = None) -> Iterator[tuple[int, int]]:
         """Yield slots that shall go down, and their words; the layer's lock is held.
 
         The caller may let it go between two of them.
-        """
-        policy = self.policy
-        yield from self._from(policy)
-        if self._default is not policy:
-            yield from self._from(self._default)
 
-    def _from(self, policy: Policy) -> Iterator[tuple[int, int]]:
-        resched = self._layer.lock.resched
+        :param group: one of ``groups``; None: whatever they are in
+        """
+        among = tuple(self._exports) if group is None else group
+        wanted = None if len(among) == len(self._exports) else among
+        policy = self.policy
+        if policy is not self._default:
+            yield from self._from(policy, wanted)
+        for export in among:
+            yield from self._from(self._hands[export.index], None)
+
+    def _from(self, policy: Policy, wanted: Sequence[Export] | None) -> Iterator[tuple[int, int]]:
+        """Yield what *policy* offers, of the exports *wanted* if it does not know of them."""
+        resched, at = self._layer.lock.resched, self._exports.at
         self._offered_by, in_vain = policy, _USELESS_SHARE * self._layer.table.slots
         try:
             for slot in self._offers(policy):
                 if slot == NOTHING_YET:
                     resched()
-                elif word := self._look(slot, policy):
+                elif (wanted is None or at(slot) in wanted) and (word := self._look(slot, policy)):
                     yield slot, word
                     continue
                 in_vain -= 1
                 if not in_vain:
                     raise ValueError("it offers what cannot go, without end")
+                if wanted is not None:  # there may be many that are others'
+                    resched()
         except _FAILURES as error:
-            if policy is self._default:
+            if policy in self._hands:
                 raise
             self._failed(error)
 
@@ -226,10 +267,10 @@ class Chooser:
 
     def back(self, slot: int) -> None:
         """Hand *slot* back, offered last and not taken."""
-        if self._offered_by is self.policy:
-            self._ask(lambda policy: policy.refused(slot), None)
+        if self._offered_by in self._hands:
+            self._offered_by.refused(slot)
         else:
-            self._default.refused(slot)
+            self._ask(lambda policy: policy.refused(slot), None)
 
     # ---- where pages go ----
 

@@ -29,6 +29,7 @@ from swapfs.vlayer.entry import (
     encode_below,
     ref_of,
 )
+from swapfs.vlayer.exports import Export
 from swapfs.vlayer.layer import VirtualSlotLayer, lose
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.relocate import Relocation, may_relocate
@@ -37,6 +38,7 @@ from swapfs.vlayer.stack import Level
 _READ_BYTES: Final = 256 * 1024
 _ROUNDS_MAX: Final = 4
 """Walks over the table that may gain nothing: slots may move meanwhile, or be in others' hands."""
+_NO_ROOM: Final = "no other tier has room"
 _COUNTERS: Final = {"drain": "drained_pages", "sink": "sunk_pages"}
 _Found = tuple[int, list[int]]
 """A slot, and the words of it and those after it."""
@@ -88,6 +90,7 @@ class Drain:
         self._pending: _Found | None = None
         self._place: int | None = 0
         self._relocation = Relocation(layer, mover.writer, source, scratch, self._count)
+        self._shut_out: set[int] = set()  # exports that find no room, by index
         self._steps = self._work()
 
     def step(self) -> bool:
@@ -104,20 +107,26 @@ class Drain:
 
     def _work(self) -> Iterator[bool]:
         """Yield after each load; nothing is under way then."""
-        if self._pages is None and not self._cold:
-            yield from self._sweep()
+        if self._pages is None and not self._cold and not self._layer.exports.masked:
+            yield from self._sweep()  # which does not ask whose page it is
         progress, idle = self.progress, 0
         while self._left() and idle < _ROUNDS_MAX and not progress.problem:
             before = progress.moved + progress.lost
             progress.unreadable = 0
+            self._shut_out.clear()
             walk = self._walk()
             while (found := self._pending or next(walk, None)) is not None and self._left():
                 self._pending = found
-                to = self._mover.reserve(self._others())
+                export = self._layer.exports.at(found[0])
+                to = self._mover.reserve(_others(self._targets(), self.source, export))
+                if to is None and self._pass_over(export):
+                    continue
                 if not self._move(to, lambda: self._copy_from(walk)):  # noqa: B023 - called at once
                     break
                 yield True
             idle = 0 if progress.moved + progress.lost > before else idle + 1
+            if idle and self._shut_out:
+                progress.problem = _NO_ROOM
         progress.done = not progress.problem and not self._left()
         if not progress.done and not progress.problem:
             progress.problem = f"{self._left()} pages cannot be moved"
@@ -134,10 +143,12 @@ class Drain:
         for cluster in self._clusters():
             self.cluster = cluster
             first = cluster << CLUSTER_SHIFT
+            if layer.exports.at(first).index in self._shut_out:
+                continue
             with layer.lock:
                 words = layer.table.run(first, CLUSTER_SLOTS)
                 if self._cold:
-                    self._cool(first, words, wanted)
+                    _cool(layer, first, words, wanted)
             index = 0
             while index < CLUSTER_SLOTS:
                 end = index
@@ -156,20 +167,17 @@ class Drain:
         if start:
             yield from self._layer.live_clusters(0, start)
 
-    def _cool(self, first: int, words: list[int], wanted: int) -> None:
-        """Let what is warm in *words*, from slot *first* on, be cold when the walk comes again."""
-        table = self._layer.table
-        for index, word in enumerate(words):
-            if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
-                table.mark(first + index, HEAT_MASK, on=False)
-
-    def _others(self) -> list[Level]:
-        return [level for level in self._targets() if level is not self.source]
+    def _pass_over(self, export: Export) -> bool:
+        """Go on with what other exports have, as *export* finds no room; False: none is left."""
+        self._shut_out.add(export.index)
+        self._pending = None
+        others = (other for other in self._layer.exports if other.index not in self._shut_out)
+        return any(other.bytes_in(self.source.number) for other in others)
 
     def _move(self, to: tuple[Level, Room] | None, copy: Callable[[], None]) -> bool:
         """Move one load, which is what *copy* copies; False: there is no room for it."""
         if to is None:
-            self.progress.problem = "no other tier has room"
+            self.progress.problem = _NO_ROOM
             return False
         mover = self._mover
         mover.begin_in(to)
@@ -201,7 +209,7 @@ class Drain:
 
     def _move_as_it_lies(self, place: int) -> bool:
         """Move one load; False: there is no room for it, or it could not be stored."""
-        to = self._mover.reserve(self._others())
+        to = self._mover.reserve(_others(self._targets(), self.source))
         if to is None or not may_relocate(self.source.tier, to[0].tier):
             return self._move(to, self._copy_as_it_lies)
         with _in_use(self._layer, self.source):
@@ -233,10 +241,11 @@ class Drain:
     # ---- as the table has it ----
 
     def _copy_from(self, walk: Iterator[_Found]) -> None:
-        """Copy on from where the walk is; what did not fit is pending then."""
+        """Copy on from where the walk is; what does not fit, or may not go, is pending then."""
+        target, exports = self._mover.target, self._layer.exports
         while (found := self._pending or next(walk, None)) is not None:
             self._pending = found
-            if not self._copy(*found):
+            if not exports.at(found[0]).may_use(target.number) or not self._copy(*found):
                 break
             self._pending = None
 
@@ -281,24 +290,13 @@ class Drain:
         self._load([blob])
         if blob.failure is None:
             return self._take(blob, word)
-        self._fail(blob.slot, word, blob.failure)
+        _fail(self._layer, self.progress, blob.slot, word, blob.failure)
         return True
 
     def _is_enough(self) -> bool:
         return (
             self._pages is not None and len(self._mover.items) + self.progress.moved >= self._pages
         )
-
-    def _fail(self, slot: int, word: int, failure: Failure) -> None:
-        layer = self._layer
-        with layer.lock:
-            if (layer.table.get(slot) ^ word) & ~FLAGS:
-                return
-            if failure.kind is not BlobCorrupt:
-                self.progress.unreadable += 1
-                return
-            lose(layer, slot)
-            self.progress.lost += 1
 
 
 @contextmanager
@@ -320,3 +318,33 @@ def _is_named(layer: VirtualSlotLayer, number: int, slot: int, ref: int, codec: 
     with layer.lock:
         current = layer.table.get(slot)
     return not (current ^ encode_below(number, codec, ref)) & ~HEAT_MASK
+
+
+def _cool(layer: VirtualSlotLayer, first: int, words: list[int], wanted: int) -> None:
+    """Let what is warm in *words*, from slot *first* on, be cold when the walk comes again."""
+    for index, word in enumerate(words):
+        if word & HEAT_MASK and word & (BACKING_MASK | MOVING) == wanted:
+            layer.table.mark(first + index, HEAT_MASK, on=False)
+
+
+def _others(levels: Sequence[Level], source: Level, export: Export | None = None) -> list[Level]:
+    """Return those of *levels* where pages may go, those of *export* if it matters."""
+    return [
+        level
+        for level in levels
+        if level is not source and (export is None or export.may_use(level.number))
+    ]
+
+
+def _fail(
+    layer: VirtualSlotLayer, progress: Emptying, slot: int, word: int, failure: Failure
+) -> None:
+    """Note that the blob of *slot* cannot be read; a damaged one is lost."""
+    with layer.lock:
+        if (layer.table.get(slot) ^ word) & ~FLAGS:
+            return
+        if failure.kind is not BlobCorrupt:
+            progress.unreadable += 1
+            return
+        lose(layer, slot)
+        progress.lost += 1

@@ -42,13 +42,23 @@ class Drains:
         self._hands: dict[int, int] = {}  # the cluster where sinking goes on, likewise
 
     def missing_bytes(self, level: Level) -> int:
-        """Return how much of what *level* holds the other tiers might have no room for."""
-        room_bytes = sum(
-            max(0, other.tier.free_bytes())
+        """Return how much of what *level* holds the other tiers might have no room for.
+
+        Each page counts for those only that its export may use.
+        """
+        room = {
+            other.number: max(0, other.tier.free_bytes())
             for other in self._layer.stack
             if other is not level and other.phase is Phase.ACTIVE
-        )
-        return max(0, level.tier.stats().used_bytes - room_bytes)
+        }
+        exports = self._layer.exports
+        used_bytes = level.tier.stats().used_bytes
+        if len(exports) == 1:
+            (export,) = exports
+            return exports.shortfall({export.index: used_bytes}, room)
+        with self._layer.lock:
+            needs = {export.index: export.bytes_in(level.number) for export in exports}
+        return exports.shortfall(needs, room)
 
     def start(self, level: Level, phase: Phase = Phase.DRAINING) -> None:
         """Have all that is in *level* moved to others, and nothing new go there.

@@ -34,6 +34,7 @@ from swapfs.vlayer.entry import (
     move_pool,
     pool_place,
 )
+from swapfs.vlayer.exports import Exports
 from swapfs.vlayer.packing import Packer
 from swapfs.vlayer.stack import Stack
 from swapfs.vlayer.swap_table import SwapTable
@@ -83,9 +84,10 @@ class VirtualSlotLayer:
         """Slots that a mover has copied and not done with; no other may take them (``mover``)."""
         self.pool = Pool(region)
         self.log = _access_log(region)
-        self.table = SwapTable(region, self.pool, self.log)
         self.stack = Stack() if stack is None else stack
         self.stack.keep_in(region.stack)
+        self.exports = Exports(region, self.stack)
+        self.table = SwapTable(region, self.pool, self.log, self.exports)
         self.counters = Counters(region.counter_words)
         self._arena = region.arena
         self._counter_words = region.counter_words
@@ -113,10 +115,7 @@ class VirtualSlotLayer:
         rebuild = PoolRebuild(self.region, self.pool)
         self.stack.begin_rebuild()
         for cluster, place in self.table.table_places():
-            first = cluster << CLUSTER_SHIFT
-            for number, word in rebuild.mark_table(place):
-                self.stack.mark(first + number, word)
-                self.table.below[cluster] += 1
+            _mark_cluster(self, rebuild, cluster, place)
         self.stack.end_rebuild()
         rebuild.finish()
         self.table.update_reserve()
@@ -140,6 +139,7 @@ class VirtualSlotLayer:
         Returns how many were stored; fewer than *count* means that the pool is full.
 
         :param packer: the caller's own, for at least *count* pages
+        :raises OverQuota: the next one is beyond the quota of its export
         """
         packer.pack(source, position, count)
         with self.lock:
@@ -161,11 +161,12 @@ class VirtualSlotLayer:
         self, slot: int, packer: Packer, index: int, source: memoryview, position: int
     ) -> bool:
         """Store page *index* of the run that *packer* has; False: the pool is full."""
+        word, counter = packer.drafts[index], _WRITE_SAME
+        _require_quota(self, slot, word)
         try:
             self.table.materialise(slot)
         except TierFull:
             return False
-        word, counter = packer.drafts[index], _WRITE_SAME
         if word & BACKING_MASK == IN_POOL:
             blob = packer.blob(index, source, position)
             place = self.pool.allocate(len(blob))
@@ -320,6 +321,26 @@ class VirtualSlotLayer:
                 self.free(slot + index, self.table.exchange(slot + index, 0, "discard"))
                 freed += 1
         return freed
+
+
+def _mark_cluster(layer: VirtualSlotLayer, rebuild: PoolRebuild, cluster: int, place: int) -> None:
+    """Take what the table page at *place* names, for whoever has it."""
+    first, exports = cluster << CLUSTER_SHIFT, layer.exports
+    payload_bytes, taken_bytes = rebuild.payload_bytes, rebuild.taken_bytes
+    for number, word in rebuild.mark_table(place):
+        layer.stack.mark(first + number, word)
+        exports.found_below(first + number, word)
+        layer.table.below[cluster] += 1
+    payload_bytes = rebuild.payload_bytes - payload_bytes
+    taken_bytes = rebuild.taken_bytes - taken_bytes
+    exports.found(cluster, layer.table.occupied[cluster], payload_bytes, taken_bytes)
+
+
+def _require_quota(layer: VirtualSlotLayer, slot: int, draft: int) -> None:
+    """Refuse *draft* if the export of *slot* may have no more; it is looked at in C too."""
+    pool, table = layer.pool, layer.table
+    taken = pool.bytes_for(blob_length(draft)) if draft & BACKING_MASK == IN_POOL else 0
+    layer.exports.require(slot, table.get(slot), taken + table.missing_bytes(slot))
 
 
 def lose(layer: VirtualSlotLayer, slot: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from errno import EIO, ENOSPC
 from typing import Final, Protocol
 
+from swapfs.errors import OverQuota
 from swapfs.units import PAGE_SHIFT
 from swapfs.vlayer.compaction import Compactor
 from swapfs.vlayer.deferred import Answerable, DeferredWrite
@@ -42,8 +43,11 @@ class Below(Protocol):
     ) -> int:
         """Have the first of *count* pages written as parts of *request*; return how many."""
 
-    def wait_for_room(self, mark: Mark, /) -> bool:
-        """Wait for something that may have made room since *mark*; False: there is none."""
+    def wait_for_room(self, mark: Mark, slot: int, /) -> bool:
+        """Wait for something that may have made room since *mark*; False: there is none.
+
+        :param slot: what is to be written
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,8 @@ class StalledWrites:
     def _serve(self, write: _Write) -> None:
         try:
             stored = self._store(write)
+        except OverQuota:  # which is counted
+            write.request.part_done(ENOSPC)
         except Exception:  # answer the request whatever happens
             log.exception("a write that waited for room failed")
             with self._layer.lock:
@@ -160,7 +166,10 @@ class StalledWrites:
             self.progress.end()
 
     def _store(self, write: _Write) -> bool:
-        """Store all of *write*, or hand it on; False: there is no room for the rest of it."""
+        """Store all of *write*, or hand it on; False: there is no room for the rest of it.
+
+        :raises OverQuota: or its export may have no more
+        """
         below, done, look = self._below, 0, True
         while done < write.count:
             mark = below.mark() if below is not None else None
@@ -179,7 +188,7 @@ class StalledWrites:
                 handed = below.write_some(
                     write.request, write.slot + done, rest, write.count - done
                 )
-                if not handed and not below.wait_for_room(mark):
+                if not handed and not below.wait_for_room(mark, write.slot + done):
                     return False
                 done += handed
                 look = True

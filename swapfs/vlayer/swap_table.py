@@ -28,6 +28,8 @@ from swapfs.region.lists import ListHeads
 from swapfs.tiers.pool import NO_PLACE, Pool
 from swapfs.units import CLUSTER_SHIFT, CLUSTER_SLOTS, PAGE_SHIFT, PAGE_SIZE, TIERS_MAX
 from swapfs.vlayer.entry import HEAT_ONE, STATE_MASK, STATE_OF_WORD, STATES, TIER_STATE, is_legal
+from swapfs.vlayer.exports import Exports
+from swapfs.vlayer.stack import Stack
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -49,7 +51,8 @@ _EVENTS: Final = {
 }
 """What the access log says of a change, by its cause; of others it says nothing."""
 _UNUSED, _LIVE = range(2)
-"""Lists of clusters: without a table page, and with one in the order of the clock hand."""
+"""Lists of clusters: without a table page, and with one in the order of the clock hand; the latter
+of the first export, and others follow."""
 
 
 def table_reserve_bytes(clusters: int, pool_bytes: int) -> int:
@@ -61,7 +64,10 @@ def table_reserve_bytes(clusters: int, pool_bytes: int) -> int:
 class SwapTable:
     """The words of every slot of one region. Not thread safe: the layer's lock covers it."""
 
-    def __init__(self, region: Region, pool: Pool, log: Log | None = None) -> None:
+    def __init__(
+        self, region: Region, pool: Pool, log: Log | None = None, exports: Exports | None = None
+    ) -> None:
+        self.exports = Exports(region, Stack()) if exports is None else exports
         self._pool = pool
         self._log = log
         self._words = region.arena_words
@@ -74,12 +80,20 @@ class SwapTable:
         self.below = array("H", bytes(2 * self._clusters))
         """Of them, those whose blobs are in a tier below the pool."""
         self.counts = array("l", [0]) * _COUNTED
-        self._ring = ListHeads(self._clusters, 2)
+        self._ring = self._new_ring()
         self.update_reserve()
+
+    def _new_ring(self) -> ListHeads:
+        return ListHeads(self._clusters, _LIVE + len(self.exports))
+
+    def _live(self, cluster: int) -> int:
+        """Return the list in which *cluster* is while it has a table page."""
+        return _LIVE + self.exports.at(cluster << CLUSTER_SHIFT).index
 
     def tables(self) -> dict[str, Buffer]:
         """Return what ``_core.Writer`` keeps up to date, by its names; anew after a rebuild."""
-        return {"state_counts": self.counts, "occupied": self.occupied}
+        own = {"state_counts": self.counts, "occupied": self.occupied}
+        return {**own, **self.exports.tables()}
 
     # ---- words ----
 
@@ -138,6 +152,7 @@ class SwapTable:
         before, after = STATE_OF_WORD[old & STATE_MASK], STATE_OF_WORD[new & STATE_MASK]
         self.counts[before] -= 1
         self.counts[after] += 1
+        self.exports.change(slot, old, new)
         if (before > TIER_STATE) != (after > TIER_STATE):
             self.below[cluster] += 1 if after > TIER_STATE else -1
         if not old:
@@ -160,6 +175,10 @@ class SwapTable:
         if not self._directory[slot >> CLUSTER_SHIFT]:
             self._materialise(slot >> CLUSTER_SHIFT)
 
+    def missing_bytes(self, slot: int) -> int:
+        """Return what the table page takes that the cluster of *slot* has not yet; else 0."""
+        return 0 if self._directory[slot >> CLUSTER_SHIFT] else PAGE_SIZE
+
     def release_if_empty(self, slot: int) -> None:
         """Give the table page of the cluster of *slot* back if no slot of it is used."""
         cluster = slot >> CLUSTER_SHIFT
@@ -174,13 +193,15 @@ class SwapTable:
         self._arena[place : place + PAGE_SIZE] = bytes(PAGE_SIZE)
         page = (place >> PAGE_SHIFT) + 1
         self._directory[cluster] = page  # published only when it is zeroed (I3)
-        self._ring.move(cluster, _LIVE, last=True)
+        self._ring.move(cluster, self._live(cluster), last=True)
+        self.exports.change_table(cluster, 1)
         self.update_reserve()
         return page
 
     def _give_back(self, cluster: int, page: int) -> None:
         self._directory[cluster] = 0
         self._ring.move(cluster, _UNUSED)
+        self.exports.change_table(cluster, -1)
         self._pool.free_page((page - 1) << PAGE_SHIFT)
         self.update_reserve()
 
@@ -203,19 +224,20 @@ class SwapTable:
         self.update_reserve()
         return True
 
-    def oldest_cluster(self) -> int | None:
-        """Return the live cluster that the clock hand has not visited for longest."""
-        cluster = self._ring.first(_LIVE)
+    def oldest_cluster(self, export: int = 0) -> int | None:
+        """Return the live cluster of *export* that its clock hand has not visited for longest."""
+        cluster = self._ring.first(_LIVE + export)
         return cluster if cluster >= 0 else None
 
     def clusters(self) -> list[int]:
-        """Return the live clusters, in the ring's order."""
-        return self._ring.numbers(_LIVE, self._clusters)
+        """Return the live clusters, those of one export after the other, in their rings' order."""
+        numbers, rings = self._ring.numbers, range(_LIVE, _LIVE + len(self.exports))
+        return [cluster for ring in rings for cluster in numbers(ring, self._clusters)]
 
     def rotate(self, cluster: int) -> None:
         """Let the clock hand pass *cluster*; no harm if it has been given back."""
-        if self._ring.where(cluster) == _LIVE:
-            self._ring.move(cluster, _LIVE, last=True)
+        if self._ring.where(cluster) != _UNUSED:
+            self._ring.move(cluster, self._live(cluster), last=True)
 
     def live_between(self, first: int, last: int) -> list[int]:
         """Return the clusters from *first* to *last* that are live, in order.
@@ -232,7 +254,11 @@ class SwapTable:
     @property
     def live_clusters(self) -> int:
         """Clusters that have a table page."""
-        return self._ring.length(_LIVE)
+        return sum(map(self.live_clusters_of, range(len(self.exports))))
+
+    def live_clusters_of(self, export: int) -> int:
+        """Return how many of *export* have one."""
+        return self._ring.length(_LIVE + export)
 
     def state_counts(self) -> dict[str, int]:
         """Return the number of slots in each state of STATES."""
@@ -264,14 +290,15 @@ class SwapTable:
         Copies that were under way are forgotten; their slots keep the place they had.
         ``update_reserve`` must follow when the pool has been rebuilt too.
         """
-        directory, ring = self._directory, ListHeads(self._clusters, 2)
+        self.exports.begin_rebuild()
+        directory, ring = self._directory, self._new_ring()
         occupied, counts = array("H", bytes(2 * self._clusters)), array("l", [0]) * _COUNTED
         for cluster in compress(range(self._clusters), directory):
             index = (directory[cluster] - 1) << CLUSTER_SHIFT
             slots = count_states(self._arena, counts, STATE_OF_WORD, index)
             if slots:
                 occupied[cluster] = slots
-                ring.move(cluster, _LIVE, last=True)
+                ring.move(cluster, self._live(cluster), last=True)
             else:
                 directory[cluster] = 0  # the server died between two steps
         self._ring, self.occupied, self.counts = ring, occupied, counts

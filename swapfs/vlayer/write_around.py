@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EAGAIN, EIO, ENOSPC
 
-from swapfs.errors import TierFull
+from swapfs.errors import OverQuota, TierFull
 from swapfs.tiers.base import Room, Staged, Staging
 from swapfs.units import PAGE_SHIFT, PAGE_SIZE
 from swapfs.vlayer.blob_writer import BATCH_BYTES, BATCH_PAGES, BlobWriter
@@ -40,10 +40,21 @@ class _Part:
     room: Room
     staging: Staging
     stale: bool = False
+    over_quota: bool = False
 
 
 _Placed = tuple[Staged, int]
 """A blob, and the reference that it has now."""
+
+
+def _make_others_go(writeback: Writeback, wait_s: float) -> bool:
+    """Have pages go down that may use tiers which another may not; False: none does."""
+    moved: queue.SimpleQueue[int] = queue.SimpleQueue()
+    writeback.request(BATCH_PAGES, moved.put)
+    try:
+        return moved.get(timeout=wait_s) > 0
+    except queue.Empty:
+        return False
 
 
 def _recompress(writer: BlobWriter, part: _Part) -> bool:
@@ -80,7 +91,7 @@ class WriteAround:
         self._layer = layer
         self._writeback = writeback
         self._writer = writeback.writer
-        self._stack = layer.stack
+        self._exports = layer.exports
         self._progress = writeback.writer.progress
         self._clock_s = clock_s
         self._free: queue.SimpleQueue[Staging] = queue.SimpleQueue()
@@ -146,19 +157,26 @@ class WriteAround:
         """Have the first of *count* pages written as parts of *request*; return how many."""
         return self._pack(request, slot, pages, count, self._batch_now)
 
-    def wait_for_room(self, mark: Mark) -> bool:
+    def wait_for_room(self, mark: Mark, slot: int) -> bool:
         """Wait for something that may have made room since *mark*, when a look for some began.
 
-        False: the write is to be refused (I6). The look found the pool full, and tiers with
-        nothing under way that have no room even if they are cleaned; or the disks fail, or do
-        not answer.
+        False: the write to *slot* is to be refused (I6). The look found the pool full, and tiers
+        that its export may use with nothing under way that have no room even if they are cleaned;
+        or the disks fail, or do not answer. And what others have in the pool cannot go down.
         """
+        levels = self._exports.levels_at(slot)
+        return self._wait_for_levels(mark, levels) or (
+            len(levels) < len(self._layer.stack)
+            and _make_others_go(self._writeback, self._progress.wait_s)
+        )
+
+    def _wait_for_levels(self, mark: Mark, levels: Sequence[Level]) -> bool:
         progress = self._progress
-        if not self._writer.may_write(urgent=True):
+        if not self._writer.may_write(levels, urgent=True):
             return False
         now_s = self._clock_s()
         has_room = any(
-            level.may_take(now_s, urgent=True) and level.tier.has_room() for level in self._stack
+            level.may_take(now_s, urgent=True) and level.tier.has_room() for level in levels
         )
         if not progress.quiet_since(mark):  # asked last: cleaning hides what it is about to make
             return progress.wait(mark)
@@ -180,14 +198,14 @@ class WriteAround:
         take_batch: Callable[[], Staging | None],
     ) -> int:
         """Pack pages and hand them over; return how many found a batch and room."""
-        done = 0
-        while done < count and self._writer.may_write(urgent=True):
+        done, levels = 0, self._exports.levels_at(slot)
+        while done < count and self._writer.may_write(levels, urgent=True):
             staging = take_batch()
             if staging is None:
                 break
             try:
                 level, room = self._writer.reserve_first(
-                    min(count - done, BATCH_PAGES), urgent=True
+                    min(count - done, BATCH_PAGES), levels, urgent=True
                 )
             except BaseException as error:
                 self._free.put(staging)
@@ -261,11 +279,13 @@ class WriteAround:
 
     def _publish_all(self, part: _Part, refs: list[int]) -> int:
         deadline_s = self._clock_s() + self._progress.wait_s
-        late = self._publish(part, list(zip(part.staging.items, refs, strict=True)))
+        late = _publish(
+            *(self._layer, self._writer, part), list(zip(part.staging.items, refs, strict=True))
+        )
         try:
             while late and self._make_table_room(deadline_s):
                 again, late = late, []
-                late = self._publish(part, again)
+                late = _publish(self._layer, self._writer, part, again)
         finally:
             with self._layer.lock:
                 self._layer.counters.add("failed_write_no_room", len(late))
@@ -273,29 +293,7 @@ class WriteAround:
                     part.level.tier.release(item.slot, ref)
         if part.stale:
             return EAGAIN
-        return ENOSPC if late else 0
-
-    def _publish(self, part: _Part, items: list[_Placed]) -> list[_Placed]:
-        """Publish *items*; return those whose cluster found no page for its words."""
-        late: list[_Placed] = []
-        lock = self._layer.lock
-        with lock:
-            for number, (item, ref) in enumerate(items):
-                lock.resched()
-                try:
-                    if part.request.still():
-                        self._writer.publish(part.level, item, ref, "write_direct")
-                        self._layer.counters.add("write_direct_pages")
-                    else:
-                        part.level.tier.release(item.slot, ref)
-                        part.stale = True
-                except TierFull:
-                    late.append((item, ref))
-                except BaseException:  # a bug, or no memory
-                    rest = items[number:] + late
-                    self._writer.give_back(part.level, [i for i, _ in rest], [r for _, r in rest])
-                    raise
-        return late
+        return ENOSPC if late or part.over_quota else 0
 
     def _make_table_room(self, deadline_s: float) -> bool:
         """Have blobs moved together, or else down; False: neither gains, or time is up.
@@ -308,3 +306,38 @@ class WriteAround:
         if self._stalled.make_room(1):
             return True
         return self._writeback.wait_for_demotion(left_s)
+
+
+def _publish(
+    layer: VirtualSlotLayer, writer: BlobWriter, part: _Part, items: list[_Placed]
+) -> list[_Placed]:
+    """Publish *items* of *part*; return those whose cluster found no page for its words."""
+    late: list[_Placed] = []
+    lock = layer.lock
+    with lock:
+        for number, (item, ref) in enumerate(items):
+            lock.resched()
+            try:
+                if part.request.still():
+                    _require_quota(layer, part.level, item.slot, ref)
+                    writer.publish(part.level, item, ref, "write_direct")
+                    layer.counters.add("write_direct_pages")
+                else:
+                    part.level.tier.release(item.slot, ref)
+                    part.stale = True
+            except TierFull:
+                late.append((item, ref))
+            except OverQuota:
+                part.level.tier.release(item.slot, ref)
+                part.over_quota = True
+            except BaseException:  # a bug, or no memory
+                rest = items[number:] + late
+                writer.give_back(part.level, [i for i, _ in rest], [r for _, r in rest])
+                raise
+    return late
+
+
+def _require_quota(layer: VirtualSlotLayer, level: Level, slot: int, ref: int) -> None:
+    """Refuse what is written to *slot* if its export may have no more; moves are not asked."""
+    taken_bytes = level.tier.taken_bytes(ref) + layer.table.missing_bytes(slot)
+    layer.exports.require(slot, layer.table.get(slot), taken_bytes)

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from swapfs.region.layout import ZSPAGE_BYTES
@@ -26,6 +26,7 @@ from swapfs.vlayer.cleaning import Cleaner
 from swapfs.vlayer.compaction import Compactor
 from swapfs.vlayer.drains import Drains
 from swapfs.vlayer.entry import blob_codec, blob_length, is_raw
+from swapfs.vlayer.exports import Export
 from swapfs.vlayer.layer import VirtualSlotLayer
 from swapfs.vlayer.mover import Mover
 from swapfs.vlayer.progress import WAIT_S
@@ -37,6 +38,9 @@ _LOOK_AGAIN_S: Final = 1.0
 _NO_LIMIT: Final = 1 << 30
 _PAGES_WAITED_FOR: Final = 256
 """Demoted for one who waits: a short batch."""
+
+
+_Group = Sequence[Export]
 
 
 class Writeback:
@@ -239,16 +243,25 @@ class Writeback:
 
         0 when nothing is cold, there is no room, or writes fail and it is too early to try.
         """
-        return self.end_batch() if self.begin_batch(pages_max) else 0
-
-    def begin_batch(self, pages_max: int = _NO_LIMIT) -> bool:
-        """Copy one batch of cold blobs; False: none can go down now. Else ``end_batch`` follows."""
-        mover = self._mover
         self.chooser.hear()
-        if not any(map(mover.begin, self.chooser.targets(tuple(self._layer.stack)))):
+        for group in self.chooser.groups():
+            if self.begin_batch(pages_max, group) and (moved := self.end_batch()):
+                return moved
+        return 0
+
+    def begin_batch(self, pages_max: int = _NO_LIMIT, group: _Group | None = None) -> bool:
+        """Copy one batch of cold blobs; False: none can go down now. Else ``end_batch`` follows.
+
+        They are pages of *group*, whose exports may use the same tiers; None: of the first.
+        """
+        mover, chooser = self._mover, self.chooser
+        if group is None:
+            chooser.hear()
+            group = chooser.groups()[0]
+        if not any(map(mover.begin, chooser.targets(self._layer.exports.levels(group)))):
             return False
         try:
-            self._collect(pages_max)
+            _collect(self._layer, mover, self.chooser, group, pages_max)
         except BaseException:
             mover.abort()
             raise
@@ -270,22 +283,31 @@ class Writeback:
             counters.add("demoted_raw_pages", sum(is_raw(item.expected) for item in taken))
             counters.add("demoted_payload_bytes", sum(item.length for item in taken))
             counters.add("demoted_batches")
+            for item in taken:
+                self._layer.exports.at(item.slot).figures.add("demoted_pages")
         if taken and (tell := self._tell):
             tell(len(taken))
         return len(taken)
 
-    def _collect(self, pages_max: int) -> None:
-        """Copy what the policy offers, and mark the slots as moving."""
-        lock, mover, chooser = self._layer.lock, self._mover, self.chooser
-        with lock:
-            for slot, word in chooser.victims():
-                full = not mover.fits(blob_length(word))
-                if full or len(mover.items) >= pages_max:
-                    chooser.back(slot)
-                    return
-                mover.copy(slot, word, blob_codec(word), self._layer.blob(word))
-                lock.resched()
-
     def clean(self) -> int:
         """Clean the tiers where free space is short; return the slots moved."""
         return self._cleaner.run(lambda: not self._stop)
+
+
+def _collect(
+    layer: VirtualSlotLayer,
+    mover: Mover,
+    chooser: Chooser,
+    group: Sequence[Export],
+    pages_max: int,
+) -> None:
+    """Copy what the policy offers of *group*, and mark the slots as moving."""
+    lock = layer.lock
+    with lock:
+        for slot, word in chooser.victims(group):
+            full = not mover.fits(blob_length(word))
+            if full or len(mover.items) >= pages_max:
+                chooser.back(slot)
+                return
+            mover.copy(slot, word, blob_codec(word), layer.blob(word))
+            lock.resched()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from swapfs.region.export_rows import ExportRow
 from swapfs.region.layout import ZSPAGE_BYTES, Region
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
@@ -81,20 +82,20 @@ class Step:
 class History:
     """Operations on a swap file and on the model; those inside ``taped`` can be cut anywhere."""
 
+    exports: tuple[ExportRow, ...] = ()
+
     def __init__(self, *, tiers: int = 1, promote: bool = False) -> None:
         self.events: list[DiskEvent] = []
-        self.tiers = [
-            TapedTier(MemoryTier(SEGMENTS), number, self.events) for number in range(1, tiers + 1)
-        ]
-        self.promote = promote
+        self.tiers = [TapedTier(MemoryTier(SEGMENTS), n, self.events) for n in range(1, tiers + 1)]
+        self.promote, self.model = promote, SwapModel(SLOTS)
         self.harness = Harness(
             *(SLOTS, POOL_BYTES, self.tiers),
             promote=promote,
             recompress=promote,
             log_bytes=PAGE_SIZE,
+            exports=self.exports,
         )
         self.region = self.harness.region
-        self.model = SwapModel(SLOTS)
         self.steps: list[Step] = []
         self.tape: Tape
 
@@ -111,7 +112,8 @@ class History:
                 tier.tape = None
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Iterator[None]:
+        """Note what one operation stores."""
         if self.tiers[0].tape is None:
             yield
             return
@@ -123,13 +125,13 @@ class History:
 
     def store(self, slot: int, *pages: bytes) -> None:
         """Store pages in memory, as many as fit."""
-        with self._step("store"):
+        with self.step("store"):
             for index in range(self.harness.store(slot, *pages)):
                 self.model.write(slot + index, pages[index])
 
     def write_around(self, slot: int, *pages: bytes) -> None:
         """Write pages past the pool."""
-        with self._step("write around"):
+        with self.step("write around"):
             if self.harness.write_direct(slot, *pages) > 0:
                 for index, data in enumerate(pages):
                     self.model.write(slot + index, data)
@@ -137,7 +139,7 @@ class History:
     def patch(self, slot: int, start: int, data: bytes) -> None:
         """Overwrite a part of a page."""
         layer = self.harness.layer
-        with self._step("patch"):
+        with self.step("patch"):
             done = layer.patch(slot, start, data, bytearray(PAGE_SIZE))
             if done is None:
                 seen = layer.table.get(slot)
@@ -149,42 +151,42 @@ class History:
 
     def discard(self, slot: int, count: int = 1) -> None:
         """Empty slots."""
-        with self._step("discard"):
+        with self.step("discard"):
             self.harness.layer.discard_run(slot, count)
             self.model.discard(slot, count)
 
     def read(self, slot: int, count: int = 1) -> None:
         """Read slots; what is in the file comes back to the pool if this history promotes."""
-        with self._step("read"):
+        with self.step("read"):
             assert len(self.harness.load(slot, count)) == count * PAGE_SIZE
 
     def demote(self, pages: int) -> int:
         """Move cold blobs down."""
-        with self._step("demote"):
+        with self.step("demote"):
             return self.harness.down.demote(pages)
 
     def clean(self) -> int:
         """Move the blobs of sparse segments together."""
-        with self._step("clean"):
+        with self.step("clean"):
             return self.harness.down.clean()
 
     def drain(self, number: int) -> int:
         """Move all that is in a tier to others."""
-        with self._step("drain"):
+        with self.step("drain"):
             moved = self.harness.down.drains.drain(number).run().moved
         self.harness.stack[number].phase = Phase.ACTIVE
         return moved
 
     def sink(self, pages: int) -> int:
         """Move some of the first tier to the next."""
-        with self._step("sink"):
+        with self.step("sink"):
             return self.harness.down.drains.sink(1, pages).run().moved
 
     def waterfall(self) -> int:
         """Let what is cold in a tier that presses sink, as the server does in the background."""
         drains = self.harness.down.drains
         before = self.harness.counter("sunk_pages")
-        with self._step("waterfall"):
+        with self.step("waterfall"):
             self.harness.stack[1].presses = self.harness.stack[1].health.full = True
             while drains.step(lambda: True):
                 pass
@@ -193,7 +195,7 @@ class History:
     def resize(self, zspages: int) -> None:
         """Make the pool smaller or larger, and have the region say so."""
         layer, down = self.harness.layer, self.harness.down
-        with self._step("resize"):
+        with self.step("resize"):
             if zspages > layer.pool.zspages.limit:
                 grow(layer, zspages)
             else:
@@ -202,17 +204,17 @@ class History:
 
     def compact(self) -> bool:
         """Move the blobs of sparse zspages together."""
-        with self._step("compact"):
+        with self.step("compact"):
             return self.harness.stalled.compactor.make_room(1, look=False)
 
     def recompress(self) -> int:
         """Put what is cold into zstd, and what was read often back."""
-        with self._step("recompress"):
+        with self.step("recompress"):
             return self.harness.recompressor.walk()
 
     def crash(self) -> None:
         """Let another server take over, which may die over it too."""
-        with self._step("rebuild"):
+        with self.step("rebuild"):
             self.harness = _server_after(self.region, self.tiers, promote=self.promote)
 
 

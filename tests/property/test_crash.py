@@ -7,13 +7,16 @@ region is what the next server would find, and so is the medium of the file tier
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pytest
 
+from swapfs.errors import OverQuota
+from swapfs.region.export_rows import ExportRow
 from swapfs.testing.pages import KINDS, page
-from swapfs.units import CLUSTER_SLOTS
-from tests.property.crash import History, die_everywhere, names
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
+from tests.property.crash import SLOTS, History, die_everywhere, names
 
 RAW = [page("random", seed) for seed in range(40)]
 HEAP = [page("heap", seed) for seed in range(40)]
@@ -200,13 +203,16 @@ def test_a_pool_that_is_made_smaller_and_larger_is_of_one_size() -> None:
 
 
 def _random_operation(history: History, rng: random.Random) -> None:
-    slot = rng.choice([rng.randrange(70), CLUSTER_SLOTS - 3, 2 * CLUSTER_SLOTS])
+    slots = [rng.randrange(70), CLUSTER_SLOTS - 3, 2 * CLUSTER_SLOTS]
+    if history.exports:
+        slots = [cluster * CLUSTER_SLOTS + rng.randrange(40) for cluster in range(3)]
+    slot = rng.choice(slots)
     pages = [page(rng.choice(KINDS), rng.randrange(99)) for _ in range(rng.randrange(1, 5))]
     operations: list[tuple[int, Callable[[], object]]] = [
         (8, lambda: history.store(slot, *pages)),
         (3, lambda: history.write_around(slot, *pages)),
         (3, lambda: history.patch(slot, rng.randrange(4000), b"patch")),
-        (4, lambda: history.discard(slot, rng.choice([1, 4, CLUSTER_SLOTS]))),
+        (4, lambda: history.discard(slot, min(rng.choice([1, 4, CLUSTER_SLOTS]), SLOTS - slot))),
         (4, lambda: history.read(slot, len(pages))),
         (4, lambda: history.demote(rng.randrange(1, 9))),
         (2, history.clean),
@@ -229,6 +235,53 @@ def test_random_histories_may_end_anywhere(seed: int) -> None:
     rng = random.Random(seed)
     history = History(promote=bool(seed % 2))
     _fill(history)
+
+    def play(history: History) -> None:
+        for _ in range(24):
+            _random_operation(history, rng)
+
+    assert die_everywhere(history, play) > 50
+    assert len(names(history.steps)) > 3
+
+
+class ThreeExports(History):
+    """Of three swap files one has a quota, and two may use one of two tiers."""
+
+    exports = (
+        ExportRow("swap", 0, CLUSTER_SLOTS, tiers=0b010),
+        ExportRow("batch", CLUSTER_SLOTS, CLUSTER_SLOTS, 0, 24 * PAGE_SIZE),
+        ExportRow("rest", 2 * CLUSTER_SLOTS, CLUSTER_SLOTS, tiers=0b100),
+    )
+
+    def store(self, slot: int, *pages: bytes) -> None:
+        with self.step("store"):
+            with suppress(OverQuota):
+                self.harness.store(slot, *pages)
+            self._write_taken(slot, pages)
+
+    def write_around(self, slot: int, *pages: bytes) -> None:
+        with self.step("write around"):
+            self.harness.write_direct(slot, *pages)
+            self._write_taken(slot, pages)
+
+    def patch(self, slot: int, start: int, data: bytes) -> None:
+        with suppress(OverQuota):
+            super().patch(slot, start, data)
+
+    def _write_taken(self, slot: int, pages: Sequence[bytes]) -> None:
+        """Write to the model those of *pages* that were taken: a quota may be reached between."""
+        for at, data in enumerate(pages, slot):
+            if self.harness.load(at) == data:
+                self.model.write(at, data)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_several_exports_have_is_counted_anew_wherever_it_ends(seed: int) -> None:
+    """`Harness.check` counts what each has page by page, and so after each death."""
+    rng = random.Random(seed)
+    history = ThreeExports(tiers=2, promote=bool(seed % 2))
+    for cluster in range(3):
+        history.store(cluster * CLUSTER_SLOTS, *HEAP[:12], *RAW[:6], *TEXT[:4])
 
     def play(history: History) -> None:
         for _ in range(24):

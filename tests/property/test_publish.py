@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapfs.core._core import Writer
+from swapfs.errors import OverQuota
+from swapfs.region.export_rows import ExportRow
 from swapfs.testing.harness import Harness
 from swapfs.testing.memory import MemoryTier
 from swapfs.testing.pages import KINDS, page
-from swapfs.units import CLUSTER_SLOTS
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE
 from swapfs.vlayer import layer
 
 SLOTS = 3 * CLUSTER_SLOTS
@@ -32,11 +35,22 @@ histories_st = st.lists(
 )
 
 
-def _run(history: list[Any]) -> tuple[Harness, list[int]]:
-    harness, results = Harness(SLOTS, POOL_BYTES, MemoryTier(4)), []
+EXPORTS = (
+    ExportRow("swap", 0, CLUSTER_SLOTS - 2),
+    ExportRow("batch", CLUSTER_SLOTS, 2 * CLUSTER_SLOTS, quota_bytes=12 * PAGE_SIZE),
+)
+OVER_QUOTA = -1
+
+
+def _run(history: list[Any], exports: Sequence[ExportRow]) -> tuple[Harness, list[int]]:
+    harness = Harness(SLOTS, POOL_BYTES, MemoryTier(4), exports=exports)
+    results = []
     for kind, first, rest in history:
         if kind == "write":
-            results.append(harness.store(first, *(page(*which) for which in rest)))
+            try:
+                results.append(harness.store(first, *(page(*which) for which in rest)))
+            except OverQuota:
+                results.append(OVER_QUOTA)
         elif kind == "discard":
             results.append(harness.layer.discard_run(first, rest))
         elif kind == "demote":
@@ -57,16 +71,18 @@ def _state(harness: Harness) -> dict[str, Any]:
         "pool": pool.stats(),
         "lists": (pool.zspages.free, *(bytes(each) for each in pool.zspages.tables().values())),
         "table": (table.state_counts(), list(table.occupied), table.clusters()),
+        "exports": [bytes(each) for each in harness.layer.exports.tables().values()],
     }
 
 
+@pytest.mark.parametrize("exports", [(), EXPORTS], ids=["one export", "two, one with a quota"])
 @settings(deadline=None, max_examples=150)
-@given(histories_st)
-def test_the_same_books_as_page_by_page(history: list[Any]) -> None:
-    in_bulk, results = _run(history)
+@given(history=histories_st)
+def test_the_same_books_as_page_by_page(exports: tuple[ExportRow, ...], history: list[Any]) -> None:
+    in_bulk, results = _run(history, exports)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer, "Writer", lambda *_, **__: SimpleNamespace(publish=lambda *_: 0))
-        one_by_one, expected = _run(history)
+        one_by_one, expected = _run(history, exports)
     assert results == expected
     assert _state(in_bulk) == _state(one_by_one)
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from swapfs.errors import OverQuota
 from swapfs.policy import BUILT_IN, Policy, find
 from swapfs.policy.base import NOTHING_YET, Eyes, Facts
 from swapfs.policy.second_chance import SecondChance
+from swapfs.region.export_rows import ExportRow
 from swapfs.region.layout import ZSPAGE_BYTES
 from swapfs.testing.blobs import aligned
 from swapfs.testing.harness import Harness
@@ -35,7 +38,7 @@ from swapfs.testing.pages import KINDS, page
 from swapfs.tiers.base import Tier
 from swapfs.tiers.pool import RAW_CLASS
 from swapfs.tiers.sector_tier import SectorTier
-from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, MiB
+from swapfs.units import CLUSTER_SLOTS, PAGE_SIZE, TIERS_MAX, MiB
 from swapfs.vlayer import fetch
 from swapfs.vlayer.shrink import Shrink, grow
 from swapfs.vlayer.stack import Phase
@@ -46,6 +49,11 @@ ROOMY_BYTES, TINY_BYTES = 2 * MiB, 8 * 64 * 1024
 slots_st = st.one_of(
     st.integers(0, 24),
     st.integers(CLUSTER_SLOTS - 8, CLUSTER_SLOTS + 8),
+    st.builds(
+        lambda cluster, at: cluster * CLUSTER_SLOTS + at,
+        st.sampled_from([2, 4]),
+        st.integers(-8, 24),
+    ),
     st.integers(0, SLOTS - 1),
 )
 pages_st = st.builds(page, st.sampled_from(KINDS), st.integers(0, 30))
@@ -55,6 +63,16 @@ counts_st = st.integers(1, 80)
 SEVEN = "memory + blobs + memory + blobs + memory + blobs + memory"
 """With the pool as many as there may be."""
 STACKS = (*TIERS, SEVEN, "blobs", "memory + memory", "blobs + memory", "memory + blobs")
+
+
+EXPORTS = (
+    ExportRow("swap", 0, 2 * CLUSTER_SLOTS - 3, tiers=0b0001_1110),
+    ExportRow("batch", 2 * CLUSTER_SLOTS, 2 * CLUSTER_SLOTS, 0, 64 * PAGE_SIZE, 0b1110_0000),
+    ExportRow("rest", 4 * CLUSTER_SLOTS, 2 * CLUSTER_SLOTS),
+)
+"""One may use the first four tiers, one the other three and has a quota, one may use all."""
+RAW_BELOW_BYTES = 9 * 512
+"""What a page that does not compress takes on a disk."""
 
 
 class Slots(RuleBasedStateMachine):
@@ -68,6 +86,7 @@ class Slots(RuleBasedStateMachine):
     policy: type[Policy] = SecondChance
     log_bytes = 0
     prefetch = 0
+    exports: tuple[ExportRow, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +105,7 @@ class Slots(RuleBasedStateMachine):
             policy=self.policy,
             prefetch=self.prefetch,
             log_bytes=self.log_bytes,
+            exports=self.exports,
         )
 
     def make_opener(self) -> Callable[[int], list[Tier]]:
@@ -104,23 +124,32 @@ class Slots(RuleBasedStateMachine):
     def write(self, slot: int, kind: str, seed: int, count: int) -> None:
         for at in range(slot, min(slot + count, SLOTS)):
             data = page(kind, seed * 7 + at % 5)
+            before = self.harness.counter("failed_write_over_quota")
             result = self.harness.write(at, data)
             if result > 0:
                 self.model.write(at, data)
             else:
                 assert result == -ENOSPC
-                self.refused()
+                over_quota = self.harness.counter("failed_write_over_quota") > before
+                self.over_quota(at) if over_quota else self.refused(at)
 
-    def refused(self) -> None:
-        """A write is refused only if no tier has room (I6)."""
+    def over_quota(self, slot: int) -> None:
+        """Nothing is refused that is within the quota, with a page of the table."""
+        export = self.harness.layer.exports.at(slot)
+        most = export.physical_bytes + RAW_BELOW_BYTES + PAGE_SIZE
+        assert 0 < export.quota_bytes < most
+
+    def refused(self, slot: int) -> None:
+        """A write is refused only if no tier that it may go to has room (I6)."""
         states = self.harness.layer.table.state_counts()
         # One zspage for the tables, one to compact with, and a place for the new page.
         zspages = self.harness.layer.pool.zspages.limit - 2
         held = states["raw"] + states["compressed"] + states["recompressed"]
         assert held >= zspages * 16 - 1
         if self.harness.tier is not None:
-            in_file = self.harness.layer.table.state_counts()["file"]
-            assert in_file >= sum(level.tier.guaranteed_pages() for level in self.harness.stack)
+            levels = self.harness.layer.exports.levels_at(slot)
+            there = sum(self.harness.layer.table.slots_in(level.number) for level in levels)
+            assert there >= sum(level.tier.guaranteed_pages() for level in levels)
 
     @rule(slot=slots_st, count=counts_st)
     def read(self, slot: int, count: int) -> None:
@@ -136,6 +165,10 @@ class Slots(RuleBasedStateMachine):
     @rule(slot=slots_st, start=st.integers(0, 4095), data=st.binary(min_size=1, max_size=600))
     def patch(self, slot: int, start: int, data: bytes) -> None:
         data = data[: 4096 - start]
+        with suppress(OverQuota):  # then the page is as it was
+            self._patch(slot, start, data)
+
+    def _patch(self, slot: int, start: int, data: bytes) -> None:
         layer = self.harness.layer
         done = layer.patch(slot, start, data, bytearray(4096))
         if done is None:
@@ -262,6 +295,9 @@ class Slots(RuleBasedStateMachine):
     def region_is_sound(self) -> None:
         if hasattr(self, "harness"):
             self.harness.check()
+            for export in self.harness.layer.exports:
+                for number in range(1, TIERS_MAX):
+                    assert export.may_use(number) or not export.bytes_in(number)
             for level in self.harness.stack:
                 if isinstance(level.tier, SectorTier) and isinstance(
                     level.tier.sectors, MemoryTier
@@ -284,20 +320,29 @@ class Slots(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
+ONE_EXPORT = (
+    (ROOMY_BYTES, 0, False, "", True),
+    (TINY_BYTES, 0, False, "", True),
+    (ROOMY_BYTES, 8, True, "memory", True),
+    (TINY_BYTES, 4, True, "blobs + memory", True),
+    (ROOMY_BYTES, 0, False, "", False),
+    (TINY_BYTES, 0, False, "", False),
+    (ROOMY_BYTES, 8, False, "memory", False),
+    (TINY_BYTES, 8, True, "memory", False),
+    (ROOMY_BYTES, 8, True, "memory", False),
+    *((TINY_BYTES, 4, False, tiers, False) for tiers in STACKS),
+    (TINY_BYTES, 4, True, "memory + blobs + memory", False),
+)
+
+
 @pytest.mark.parametrize(
-    ("pool_bytes", "segments", "promote", "tiers", "recompress"),
+    ("pool_bytes", "segments", "promote", "tiers", "recompress", "exports"),
     [
-        (ROOMY_BYTES, 0, False, "", True),
-        (TINY_BYTES, 0, False, "", True),
-        (ROOMY_BYTES, 8, True, "memory", True),
-        (TINY_BYTES, 4, True, "blobs + memory", True),
-        (ROOMY_BYTES, 0, False, "", False),
-        (TINY_BYTES, 0, False, "", False),
-        (ROOMY_BYTES, 8, False, "memory", False),
-        (TINY_BYTES, 8, True, "memory", False),
-        (ROOMY_BYTES, 8, True, "memory", False),
-        *((TINY_BYTES, 4, False, tiers, False) for tiers in STACKS),
-        (TINY_BYTES, 4, True, "memory + blobs + memory", False),
+        *((*row, ()) for row in ONE_EXPORT),
+        (TINY_BYTES, 4, False, SEVEN, False, EXPORTS),
+        (TINY_BYTES, 4, True, SEVEN, True, EXPORTS),
+        (ROOMY_BYTES, 4, True, SEVEN, True, EXPORTS),
+        (TINY_BYTES, 0, False, "", True, EXPORTS),
     ],
     ids=[
         "zstd",
@@ -311,10 +356,19 @@ class Slots(RuleBasedStateMachine):
         "promote",
         *STACKS,
         "three",
+        "8 tiers x 3 exports",
+        "8 tiers x 3 exports, zstd + promote",
+        "8 tiers x 3 exports, roomy",
+        "pool x 3 exports",
     ],
 )
 def test_slots_behave_like_a_dict_of_pages(
-    pool_bytes: int, segments: int, promote: bool, tiers: str, recompress: bool
+    pool_bytes: int,
+    segments: int,
+    promote: bool,
+    tiers: str,
+    recompress: bool,
+    exports: tuple[ExportRow, ...],
 ) -> None:
     attributes: dict[str, Any] = {
         "pool_bytes": pool_bytes,
@@ -322,6 +376,7 @@ def test_slots_behave_like_a_dict_of_pages(
         "promote": promote,
         "tiers": tiers,
         "recompress": recompress,
+        "exports": exports,
     }
     machine = type("Configured", (Slots,), attributes)
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

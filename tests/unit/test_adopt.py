@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swapfs.command import adopt
+from swapfs.command import adopt, stale
 from swapfs.config.model import Config
 from swapfs.errors import OperationError
 from swapfs.host import swap
@@ -32,7 +32,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr(adopt, "daemon_lives", lambda *_: True)
     monkeypatch.setattr(adopt, "was_born", lambda pid, _: (tmp_path / f"proc/{pid}").exists())
     device = LoopDevice(LOOP, f"{run}/swapfs/mnt/swap", False, True, 4096, 4096)
-    monkeypatch.setattr(adopt, "loops_of", lambda *_: [device])
+    monkeypatch.setattr(stale, "loops_of", lambda *_: [device])
     area = SwapEntry(str(LOOP), "partition", 4096, 0, 100, False)
     monkeypatch.setattr(swap, "find", lambda _: area)
     return Config(
@@ -46,12 +46,12 @@ def put(root: Path, pid: int, cgroup: str) -> None:
 
 
 def test_what_runs_in_the_unit_is_taken_over(tmp_path: Path, config: Config) -> None:
-    assert adopt.running(config, tmp_path) == LOOP
+    assert adopt.running(config, tmp_path) == [LOOP]
 
 
 def test_so_is_a_server_whose_monitor_is_dead(tmp_path: Path, config: Config) -> None:
     put(tmp_path, MONITOR, SESSION)  # the number is another's now
-    assert adopt.running(config, tmp_path) == LOOP
+    assert adopt.running(config, tmp_path) == [LOOP]
 
 
 def test_what_runs_in_a_session_is_refused(tmp_path: Path, config: Config) -> None:
@@ -63,18 +63,18 @@ def test_what_runs_in_a_session_is_refused(tmp_path: Path, config: Config) -> No
 
 def test_without_systemd_nothing_is_taken_over(tmp_path: Path, config: Config) -> None:
     put(tmp_path, os.getpid(), SESSION)
-    assert adopt.running(config, tmp_path) is None
+    assert adopt.running(config, tmp_path) == []
 
 
 def test_one_without_swap_is_left_to_up(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(swap, "find", lambda _: None)
-    assert adopt.running(config, tmp_path) is None
+    assert adopt.running(config, tmp_path) == []
 
 
 def test_the_dead_are_left_to_up(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adopt, "daemon_lives", lambda *_: False)
-    assert adopt.running(config, tmp_path) is None
+    assert adopt.running(config, tmp_path) == []

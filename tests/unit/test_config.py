@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swapfs.config.backing import FileTierConfig
+from swapfs.config.exports import ExportConfig
 from swapfs.config.model import Config, check_room, describe, load
 from swapfs.config.option import Option, Section, as_size, check_keys, fields, settle, shown
 from swapfs.config.options import BY_KEY, DEFAULTS, OPTIONS
@@ -23,6 +24,7 @@ from swapfs.config.values import exact_size, parse_name, parse_size
 from swapfs.errors import ConfigError
 from swapfs.host import syscalls
 from swapfs.units import GiB, MiB, TiB
+from swapfs.vlayer.capacity import geometry_for, require_room
 from swapfs.wire import control, state_file
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -461,7 +463,10 @@ def test_every_field_of_a_config_is_an_option_and_every_option_a_field(tmp_path:
     in_table = [option.field for option in OPTIONS]
     assert len(set(in_table)) == len(in_table)
     described = {name for name in in_table if "." not in name}
-    assert described == {field.name for field in dataclasses.fields(Config)} - {"tiers"}
+    assert described == {field.name for field in dataclasses.fields(Config)} - {
+        "tiers",
+        "described",
+    }
     for option in OPTIONS:
         value = option.value_in(config)
         assert value is not None or option.key == "min-free", f"{option.key}: no {option.field}"
@@ -602,3 +607,125 @@ def test_tiers_are_no_more_than_a_word_can_name(tmp_path: Path, root: Path) -> N
         load({}, _tiers(tmp_path, text(7)), root)
     with pytest.raises(ConfigError, match="list of tables"):
         load({}, _tiers(tmp_path, "tier = 5\n" + text(0)), root)
+
+
+# tables of exports
+
+EXPORTS = """
+size = "64M"
+pool = "16M"
+priority = 50
+file = "{folder}/a:64M"
+
+[[tier]]
+name = "slow"
+path = "{folder}/c"
+size = "64M"
+
+[[export]]
+name = "swap"
+quota = "40M"
+
+[[export]]
+name = "batch"
+size = "6M"
+tiers = ["slow"]
+quota = "8M"
+
+[[export]]
+name = "rest"
+size = 4096000
+priority = 7
+tiers = []
+"""
+
+
+def test_tables_of_exports_describe_the_swap_files_and_read_back(
+    tmp_path: Path, root: Path
+) -> None:
+    config = load({"overcommit": 3}, _tiers(tmp_path, EXPORTS), root)
+    main, batch, rest = config.exports
+    assert main == ExportConfig(name="swap", size_bytes=64 * MiB, priority=50, quota_bytes=40 * MiB)
+    assert (batch.priority, batch.tiers, batch.quota_bytes) == (50, ("slow",), 8 * MiB)
+    assert (rest.priority, rest.tiers, rest.quota_bytes) == (7, (), 0)
+    assert config.virtual_bytes == 70 * MiB + 4096000
+    assert config.span_bytes == 70 * MiB + 4096000, "the last is not made whole clusters"
+    again = tmp_path / "again.toml"
+    again.write_text(describe(config))
+    assert load({}, again, root) == config
+    assert load(json.loads(describe(config, as_json=True)), None, root) == config
+
+
+def test_without_a_table_there_is_one_file(tmp_path: Path, root: Path) -> None:
+    config = load({}, _tiers(tmp_path), root)
+    assert config.described == ()
+    (only,) = config.exports
+    assert only == ExportConfig(name="swap", size_bytes=64 * MiB, priority=config.priority)
+    assert config.span_bytes == config.virtual_bytes == config.size_bytes
+    assert "[[export]]" not in describe(config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"batch"', '"rest"', "export 3: name: another export is called rest too"),
+        ('"batch"', '"a/b"', "export 2: name: "),
+        ('name = "batch"\n', "", "export 2: name is missing"),
+        ('size = "6M"\n', "", "export 2: size is missing: how large is batch?"),
+        ('size = "6M"', 'size = "6"', "export 2: size: "),
+        ('quota = "40M"', 'size = "40M"', "export 1: size: that of swap is the option size"),
+        ('quota = "40M"', "priority = 1", "export 1: priority: that of swap is the option"),
+        ('quota = "8M"', 'quota = "1M"', "export 2: quota: 1M is too small (least: 2M), or none"),
+        ('["slow"]', '["slwo"]', "export 2: tiers: there is no tier slwo (there is: file, slow)"),
+        ('["slow"]', '"slow"', "export 2: tiers: is neither a list"),
+        ('["slow"]', "[3]", "export 2: tiers: "),
+        ("priority = 7", "priority = -1", "export 3: priority: "),
+        ("quota =", "qouta =", "qouta: unknown key (did you mean quota?)"),
+        ("[[export]]", "[export]", "Cannot declare"),
+    ],
+)
+def test_a_bad_table_of_an_export_has_one_line(
+    tmp_path: Path, root: Path, old: str, new: str, expected: str
+) -> None:
+    assert old in EXPORTS
+    with pytest.raises(ConfigError) as caught:
+        load({}, _tiers(tmp_path, EXPORTS.replace(old, new)), root)
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_exports_are_no_more_than_there_are_rows(tmp_path: Path, root: Path) -> None:
+    more = "".join(f'[[export]]\nname = "e{n}"\nsize = "1M"\n' for n in range(5))
+    assert len(load({}, _tiers(tmp_path, EXPORTS + more), root).exports) == 8
+    more += '[[export]]\nname = "e5"\nsize = "1M"\n'
+    with pytest.raises(ConfigError, match="9 exports are too many"):
+        load({}, _tiers(tmp_path, EXPORTS + more), root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "the quota of swap holds 35.4M of incompressible pages, and its size is 64M"),
+        ({'quota = "40M"': ""}, None),
+        ({'quota = "40M"': "", '"6M"': '"70M"', 'quota = "8M"': ""}, "70M of batch is more than"),
+        ({'quota = "40M"': "", "4096000": '"16M"'}, "16M of rest is more than the guaranteed"),
+        ({'quota = "40M"': "", '"64M"\npool': '"128M"\npool'}, "is more than the guaranteed room"),
+    ],
+)
+def test_each_page_of_each_file_has_a_place(
+    tmp_path: Path, root: Path, changes: dict[str, str], expected: str | None
+) -> None:
+    text = EXPORTS
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    config = load({}, _tiers(tmp_path, text), root)
+    geometry = geometry_for(config.span_bytes, config.pool_bytes)
+    if expected is None:
+        require_room(config, geometry)
+        return
+    with pytest.raises(ConfigError) as caught:
+        require_room(config, geometry)
+    assert expected in str(caught.value)
+    assert "take the risk of refused writes with --overcommit" in str(caught.value)
+    require_room(dataclasses.replace(config, overcommit=8.0), geometry)

@@ -35,7 +35,7 @@ def bugs() -> Bugs:
 
 @pytest.fixture
 def names(bugs: Bugs) -> Namespace:
-    return Namespace(SIZE, bugs)
+    return Namespace([("swap", SIZE)], bugs)
 
 
 class Fields:
@@ -111,6 +111,27 @@ async def test_readdir(names: Namespace, monkeypatch: pytest.MonkeyPatch) -> Non
     assert said == [(b"swap", 1)]
 
 
+async def test_several_files(bugs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Namespace([("swap", SIZE), ("batch", 2 * SIZE)], bugs)
+    found = await names.lookup(ROOT, b"batch", CTX)
+    assert (found.st_ino, found.st_size) == (SWAP_INODE + 1, 2 * SIZE)
+    assert (await names.getattr(SWAP_INODE + 1, CTX)).st_size == 2 * SIZE
+    assert (await names.open(SWAP_INODE + 1, os.O_RDWR, CTX)).fh == SWAP_INODE + 1
+    assert await errno_of(names.getattr(SWAP_INODE + 2, CTX)) == errno.ENOENT
+    assert (await names.statfs(CTX)).f_blocks == 3 * SIZE // 4096
+    said: list[tuple[bytes, int]] = []
+
+    def reply(token: object, name: bytes, attr: Any, next_id: int) -> bool:
+        said.append((name, next_id))
+        return len(said) != 2  # the second does not fit
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    await names.readdir(ROOT, 0, None)
+    await names.readdir(ROOT, 1, None)
+    await names.readdir(ROOT, 2, None)
+    assert said == [(b"swap", 1), (b"batch", 2), (b"batch", 2)]
+
+
 async def test_statfs(names: Namespace) -> None:
     found = await names.statfs(CTX)
     assert (found.f_bsize, found.f_blocks) == (4096, SIZE // 4096)
@@ -155,7 +176,7 @@ async def test_a_bug_is_eio_logged_and_counted(
 
     monkeypatch.setattr(pyfuse3, "StatvfsData", bug)
     with caplog.at_level(logging.ERROR):
-        assert await errno_of(Namespace(SIZE, bugs).statfs(CTX)) == errno.EIO
+        assert await errno_of(Namespace([("swap", SIZE)], bugs).statfs(CTX)) == errno.EIO
     assert "ZeroDivisionError: planted" in caplog.text
     assert bugs.count == 1
 

@@ -372,7 +372,7 @@ def loop_device(*, direct_io: bool = True, discard_bytes_max: int = 4096) -> Loo
 def test_the_loop_device_is_looked_at_each_time(
     kind: type[LoopDeviceGuard], wrong: LoopDevice, what: str
 ) -> None:
-    found = iter([None, loop_device(), wrong])
+    found = iter([[], [loop_device()], [wrong]])
     guards = Guards(unsafe=False)
     guards.set(kind(lambda: next(found)))
     assert only(guards) == Finding(kind.name, True, True, "no loop device is attached")
@@ -477,7 +477,7 @@ def test_a_guard_that_is_set_again_takes_the_place_of_the_first() -> None:
 
 def test_require_names_every_broken_guard_with_its_cure() -> None:
     guards = Guards(unsafe=False)
-    guards.set(DirectIo(lambda: loop_device(direct_io=False)))
+    guards.set(DirectIo(lambda: [loop_device(direct_io=False)]))
     guards.set(Probe("other", (False, "it is 0")))
     guards.set(Probe("wanted", (False, "no matter"), required=False))
     with pytest.raises(GuardError) as caught:

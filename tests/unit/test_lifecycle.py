@@ -164,7 +164,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_up_then_down(machine: Machine, tmp_path: Path) -> None:
-    assert lifecycle.up(machine.config) == LOOP
+    assert lifecycle.up(machine.config) == [LOOP]
     assert reserve_kib(tmp_path) == 16384
     assert machine.state == (True, True, True)
     done = lifecycle.down("one", machine.config.runtime_dir)
@@ -312,7 +312,7 @@ def running(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machi
 def test_up_turns_swap_on_again(running: Machine, tmp_path: Path, attached: bool) -> None:
     running.swap_priority, running.loop = None, attached
     (tmp_path / "proc/sys/vm/min_free_kbytes").write_text("1024\n")
-    assert lifecycle.up(running.config) == LOOP
+    assert lifecycle.up(running.config) == [LOOP]
     assert running.log == [*([] if attached else ["attach"]), "mkswap", "swapon"]
     assert running.state == (True, True, True)
     assert reserve_kib(tmp_path) == 16384

@@ -102,9 +102,9 @@ def test_up_gets_its_values(
 ) -> None:
     seen: list[Config] = []
 
-    def up(config: Config) -> Path:
+    def up(config: Config) -> list[Path]:
         seen.append(config)
-        return Path("/dev/loop7")
+        return [Path("/dev/loop7")]
 
     monkeypatch.setattr(lifecycle, "up", up)
     argv = ["up", *SIZES, "--name", "a", "--mountpoint", str(tmp_path), "--file"]
@@ -146,7 +146,7 @@ def test_mount(
 def test_failed_operation_is_one_line_and_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    def up(config: Config) -> Path:
+    def up(config: Config) -> list[Path]:
         error = kind("losetup: no\ndevice")
         error.add_note("and undoing it stopped at unmount: busy")
         raise error
@@ -159,7 +159,7 @@ def test_failed_operation_is_one_line_and_1(
 def test_interrupt_is_one_line_and_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def up(config: Config) -> Path:
+    def up(config: Config) -> list[Path]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lifecycle, "up", up)
@@ -168,7 +168,7 @@ def test_interrupt_is_one_line_and_1(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def up(config: Config) -> Path:
+    def up(config: Config) -> list[Path]:
         raise ZeroDivisionError
 
     monkeypatch.setattr(lifecycle, "up", up)

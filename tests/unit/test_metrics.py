@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from swapfs.errors import AddressAbsent, OperationError
 from swapfs.region.counters import COUNTERS
+from swapfs.region.export_rows import FIGURES as EXPORT_COUNTERS
 from swapfs.region.stack_rows import COUNTERS as TIER_COUNTERS
 from swapfs.server import http_server, metrics
 from swapfs.server.http_server import HttpServer
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
 
 BOUNDS_S = (1e-05, 0.0001, 0.001, 1.0)
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+EXPORT: dict[str, Any] = {
+    "name": "swap",
+    "size_bytes": 1 << 30,
+    "priority": 100,
+    "quota_bytes": 1 << 28,
+    "slots": 80,
+    "payload_bytes": 8081,
+    "physical_bytes": 8082,
+    "pool_bytes": 8083,
+    "counters": {name: 84 + index for index, name in enumerate(EXPORT_COUNTERS)},
+    "swap": {"device": "/dev/loop0", "used_bytes": 4099, "priority": 100},
+}
 
 
 def make_snapshot() -> dict[str, Any]:
@@ -99,6 +114,7 @@ def make_snapshot() -> dict[str, Any]:
         "kernel": {"fuse_minor": 45, "resend": True},
         "swap": {"device": "/dev/loop0", "size_bytes": 4097, "used_bytes": 4098, "priority": 100},
         "loop": "/dev/loop0",
+        "exports": [EXPORT],
     }
 
 

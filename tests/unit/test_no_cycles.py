@@ -484,7 +484,7 @@ async def test_requests_of_the_namespace(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(pyfuse3, "StatvfsData", bug)
-    names = fs.Namespace(1 << 20, lambda: None)
+    names = fs.Namespace([("swap", 1 << 20)], lambda: None)
 
     async def fail() -> None:
         for call in (names.lookup(1, b"nobody"), names.statfs(None), names.unlink(1, b"swap")):

@@ -26,6 +26,8 @@ from swapfs.session import Request, Ticket, pyfuse3
 
 PAGE = 4096
 INODE = 2
+FILES = [(0, 1 << 60), (1 << 60, 5 * 4096), (1 << 61, 4096)]
+END = (1 << 61) + 4096
 READ, WRITE, GETATTR, FALLOCATE = 15, 16, 3, 43
 _IN = struct.Struct("=IIQQIIIHH")
 _OUT = struct.Struct("=IiQ")
@@ -57,6 +59,7 @@ class Kernel:
         try:
             session.run(
                 INODE,
+                FILES,
                 lambda *arguments: self.handlers["read"](*arguments),
                 lambda *arguments: self.handlers["write"](*arguments),
                 lambda *arguments: self.handlers["fallocate"](*arguments),
@@ -91,8 +94,8 @@ class Kernel:
         assert length == len(message)
         return unique, error, message[_OUT.size :]
 
-    def ask(self, opcode: int, body: bytes) -> tuple[int, bytes]:
-        unique = self.send(opcode, body)
+    def ask(self, opcode: int, body: bytes, inode: int = INODE) -> tuple[int, bytes]:
+        unique = self.send(opcode, body, inode)
         whose, error, payload = self.answer()
         assert whose == unique
         return error, payload
@@ -157,6 +160,47 @@ def test_handlers_get_what_the_kernel_asked_for(kernel: Kernel) -> None:
         ("fallocate", 3, 1 << 33, PAGE),
     ]
     assert session.counts()["data"] == before + 3
+
+
+def test_a_request_to_another_file_is_one_of_its_place(kernel: Kernel) -> None:
+    """Nothing reaches into the next file, whatever is asked."""
+    asked: list[tuple[int, int]] = []
+
+    def note(offset: int, size: int) -> int:
+        asked.append((offset, size))
+        return 0
+
+    kernel.handlers = {
+        "read": lambda _, offset, size: note(offset, size),
+        "write": lambda _, offset, size: note(offset, size),
+        "fallocate": lambda _, mode, offset, length: note(offset, length),
+    }
+    second, base, size = INODE + 1, 1 << 60, 5 * PAGE
+    reads = [
+        ((0, PAGE), (base, PAGE)),
+        ((4 * PAGE, PAGE), (base + 4 * PAGE, PAGE)),
+        ((4 * PAGE, 2 * PAGE), (base + 4 * PAGE, PAGE)),
+        ((size - 1, PAGE), (base + size - 1, 1)),
+        ((size, PAGE), (END, PAGE)),
+        (((1 << 64) - 1, PAGE), (END, PAGE)),
+    ]
+    for (offset, length), _ in reads:
+        kernel.ask(READ, _MOVE.pack(0, offset, length, 0, 0, 0, 0), inode=second)
+    assert asked == [expected for _, expected in reads]
+    asked.clear()
+    kernel.ask(WRITE, _MOVE.pack(0, size - 4, 8, 0, 0, 0, 0) + bytes(8), inode=second)
+    kernel.ask(FALLOCATE, _FALLOCATE.pack(0, PAGE, (1 << 64) - 1, 3, 0), inode=second)
+    kernel.ask(FALLOCATE, _FALLOCATE.pack(0, size, PAGE, 3, 0), inode=second)
+    kernel.ask(READ, _MOVE.pack(0, 0, PAGE, 0, 0, 0, 0), inode=INODE + 2)
+    assert asked == [
+        (base + size - 4, 4),
+        (base + PAGE, 4 * PAGE),
+        (END, PAGE),
+        (1 << 61, PAGE),
+    ]
+    before = session.counts()["namespace"]
+    kernel.send(READ, _MOVE.pack(0, 0, PAGE, 0, 0, 0, 0), inode=INODE + 3)
+    kernel.wait_for(lambda: session.counts()["namespace"] == before + 1)
 
 
 def test_an_errno_value_is_the_answer(kernel: Kernel) -> None:
@@ -356,7 +400,7 @@ def test_no_failure_leaves_anything_behind(kernel: Kernel) -> None:
 
 def test_only_one_loop_runs(kernel: Kernel) -> None:
     with pytest.raises(RuntimeError, match="already runs"):
-        session.run(INODE, _never, _never, _never, _never)
+        session.run(INODE, FILES, _never, _never, _never, _never)
 
 
 def _never(*_: Any) -> None:

@@ -89,8 +89,8 @@ def test_a_mount_without_its_daemon_is_a_ghost(root: Path) -> None:
 
 
 def instance(*, alive: bool, sequence: int | None = None) -> Remembered:
-    attachment = ("/dev/loop7", sequence) if sequence else None
-    return Remembered("x", alive, Path("/run/live"), os.makedev(0, 9), attachment)
+    attachments = frozenset([("/dev/loop7", sequence)] if sequence else [])
+    return Remembered("x", alive, Path("/run/live"), os.makedev(0, 9), attachments)
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -183,7 +183,7 @@ class TestStandstill:
 class TestSight:
     def sight(self, root: Path, *devices: LoopDevice | None) -> Sight:
         """Return one that finds *devices* one after the other, and then the last for ever."""
-        left = list(devices)
+        left = [[each] if each else [] for each in devices]
         found = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
         return Sight(found, lambda: (7, 1, 5), root)
 

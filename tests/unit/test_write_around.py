@@ -257,7 +257,7 @@ def test_cleaning_that_begins_during_the_last_look_is_waited_for(
 
     monkeypatch.setattr(memory, "end_cleaning", held_end)
     monkeypatch.setattr(memory, "has_room", begins_meanwhile)
-    assert harness.direct.wait_for_room(harness.direct.mark())
+    assert harness.direct.wait_for_room(harness.direct.mark(), 0)
     cleaner.join(30)
     harness.check()
     harness.region.close()

@@ -124,6 +124,10 @@ class Pool:
             self._table_bytes += PAGE_SIZE
         return place
 
+    def bytes_for(self, size: int) -> int:
+        """Return what a place for *size* bytes takes, of the class that is asked first."""
+        return SIZES[_class_for(size)]
+
     def free(self, place: int, size: int) -> None:
         """Take back the place of a blob of *size* bytes."""
         self._payload[0] -= size

@@ -26,6 +26,7 @@ class PoolRebuild:
         self._zspages = Zspages(region)
         self._zspages.free.clear()
         self._payload, self._table_bytes = array("l", [0]), 0
+        self._taken = array("l", [0])
         self._marker = Marker(
             arena=region.arena,
             classes=region.classes,
@@ -33,7 +34,18 @@ class PoolRebuild:
             used=self._zspages.used,
             objects=self._zspages.objects,
             payload=self._payload,
+            taken=self._taken,
         )
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the blobs so far."""
+        return self._payload[0]
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of the objects in which they are."""
+        return self._taken[0]
 
     def mark(self, place: int, size: int) -> None:
         """Declare *place* in use by a blob of *size* bytes."""

@@ -25,6 +25,8 @@ BETTER_BYTES: Final = 16 * MiB
 """So much more room there must be after a swapoff that was killed; less is chance."""
 REFUSALS_MAX: Final = 600
 """After so many, a second each, it is not another swapoff of a full area that is slow to begin."""
+STARVED_MAX: Final = 10
+"""So many tries, a second each, may bring nothing back: who is killed for room is gone by then."""
 CURES: Final = "end something, add another swap area, or go on regardless with --force"
 
 
@@ -36,6 +38,7 @@ def turn_off(device: Path, killed_note: Path, *, force: bool = False) -> bool:
     :raises OperationError: no room, or swapoff failed; swap is still on
     """
     kills, refusals, was_on = proc.oom_kills(), 0, False
+    hunger = _Hunger()
     while (area := swap.find(device)) is not None:
         was_on = True
         if not swap.is_leaving(area, swap.entries()):
@@ -43,14 +46,38 @@ def turn_off(device: Path, killed_note: Path, *, force: bool = False) -> bool:
                 raise OperationError(_after_kill(device, "another swapoff seems to have been"))
             if not force:
                 _require_room(area, killed_note)
-            if _swapoff(device, area, killed_note):
-                break
-            refusals += 1
+            try:
+                if _swapoff(device, area, killed_note):
+                    break
+                refusals += 1
+            except swap.NoMemory as error:
+                hunger.note(device, area, error)
             if refusals > REFUSALS_MAX:
                 raise OperationError(f"swapoff {device}: the kernel says it is no swap area")
         swap.wait_for_change(device, LOOK_AGAIN_S)
     killed_note.unlink(missing_ok=True)
     return was_on
+
+
+class _Hunger:
+    """Tries of swapoff that found no memory for a page: they are worth it while pages come back."""
+
+    def __init__(self) -> None:
+        self._least_bytes, self._tries = 0, 0
+
+    def note(self, device: Path, area: SwapEntry, error: swap.NoMemory) -> None:
+        """Count one that began with *area*.
+
+        :raises OperationError: the last of them brought nothing back
+        """
+        if not self._tries or area.used_bytes < self._least_bytes:
+            self._least_bytes, self._tries = area.used_bytes, 0
+        self._tries += 1
+        if self._tries > STARVED_MAX:
+            raise OperationError(
+                f"swapoff {device}: no memory for what comes back ({error}): raise the memory.max"
+                " of the group that is at it (the kernel's log has its name), or end who is in it"
+            ) from error
 
 
 def _swapoff(device: Path, area: SwapEntry, killed_note: Path) -> bool:

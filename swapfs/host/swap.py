@@ -32,6 +32,13 @@ class OomKilled(OperationError):
     """A swapoff was ended by the OOM killer, which takes that process first; swap is on again."""
 
 
+class NoMemory(OperationError):
+    """A swapoff ended as a page had no memory to come back to; swap is on again, with less used.
+
+    So it is where the cgroup of its owner is at its limit and all in it that could be killed were.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class SwapEntry:
     """One line of /proc/swaps. *used_bytes* and *size_bytes* are what the kernel counts."""
@@ -126,6 +133,7 @@ def swapoff(device: Path, root: Path = ROOT) -> bool:
     Takes as long as reading every page back; never cut short.
 
     :raises OomKilled: there was no memory for what came back
+    :raises NoMemory: the same, for the page of a group at its limit
     :raises OperationError: it failed otherwise
     """
     killed_before = oom_kills(root)
@@ -137,5 +145,7 @@ def swapoff(device: Path, root: Path = ROOT) -> bool:
             return False
         if error.status == -signal.SIGKILL and oom_kills(root) > killed_before:
             raise OomKilled(f"swapoff {device}: ended by the kernel's OOM killer") from error
+        if error.said.endswith(os.strerror(errno.ENOMEM)):
+            raise NoMemory(str(error)) from error
         raise
     return True

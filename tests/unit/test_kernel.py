@@ -360,8 +360,12 @@ def test_swapoff_tells_another_one_from_a_failure(
     tool_ends(monkeypatch, root, 4, "swapoff: /dev/loop7: swapoff failed: Invalid argument\n")
     assert not swap.swapoff(device, root)
     tool_ends(monkeypatch, root, 2, "swapoff: /dev/loop7: swapoff failed: Cannot allocate memory\n")
-    with pytest.raises(OperationError, match="Cannot allocate memory"):
+    with pytest.raises(swap.NoMemory, match="Cannot allocate memory"):
         swap.swapoff(device, root)
+    tool_ends(monkeypatch, root, 2, "swapoff: /dev/loop7: swapoff failed: Not allowed\n")
+    with pytest.raises(OperationError, match="Not allowed") as caught:
+        swap.swapoff(device, root)
+    assert not isinstance(caught.value, swap.NoMemory)
     tool_ends(monkeypatch, root, 0, "")
     assert swap.swapoff(device, root)
 

@@ -46,6 +46,10 @@ class Kernel:
         self.kills += 1
         raise swap.OomKilled("swapoff: killed")
 
+    def starve(self) -> bool:
+        """Find no memory for a page, as where its owner's group is at its limit."""
+        raise swap.NoMemory("swapoff: Cannot allocate memory")
+
     def swapoff(self, _device: Path) -> bool:
         self.log.append("swapoff")
         return self.swapoff_does()
@@ -114,6 +118,32 @@ def test_a_device_that_the_kernel_never_takes_is_an_error_at_last(
     kernel.meanwhile = [lambda: None] * 1000
     with pytest.raises(OperationError, match="no swap area"):
         turn_off(LOOP, note)
+
+
+def test_what_finds_no_memory_is_tried_again_while_pages_come_back(
+    kernel: Kernel, note: Path
+) -> None:
+    kernel.swapoff_does = kernel.starve
+
+    def come_back() -> None:
+        assert kernel.area is not None
+        kernel.area = replace(kernel.area, used_bytes=kernel.area.used_bytes - 1)
+
+    def have_memory() -> None:
+        kernel.swapoff_does = kernel.go
+
+    kernel.meanwhile = [*[come_back] * 30, *[lambda: None] * 3, have_memory]
+    assert turn_off(LOOP, note, force=True)
+    assert kernel.log.count("swapoff") == 35
+
+
+def test_what_finds_no_memory_at_all_is_an_error_that_says_what_to_do(
+    kernel: Kernel, note: Path
+) -> None:
+    kernel.swapoff_does = kernel.starve
+    kernel.meanwhile = [lambda: None] * 1000
+    with pytest.raises(OperationError, match=r"Cannot allocate memory.*memory\.max"):
+        turn_off(LOOP, note, force=True)
 
 
 def test_no_room_is_refused_before_anything_is_done(kernel: Kernel, note: Path) -> None:

@@ -110,6 +110,18 @@ class Tree:
             compiled.unlink()  # same length, same second: Python would take it for up to date
 
 
+def _without_mistakes(mutations: list[Mutation], jobs: int, folder: Path) -> list[str]:
+    """Return what fails in an unharmed tree, of the test files that *mutations* name."""
+    whole = folder / "whole"
+    whole.mkdir()
+    tree = Tree(whole)
+    tests = sorted({test for mutation in mutations for test in mutation.tests})
+    print(f"without any mistake: {len(tests)} test files", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        ends = pool.map(lambda test: (test, tree.test((test,))), tests)
+        return [f"{test} ({failed})" for test, (code, failed) in ends if code]
+
+
 def _judge(mutations: list[Mutation], jobs: int, folder: Path) -> list[Outcome]:
     """Try *mutations* out in as many trees as *jobs*; print each as it ends."""
     trees: SimpleQueue[Tree] = SimpleQueue()
@@ -156,12 +168,8 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the copies go too
     with tempfile.TemporaryDirectory(prefix="swapfs-mutants-") as folder:
-        whole = Path(folder) / "whole"
-        whole.mkdir()
-        tests = tuple(sorted({test for mutation in chosen for test in mutation.tests}))
-        code, failed = Tree(whole).test(tests)
-        if code:
-            print(f"without any mistake, this fails: {failed}", file=sys.stderr)
+        if failed := _without_mistakes(chosen, arguments.jobs, Path(folder)):
+            print(f"without any mistake, this fails: {', '.join(failed)}", file=sys.stderr)
             return 1
         return _report(_judge(chosen, arguments.jobs, Path(folder)))
 

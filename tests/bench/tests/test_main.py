@@ -231,7 +231,8 @@ def test_a_run_without_its_pictures_is_no_release(
     assert "block-latency.png" in capsys.readouterr().err
 
 
-def test_docs_hold_one_release_and_nothing_else() -> None:
+def test_docs_hold_one_release_one_native_run_and_nothing_else() -> None:
     there = {path.name for path in release.PLACE.iterdir()}
     pictures = {name for _, name in release.PICTURES.values()}
-    assert there == {"release.md", "release.json", *pictures}
+    native = {"native.md", "native-latency.png", "native-throughput.png"}
+    assert there == {"release.md", "release.json", *pictures, *native}

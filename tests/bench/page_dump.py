@@ -63,7 +63,9 @@ def _started(program: Program) -> Iterator[subprocess.Popen[bytes]]:
     )
     try:
         assert process.stdout is not None
-        if not select.select([process.stdout], [], [], READY_TIMEOUT_S)[0]:
+        said = select.poll()  # select(2) ends at descriptor 1023
+        said.register(process.stdout, select.POLLIN)
+        if not said.poll(READY_TIMEOUT_S * 1000):
             raise CorpusError(f"not ready within {READY_TIMEOUT_S:g} s")
         _wait_until_settled(process)
         _stop(process)

@@ -70,10 +70,12 @@ def _press_q(command: list[str]) -> int:
     if pid == 0:
         os.environ["TERM"] = "xterm"
         os.execv(command[0], command)
+    shown_at = select.poll()
+    shown_at.register(fd, select.POLLIN)
     deadline_s = time.monotonic() + 30
     pressed = False
     while time.monotonic() < deadline_s:
-        if select.select([fd], [], [], 0.1)[0]:
+        if shown_at.poll(100):
             try:
                 shown = os.read(fd, 65536)
             except OSError:  # it has ended

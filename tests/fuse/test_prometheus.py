@@ -71,8 +71,8 @@ standstill.Rule.stands_still = lambda self, look: os.path.exists({flag!r})
 from swapfs.host.process_guards import IoFlusher, OomScore
 for guard in (IoFlusher, OomScore):
     guard.check = lambda self: (True, "planted")
-find = swap.find
-swap.find = lambda device, root=None: find(device, Path({root!r}))
+entries = swap.entries
+swap.entries = lambda root=None: entries(Path({root!r}))
 """
 """A /proc/swaps of the test's own; memory that is short while a file is there, and nobody killed;
 and guards that hold, which may not be set on every machine that tests."""

@@ -500,8 +500,9 @@ def qos(shared_kernel: Kernel) -> Iterator[int]:
 
 def wish(qos: int) -> bytes:
     """Return what is written next, which must come."""
-    ready, _, _ = select.select([qos], [], [], 10)
-    assert ready, "nothing is written"
+    written = select.poll()
+    written.register(qos, select.POLLIN)
+    assert written.poll(10_000), "nothing is written"
     return os.read(qos, 4)
 
 

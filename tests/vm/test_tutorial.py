@@ -38,9 +38,11 @@ def type_exit(command: list[str]) -> int:
     if pid == 0:
         os.chdir(CHECKOUT)
         os.execvp(command[0], command)
+    shown_at = select.poll()
+    shown_at.register(fd, select.POLLIN)
     end_s, said = time.monotonic() + BOOT_BOUND_S, b""
     while time.monotonic() < end_s:
-        if select.select([fd], [], [], 1)[0]:
+        if shown_at.poll(1000):
             try:
                 said += os.read(fd, 65536)
             except OSError:  # it has ended

@@ -44,7 +44,7 @@ demo: vm-packages build  ## boot a VM whose kernel swaps on swapfs, and check ev
 demo-tiers: vm-packages build  ## replace the disk below a running swap, resize the pool, kill servers, upgrade
 	@$(SUDO) $(PYTHON) -m deploy.vm demo demo_tiers --kernel $(KERNEL)
 
-test: vm-packages build lint  ## all tests: the fast ones, fuse, and a VM run
+test: vm-packages deb-packages build lint  ## all tests: the fast ones, fuse, and a VM run
 	@$(SUDO) $(PYTHON) -m deploy.vm build --kernel $(KERNEL)
 	@$(SUDO) $(PYTHON) -m pytest -q $(FAST_TESTS) tests/fuse tests/vm tests/systemd -m "not bench and not vm_full"
 
@@ -60,7 +60,7 @@ mutants: build  ## make mistakes in copies of the code: each must fail a test (M
 test-vm: vm-packages build  ## the whole VM suite on each of SWAPFS_TEST_KERNELS (6.1,6.12,7.2)
 	@SWAPFS_TEST_KERNELS=$${SWAPFS_TEST_KERNELS:-6.1,6.12,7.2} $(SUDO) $(PYTHON) -m pytest -v tests/vm -m vm
 
-test-systemd: vm-packages build  ## what needs systemd as PID 1: in namespaces, and in the VM
+test-systemd: vm-packages deb-packages build  ## what needs systemd as PID 1: in namespaces, and in the VM
 	@$(SUDO) $(PYTHON) -m pytest -v tests/systemd -m vm
 
 soak: vm-packages build  ## MINUTES=n of load, server kills and disk faults in the VM

@@ -98,13 +98,21 @@ def fit_log_dir(where: str, log_dir: Path | None, draft: Draft) -> Path:
     runtime_dir: Path = draft.values["runtime-dir"]
     if log_dir in (None, runtime_dir):
         return runtime_dir
+    return _directory(where, log_dir)
+
+
+def _directory(where: str, path: Path) -> Path:
+    """Return *path* without symbolic links.
+
+    :raises ConfigError: it is not a directory
+    """
     try:
-        mode = log_dir.stat().st_mode
+        mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(where, f"{log_dir}: {error.strerror}") from error
+        raise ConfigError(where, f"{path}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
-        raise ConfigError(where, f"{log_dir} is not a directory")
-    return log_dir.resolve()
+        raise ConfigError(where, f"{path} is not a directory")
+    return path.resolve()
 
 
 def fit_mountpoint(where: str, mountpoint: Path | None, draft: Draft) -> Path:
@@ -119,13 +127,7 @@ def fit_mountpoint(where: str, mountpoint: Path | None, draft: Draft) -> Path:
         return default
     # /proc first: a mount whose server is gone or hangs must not be touched.
     if not _is_busy(where, mountpoint, name, root):
-        try:
-            mode = mountpoint.stat().st_mode
-        except OSError as error:
-            raise ConfigError(where, f"{mountpoint}: {error.strerror}") from error
-        if not stat.S_ISDIR(mode):
-            raise ConfigError(where, f"{mountpoint} is not a directory")
-        mountpoint = mountpoint.resolve()
+        mountpoint = _directory(where, mountpoint)
         _is_busy(where, mountpoint, name, root)
     return mountpoint
 
